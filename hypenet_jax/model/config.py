@@ -1,0 +1,93 @@
+"""The architecture as a value: widths, and one mixer per layer."""
+
+import dataclasses
+
+from hypenet_jax.model.hype import LogLengthScale
+from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model: the mixer plan is all that tells a teacher from a student.
+
+    Attributes:
+      vocab_size: rows of the embedding (V).
+      d_model: width of the residual stream (D).
+      d_mlp: width of the gated MLP (F).
+      mixers: one spec per layer; their number is the number of layers (L).
+      tie_embeddings: the output head is the embedding.
+      norm_eps: epsilon of every RMS norm.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_mlp: int
+    mixers: tuple[MixerSpec, ...]
+    tie_embeddings: bool
+    norm_eps: float = 1e-6
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.mixers)
+
+    @property
+    def softmax_layers(self) -> tuple[int, ...]:
+        return tuple(i for i, spec in enumerate(self.mixers) if isinstance(spec, SoftmaxSpec))
+
+    @property
+    def runs(self) -> tuple[range, ...]:
+        """Maximal ranges of neighbouring layers with equal mixers: each is one scan, its parameters stacked."""
+        starts = [i for i, spec in enumerate(self.mixers) if i == 0 or spec != self.mixers[i - 1]]
+        return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], self.num_layers], strict=True))
+
+
+def with_logit_scale(config: ModelConfig, scale: LogLengthScale | float | None) -> ModelConfig:
+    """The same model with another factor on the logits of its softmax layers."""
+    mixers = tuple(
+        dataclasses.replace(spec, logit_scale=scale) if isinstance(spec, SoftmaxSpec) else spec
+        for spec in config.mixers
+    )
+    return dataclasses.replace(config, mixers=mixers)
+
+
+def hypenet(
+    teacher: ModelConfig,
+    softmax_layers: tuple[int, ...],
+    *,
+    rope_in_softmax: bool = False,
+) -> ModelConfig:
+    """The student of `teacher`: the named layers keep softmax attention, all others become lightning attention.
+
+    Kept layers lose their rotary positions (NoPE) and gain an output gate; lightning layers take over the rotary base.
+
+    Args:
+      teacher: a model whose layers are all softmax attention with rotary positions.
+      softmax_layers: indices that keep softmax attention, in any order.
+      rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
+    Raises:
+      ValueError: an index out of range or named twice, or a teacher that is not all softmax with rotary positions.
+    Source: arXiv 2601.22156, section on HypeNet; flags of the published configurations.
+    """
+    outside = [i for i in softmax_layers if not 0 <= i < teacher.num_layers]
+    if outside or len(set(softmax_layers)) != len(softmax_layers):
+        raise ValueError(
+            f"softmax_layers {softmax_layers} must be distinct indices from 0 to {teacher.num_layers - 1}"
+        )
+    mixers = tuple(
+        _kept(spec, rope_in_softmax) if i in softmax_layers else _replaced(i, spec)
+        for i, spec in enumerate(teacher.mixers)
+    )
+    return dataclasses.replace(teacher, mixers=mixers)
+
+
+def _kept(spec: MixerSpec, rope: bool) -> SoftmaxSpec:
+    assert isinstance(spec, SoftmaxSpec)
+    return dataclasses.replace(
+        spec, rope_theta=spec.rope_theta if rope else None, output_gate=True
+    )
+
+
+def _replaced(layer: int, spec: MixerSpec) -> LightningSpec:
+    if not isinstance(spec, SoftmaxSpec) or spec.rope_theta is None:
+        raise ValueError(f"layer {layer} of the teacher is not softmax attention with rotary positions: {spec}")
+    return LightningSpec(spec.num_heads, spec.head_dim, spec.rope_theta)

@@ -1,0 +1,56 @@
+"""HyPE: rotary positions for the recurrent layers, log-length logit scaling for the softmax layers.
+
+Source: arXiv 2601.22156 (HyPE); rotary embedding arXiv 2104.09864.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypenet_jax.axes import Positions, Queries
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLengthScale:
+    """Factor on the softmax logits that grows with the position: s(t) = log(t + a) / log(a), s(0) = 1.
+
+    It counters the dilution of the softmax over long contexts, at inference only.
+
+    Attributes:
+      base: the constant a, at least 2. The denominator uses its integer part, as the official code does.
+
+    Source: arXiv 2601.22156; the published configurations write it "hype a".
+    """
+
+    base: float
+
+    def __post_init__(self) -> None:
+        if self.base < 2:
+            raise ValueError(f"the logit-scale constant a must be at least 2, got {self.base}")
+
+    def at(self, positions: Positions) -> Float[Array, "B T"]:
+        """The factor of every position, float32: bfloat16 could not tell far positions apart."""
+        return jnp.log(positions.astype(jnp.float32) + self.base) / math.log(int(self.base))
+
+
+def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Float[Array, "B T J"]:
+    """Angle of each position and frequency: t * theta^(-2j / H), j = 0 .. H/2 - 1, in radians.
+
+    Positions reach a million and bfloat16 merges neighbours past 256, so angles stay float32 until sine and cosine.
+    """
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    inverse_frequency = jnp.power(jnp.float32(theta), -exponent)
+    return positions.astype(jnp.float32)[..., None] * inverse_frequency[None, None, :]
+
+
+def rotate(x: Queries, angles: Float[Array, "B T J"]) -> Queries:
+    """Rotary embedding with half-split pairs: dimension j turns with j + H/2.
+
+    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), in the dtype of `x`; sine and cosine are taken in float32.
+    """
+    cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
+    sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
