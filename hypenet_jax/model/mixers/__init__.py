@@ -1,6 +1,36 @@
-"""The only list of mixers. A new one is a file beside these and a line here."""
+"""The only list of mixers. A new one is a file beside these and a line in each function here."""
 
-from hypenet_jax.model.mixers.lightning import LightningSpec
-from hypenet_jax.model.mixers.softmax import SoftmaxSpec
+import jax.numpy as jnp
+
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.mixers.lightning import (
+    LightningMixer,
+    LightningSpec,
+    LightningState,
+    empty_memory,
+)
+from hypenet_jax.model.mixers.softmax import KVState, SoftmaxMixer, SoftmaxSpec, empty_kv
 
 MixerSpec = SoftmaxSpec | LightningSpec
+MixerState = KVState | LightningState
+
+
+def make_mixer(
+    spec: MixerSpec,
+    *,
+    d_model: int,
+    norm_eps: float,
+    start: Initialization,
+    dtype: jnp.dtype,
+    name: str | None = None,
+) -> SoftmaxMixer | LightningMixer:
+    """The module of a spec: `(x, timeline, state) -> (y, state)`; state None means from the start, nothing kept."""
+    kind = {SoftmaxSpec: SoftmaxMixer, LightningSpec: LightningMixer}[type(spec)]
+    return kind(spec, d_model, norm_eps, start, dtype, name=name)
+
+
+def empty_state(spec: MixerSpec, batch: int, capacity: int, dtype: jnp.dtype) -> MixerState:
+    """What a mixer remembers before the first token; only softmax attention needs room per token."""
+    if isinstance(spec, SoftmaxSpec):
+        return empty_kv(spec, batch, capacity, dtype)
+    return empty_memory(spec, batch)

@@ -1,7 +1,21 @@
 """Lightning attention: what it is (`LightningSpec`), what it remembers (`LightningState`), what it does."""
 
 import dataclasses
+import math
 from typing import Literal
+
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Hidden
+from hypenet_jax.model.layers import Initialization, RMSNorm
+from hypenet_jax.model.mixers.heads import output_gate, place_heads, project_out, project_qkv
+from hypenet_jax.model.timeline import Timeline
+from pallas_kernels.lightning_attention import lightning_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,3 +39,80 @@ class LightningSpec:
     qk_norm: bool = True
     output_norm: bool = True
     output_gate: bool = True
+
+    @property
+    def query_scale(self) -> float:
+        return {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}[self.scale]
+
+
+@flax.struct.dataclass
+class LightningState:
+    """The memory of every head, [key dim, value dim], float32: bfloat16 loses 2 % on the slowest head."""
+
+    memory: Float[Array, "B N H H"]
+
+
+def empty_memory(spec: LightningSpec, batch: int) -> LightningState:
+    """The memory before the first token: N * H * H float32 per row, whatever the length."""
+    shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
+    return LightningState(jnp.zeros(shape, jnp.float32))
+
+
+def slopes(num_heads: int) -> np.ndarray:
+    """Decay rate of each head, the same in every layer: 2^(-8 i / N), i = 1 .. N, for N a power of two.
+
+    Otherwise those of the next lower power P, then every second one of the list for 2 P until N are found.
+
+    Source: ALiBi (arXiv 2108.12409); arXiv 2601.22156 uses them unscaled by the layer's depth.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    first = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power + 1, 2)]
+    return np.asarray((first + between)[:num_heads], np.float32)
+
+
+class LightningMixer(nn.Module):
+    """Lightning attention over the earlier tokens of the same document.
+
+    q, k, v = norm(W_q x), norm(W_k x), W_v x, rotated;  m_t = exp(-slope) m_(t-1) + k_t v_t^T;  o_t = scale q_t m_t
+    y = W_o (norm over all heads(o) * sigmoid(W_gate x))
+
+    Source: arXiv 2401.04658 (lightning attention); arXiv 2601.22156 (norms, gate, rotary positions).
+    """
+
+    spec: LightningSpec
+    d_model: int
+    norm_eps: float
+    start: Initialization
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, timeline: Timeline, state: LightningState | None
+    ) -> tuple[Hidden, LightningState | None]:
+        spec = self.spec
+        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_heads, qk_norm=spec.qk_norm)
+        q, k = place_heads(q, k, timeline, spec.rope_theta)
+        memory = None if state is None else _remember(state.memory, timeline)
+        heads, memory = lightning_attention(
+            q,
+            k,
+            v,
+            jnp.asarray(-slopes(spec.num_heads)),
+            memory,
+            timeline.documents,
+            scale=spec.query_scale,
+        )
+        if spec.output_norm:
+            shape, names = (spec.num_heads, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
+            heads = RMSNorm(shape, names, self.norm_eps, name="output_norm")(heads)
+        if spec.output_gate:
+            heads = heads * output_gate(self, x, spec.num_heads)
+        return project_out(self, heads), None if state is None else LightningState(memory)
+
+
+def _remember(memory: Float[Array, "B N H H"], timeline: Timeline) -> Float[Array, "B N H H"]:
+    """The memory of rows that go on with their document; zeros where a new one begins."""
+    if timeline.resets is None:
+        return memory
+    return jnp.where(timeline.resets[:, None, None, None], 0.0, memory)

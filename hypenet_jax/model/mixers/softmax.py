@@ -2,7 +2,16 @@
 
 import dataclasses
 
+import flax.linen as nn
+import flax.struct
+import jax.numpy as jnp
+
+from hypenet_jax.axes import Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.mixers.heads import output_gate, place_heads, project_out, project_qkv
+from hypenet_jax.model.timeline import Timeline
+from pallas_kernels.attention import attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,3 +39,76 @@ class SoftmaxSpec:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+
+
+@flax.struct.dataclass
+class KVState:
+    """Keys and values of the tokens written so far, one cache slot each, in the compute dtype."""
+
+    keys: Keys
+    values: Keys
+
+
+def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: jnp.dtype) -> KVState:
+    """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers."""
+    shape = (batch, capacity, spec.num_kv_heads, spec.head_dim)
+    return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+class SoftmaxMixer(nn.Module):
+    """Softmax attention over the earlier tokens of the same document.
+
+    q, k, v = norm(W_q x), norm(W_k x), W_v x;  q and k rotate where `rope_theta` is set;  q is scaled by `logit_scale`
+    o_t = sum_s softmax_s(q_t . k_s / sqrt(H)) v_s;  y = W_o (o * sigmoid(W_gate x))
+
+    Source: Qwen3 (arXiv 2505.09388); gate, NoPE and logit scale: arXiv 2601.22156.
+    """
+
+    spec: SoftmaxSpec
+    d_model: int
+    norm_eps: float
+    start: Initialization
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, timeline: Timeline, state: KVState | None
+    ) -> tuple[Hidden, KVState | None]:
+        spec = self.spec
+        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_kv_heads, qk_norm=True)
+        q, k = place_heads(q, k, timeline, spec.rope_theta)
+        q = _scale_logits(q, timeline, spec.logit_scale)
+        documents = timeline.documents
+        if state is not None:
+            state = _write(state, k, v, timeline)
+            k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
+        heads = attention(
+            q,
+            k,
+            v,
+            scale=spec.head_dim**-0.5,
+            query_slots=timeline.slots,
+            query_segments=documents,
+            key_segments=documents if state is None else timeline.slot_documents,
+        )
+        if spec.output_gate:
+            heads = heads * output_gate(self, x, spec.num_heads)
+        return project_out(self, heads), state
+
+
+def _scale_logits(q: Queries, timeline: Timeline, scale: LogLengthScale | float | None) -> Queries:
+    """Multiply in float32: the factors of neighbouring far positions are equal in bfloat16."""
+    if scale is None:
+        return q
+    if isinstance(scale, LogLengthScale):
+        factor = scale.at(timeline.positions)[:, :, None, None]
+        return (q.astype(jnp.float32) * factor).astype(q.dtype)
+    return (q.astype(jnp.float32) * scale).astype(q.dtype)
+
+
+def _write(state: KVState, k: Keys, v: Keys, timeline: Timeline) -> KVState:
+    assert timeline.slots is not None
+    rows = jnp.arange(k.shape[0])[:, None]
+    keys = state.keys.at[rows, timeline.slots].set(k.astype(state.keys.dtype), mode="drop")
+    values = state.values.at[rows, timeline.slots].set(v.astype(state.values.dtype), mode="drop")
+    return KVState(keys, values)

@@ -1,0 +1,187 @@
+"""Text to numbers and back: a checkpoint's own tokenizer.json, or a small byte-level BPE trained on the spot."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerFile:
+    """Use an existing tokenizer.json (or the folder that holds one).
+
+    end_token None takes the `eos_token` of the tokenizer_config.json beside it.
+    """
+
+    path: str
+    end_token: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+    """Train byte-level BPE on the corpus: `vocab_size` text tokens (the end token included), then `reserved` ones."""
+
+    vocab_size: int
+    reserved: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and the token that ends a document; `config` is what tokenizer_config.json says.
+
+    Text that happens to spell a special token is read as plain text, so no document can forge an end.
+    """
+
+    backend: tokenizers.Tokenizer
+    end_token: str
+    config: Mapping[str, Any]
+
+    @property
+    def vocab_size(self) -> int:
+        """Smallest vocabulary a model needs for these tokens: the largest id plus one."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def end_id(self) -> int:
+        return self.id_of(self.end_token)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the tokenizer and its end token, in hexadecimal."""
+        return hashlib.sha256((self.backend.to_str() + self.end_token).encode()).hexdigest()
+
+    def id_of(self, token: str) -> int:
+        """The id of one exact token.
+
+        Raises:
+          ValueError: the vocabulary has no such token.
+        """
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
+            raise ValueError(
+                f"the tokenizer has no token {token!r} among its {self.vocab_size}; name one it has"
+            )
+        return token_id
+
+    def encode(self, text: str) -> Int[np.ndarray, " n"]:
+        """Token ids of `text`, without beginning or end tokens."""
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
+        """Token ids of each text; the texts are shared out over the cores."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of these ids, special tokens spelled out."""
+        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes tokenizer.json and tokenizer_config.json, as Hugging Face folders carry them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(dict(self.config), indent=2, ensure_ascii=False), encoding="utf-8"
+        )
+
+
+def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer:
+    """Byte-level BPE: id 0 is the end token, then the 256 bytes, then merges, then the reserved tokens.
+
+    Raises:
+      ValueError: the vocabulary is smaller than bytes plus end token, or the text is too short to fill it.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if recipe.vocab_size <= len(alphabet):
+        raise ValueError(
+            f"vocab_size {recipe.vocab_size} cannot hold {len(alphabet)} bytes and an end token; "
+            f"use at least {len(alphabet) + 1}"
+        )
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = backend.get_vocab_size()
+    if learned < recipe.vocab_size:
+        raise ValueError(
+            f"the text yields only {learned} of {recipe.vocab_size} tokens; "
+            f"use vocab_size {learned} or more text"
+        )
+    backend.add_special_tokens(list(recipe.reserved))
+    return _tokenizer(backend, END_OF_TEXT, _trained_config())
+
+
+def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
+    """Reads a tokenizer.json, or the one in a folder.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no tokenizer, or nothing says which token ends a document.
+    """
+    path = Path(path)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no tokenizer at {path}; name a tokenizer.json or a folder that holds one"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{path} is not a readable tokenizer.json ({error})") from error
+    config_path = path.with_name("tokenizer_config.json")
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    return _tokenizer(backend, end_token or _end_token_of(config, config_path), config)
+
+
+def make_tokenizer(recipe: TokenizerFile | TrainedTokenizer, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer a recipe describes; `texts` is read only when it must be trained."""
+    if isinstance(recipe, TokenizerFile):
+        return load_tokenizer(recipe.path, recipe.end_token)
+    return train_tokenizer(texts, recipe)
+
+
+def _tokenizer(
+    backend: tokenizers.Tokenizer, end_token: str, config: Mapping[str, Any]
+) -> Tokenizer:
+    backend.encode_special_tokens = True
+    backend.no_padding()
+    backend.no_truncation()
+    tokenizer = Tokenizer(backend, end_token, config)
+    tokenizer.id_of(end_token)
+    return tokenizer
+
+
+def _trained_config() -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:
+    """`eos_token` is a string in some files and {"content": string, ...} in others."""
+    entry = config["eos_token"] if "eos_token" in config else None
+    name = entry["content"] if isinstance(entry, dict) else entry
+    if not name:
+        raise ValueError(
+            f"{config_path} names no eos_token; set end_token to the token that ends a document"
+        )
+    return name

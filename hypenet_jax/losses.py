@@ -1,0 +1,103 @@
+"""Sums over tokens of next-token, distillation and alignment losses, each with the weight to divide by.
+
+A loss is a pair (total, weight), so that micro-batches and devices can be added up before the one division.
+All sums are float32: a running bfloat16 total is off by up to 1 %.
+"""
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypenet_jax.axes import Hidden, Scalar, Segments, Tokens, Weights
+from pallas_kernels import linear_cross_entropy, linear_kl
+
+
+@flax.struct.dataclass
+class Mean:
+    """A weighted sum over tokens and the sum of the weights; their ratio is the mean.
+
+    Kept apart so that micro-batches, batches and devices can be added before the one division.
+    """
+
+    total: Scalar
+    weight: Scalar
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    @property
+    def value(self) -> Scalar:
+        """total / weight, and 0 where nothing was counted."""
+        return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)
+
+
+def next_token(
+    hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights
+) -> Mean:
+    """Cross entropy of each token given those before it: sum_t w_t (-log p(x_t | x_<t)), in nats.
+
+    Args:
+      hidden: final hidden states; position t - 1 predicts token t.
+      head: output matrix.
+      tokens: the text itself; shifted here.
+      weights: how much the prediction of each token counts; the first token of a row is never predicted.
+    """
+    width = hidden.shape[-1]
+    sources = hidden[:, :-1].reshape(-1, width)
+    targets, counted = tokens[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
+    total, _ = linear_cross_entropy(sources, head, targets, counted)
+    return Mean(total, jnp.sum(counted))
+
+
+def distillation(
+    student: Hidden,
+    student_head: Float[Array, "V D"],
+    teacher: Float[Array, "B T E"],
+    teacher_head: Float[Array, "V E"],
+    weights: Weights,
+    *,
+    temperature: float,
+) -> Mean:
+    """KL(teacher || student) of the next-token distributions, summed over tokens with weights, in nats.
+
+    Every real position counts, without a shift, as in the official stage 2 (arXiv 2601.22156).
+    """
+    total, _ = linear_kl(
+        student.reshape(-1, student.shape[-1]),
+        student_head,
+        teacher.reshape(-1, teacher.shape[-1]),
+        teacher_head,
+        weights.reshape(-1),
+        temperature=temperature,
+    )
+    return Mean(total, jnp.sum(weights))
+
+
+def squared_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
+    """Sum over tokens of the mean square over the width of imitation - target."""
+    gap = imitation.astype(jnp.float32) - target.astype(jnp.float32)
+    per_token = jnp.mean(jnp.square(gap), axis=-1)
+    return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
+
+
+def norm_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
+    """Sum over tokens of |imitation - target| / sqrt(D), the alternative alignment loss of the official code."""
+    gap = imitation.astype(jnp.float32) - target.astype(jnp.float32)
+    # The norm has no gradient at zero; the smallest normal number keeps it finite where a student is perfect.
+    per_token = jnp.sqrt(jnp.mean(jnp.square(gap), axis=-1) + jnp.finfo(jnp.float32).tiny)
+    return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
+
+
+def relative_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
+    """Squared gap over tokens, and the target's own variance as its weight: 0 is perfect, 1 is predicting the mean."""
+    real = weights[..., None]
+    count = jnp.maximum(jnp.sum(weights), 1.0)
+    wide = target.astype(jnp.float32)
+    centre = jnp.sum(wide * real, axis=(0, 1), keepdims=True) / count
+    variance = jnp.sum(jnp.mean(jnp.square(wide - centre), axis=-1) * weights)
+    return Mean(squared_gap(imitation, target, weights).total, variance)
+
+
+def real_tokens(segment_ids: Segments) -> Weights:
+    """1 for real tokens, 0 for padding."""
+    return (segment_ids != 0).astype(jnp.float32)

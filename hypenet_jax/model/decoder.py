@@ -1,0 +1,228 @@
+"""The decoder of teacher and student alike: tokens to hidden states, and hidden states to logits by a separate call."""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.layers import (
+    Embedding,
+    GatedMLP,
+    Head,
+    Initialization,
+    RMSNorm,
+    unroll_runs,
+)
+from hypenet_jax.model.mixers import MixerSpec, MixerState, empty_state, make_mixer
+from hypenet_jax.model.stacking import run_names
+from hypenet_jax.model.timeline import Cursor, Timeline, overflow, place, start_cursor
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """All that decoding remembers: one state per layer, and where each row stopped."""
+
+    layers: tuple[MixerState, ...]
+    cursor: Cursor
+
+    @property
+    def lengths(self) -> jax.Array:
+        """Real tokens seen per row."""
+        return self.cursor.written
+
+
+@flax.struct.dataclass
+class Tap:
+    """What a mixer read (the normed residual stream) and what it wrote (before it is added back)."""
+
+    inputs: Float[Array, "*L B T D"]
+    outputs: Float[Array, "*L B T D"]
+
+
+@flax.struct.dataclass
+class Output:
+    """Result of a call: final-normed hidden states; the state if one was given; taps "L B T D" if asked for."""
+
+    hidden: Hidden
+    state: DecodeState | None = None
+    taps: Tap | None = None
+
+
+class Layer(nn.Module):
+    """x += mixer(norm(x)); x += mlp(norm(x))."""
+
+    spec: MixerSpec
+    config: ModelConfig
+    dtype: jnp.dtype
+    start: Initialization
+    tap: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, state: MixerState | None, timeline: Timeline
+    ) -> tuple[Hidden, tuple[MixerState | None, Tap | None]]:
+        config = self.config
+        shape, names, eps = (config.d_model,), (axes.NORM,), config.norm_eps
+        mixer = make_mixer(
+            self.spec,
+            d_model=config.d_model,
+            norm_eps=eps,
+            start=self.start,
+            dtype=self.dtype,
+            name="mixer",
+        )
+        read = RMSNorm(shape, names, eps, name="mixer_norm")(x)
+        wrote, state = mixer(read, timeline, state)
+        x = x + wrote
+        mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
+        x = x + mlp(RMSNorm(shape, names, eps, name="mlp_norm")(x))
+        return x, (state, Tap(read, wrote) if self.tap else None)
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model; Qwen3 and HypeNet differ in `config.mixers` alone.
+
+    Attributes:
+      config: the architecture.
+      dtype: of activations and of the weights where they are used; parameters are stored in float32.
+      remat: "full" recomputes each layer in the backward pass, "none" keeps what it needs.
+      scan: runs of equal layers are one scan over stacked parameters (training); otherwise every layer stands alone
+        (decoding, where a scan would copy the caches). `stack_layers` and `unstack_layers` change between the two.
+      start: initial weights.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.bfloat16
+    remat: str = "none"
+    scan: bool = True
+    start: Initialization = Initialization()
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed = Embedding(
+            config.vocab_size, config.d_model, self.start.embedding_std, self.dtype
+        )
+        if not config.tie_embeddings:
+            self.head = Head(config.vocab_size, config.d_model, self.start.std)
+        self.final_norm = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens | Hidden,
+        positions: Positions | None = None,
+        segment_ids: Segments | None = None,
+        state: DecodeState | None = None,
+        taps: bool = False,
+    ) -> Output:
+        """Hidden states of tokens (or of embeddings, "B T D").
+
+        Args:
+          tokens: token ids, or their embeddings.
+          positions: place of each token in its document; None counts them here.
+          segment_ids: document of each token, 0 for padding; None: one document, no padding.
+          state: where to go on from; the call then also returns the state after its last token.
+          taps: also return what every mixer read and wrote.
+        Returns:
+          `Output`. Outputs at padding are finite and mean nothing. A row given more tokens than its cache has slots
+          returns NaN from then on.
+        """
+        x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
+        cursor = None if state is None else state.cursor
+        timeline, cursor = place(x.shape[0], x.shape[1], positions, segment_ids, cursor)
+        layers = (None,) * self.config.num_layers if state is None else state.layers
+        x, layers, tapped = self._layers(x, layers, timeline, taps)
+        hidden = self.final_norm(x)
+        if cursor is not None:
+            hidden = jnp.where(overflow(cursor)[:, None, None], jnp.nan, hidden)
+            state = DecodeState(layers, cursor)
+        return Output(hidden, state, tapped)
+
+    def _layers(
+        self,
+        x: Hidden,
+        states: tuple[MixerState | None, ...],
+        timeline: Timeline,
+        taps: bool,
+    ) -> tuple[Hidden, tuple[MixerState, ...], Tap | None]:
+        layer = nn.remat(Layer, prevent_cse=not self.scan) if self.remat == "full" else Layer
+        after, tapped = [], []
+        for name, run in run_names(self.config, self.scan):
+            spec = self.config.mixers[run[0]]
+            fields = (spec, self.config, self.dtype, self.start, taps)
+            mine = [states[i] for i in run]
+            if self.scan:
+                stacked = jax.tree.map(lambda *s: jnp.stack(s), *mine)
+                x, (stacked, tap) = _scanned(layer, len(run))(*fields, name=name)(
+                    x, stacked, timeline
+                )
+                mine = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(run))]
+            else:
+                x, (mine[0], tap) = layer(*fields, name=name)(x, mine[0], timeline)
+                tap = jax.tree.map(lambda t: t[None], tap)
+            after += mine
+            tapped.append(tap)
+        joined = jax.tree.map(lambda *t: jnp.concatenate(t), *tapped) if taps else None
+        return x, tuple(after), joined
+
+    def logits(self, hidden: Hidden) -> Logits:
+        """hidden @ head^T, float32: the softmax over a large vocabulary needs the full mantissa."""
+        table = self.embed.embedding if self.config.tie_embeddings else self.head.kernel
+        table = table.astype(self.dtype)
+        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+
+
+def _scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=length,
+        unroll=length if unroll_runs() else 1,
+        metadata_params={nn.PARTITION_NAME: axes.LAYERS},
+    )
+
+
+def output_head(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
+    """The matrix that turns hidden states into logits: the embedding itself where heads are tied."""
+    return params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+
+
+def init_params(decoder: Decoder, key: jax.Array) -> Params:
+    """Fresh float32 parameters."""
+    return nn.meta.unbox(_init(decoder, key))
+
+
+def logical_axes(decoder: Decoder) -> Params:
+    """The tree of `init_params` with each array's logical axis names, as a tuple, in its place."""
+    boxed = jax.eval_shape(lambda key: _init(decoder, key), jax.random.key(0))
+    is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+
+
+def _init(decoder: Decoder, key: jax.Array) -> Params:
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return decoder.init(key, tokens)["params"] if decoder.config.tie_embeddings else decoder.init(
+        key, tokens, method=_touch_all
+    )["params"]
+
+
+def _touch_all(decoder: Decoder, tokens: Tokens) -> Logits:
+    """Initialisation must also reach the head, which `__call__` does not read."""
+    return decoder.logits(decoder(tokens).hidden)
+
+
+def decode_state(
+    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16
+) -> DecodeState:
+    """The state before the first token, with room for `capacity` tokens per row in the softmax layers.
+
+    Bytes: softmax layers 2 * capacity * K * H * itemsize each, lightning layers N * H * H * 4 each, per row.
+    """
+    layers = tuple(empty_state(spec, batch, capacity, dtype) for spec in config.mixers)
+    return DecodeState(layers, start_cursor(batch, capacity))

@@ -1,0 +1,158 @@
+"""The plain parts of a layer: linear maps, RMS norm, gated MLP, embedding, and how they start."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Hidden, Tokens
+from pallas_kernels.dispatch import platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """How the parameters of a model trained from scratch start; a converted model only uses it for its new gates.
+
+    Attributes:
+      std: standard deviation of every linear map; Qwen3 uses 0.02.
+      embedding_std: the same for the embedding.
+      output_gain: factor on `std` for the maps that write to the residual stream.
+      query_norm: start of the queries' norm weight; above 1 it sharpens attention from the first step.
+    """
+
+    std: float = 0.02
+    embedding_std: float = 0.02
+    output_gain: float = 1.0
+    query_norm: float = 1.0
+
+
+def rows_merge() -> bool:
+    """Whether [B, T, D] may become [B*T, D] before a product.
+
+    XLA on CPU computes the weight gradient of a 3-D product 2x slower than of the 2-D one. On a mesh the merge would
+    gather a sharded sequence, so it is done only where there is no mesh to speak of.
+    """
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def unroll_runs() -> bool:
+    """Whether a scan over layers is unrolled: a loop costs a CPU more than the compile time that it saves."""
+    return rows_merge()
+
+
+def project(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
+    """y = x W."""
+    if not rows_merge():
+        return jnp.einsum("bti,io->bto", x, kernel)
+    batch, time, width = x.shape
+    return (x.reshape(batch * time, width) @ kernel).reshape(batch, time, kernel.shape[1])
+
+
+class Linear(nn.Module):
+    """Linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
+
+    Attributes:
+      shape: of the kernel, input axes first.
+      num_inputs: how many leading axes of the kernel are inputs.
+      names: logical name of each axis of the kernel.
+      std: standard deviation of the initial weights.
+      dtype: the weights are stored in float32 and cast to it where they are used.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    std: float
+    dtype: jnp.dtype
+    num_inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        start = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.names)
+        kernel = self.param("kernel", start, self.shape, jnp.float32).astype(self.dtype)
+        inputs, outputs = self.shape[: self.num_inputs], self.shape[self.num_inputs :]
+        rows = x.reshape(*x.shape[:2], math.prod(inputs))
+        y = project(rows, kernel.reshape(math.prod(inputs), math.prod(outputs)))
+        return y.reshape(*x.shape[:2], *outputs)
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * scale, the mean over the last `len(shape)` axes jointly.
+
+    The mean is taken in float32; the product is cast to the dtype of `x` before the weight is applied, as Qwen3 does.
+
+    Attributes:
+      shape: of the scale.
+      names: logical name of each axis of the scale.
+      eps: added to the mean of squares.
+      start: initial value of the scale.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    eps: float
+    start: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        start = nn.with_logical_partitioning(nn.initializers.constant(self.start), self.names)
+        scale = self.param("scale", start, self.shape, jnp.float32).astype(x.dtype)
+        wide = x.astype(jnp.float32)
+        over = tuple(range(-len(self.shape), 0))
+        mean = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
+        return normed * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+
+
+class GatedMLP(nn.Module):
+    """y = W_down (silu(W_gate x) * W_up x).  Source: arXiv 2002.05202 (SwiGLU)."""
+
+    d_model: int
+    d_mlp: int
+    start: Initialization
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        wide, narrow = (self.d_model, self.d_mlp), (self.d_mlp, self.d_model)
+        inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
+        gate = Linear(wide, inward, self.start.std, self.dtype, name="gate")(x)
+        up = Linear(wide, inward, self.start.std, self.dtype, name="up")(x)
+        std = self.start.std * self.start.output_gain
+        return Linear(narrow, outward, std, self.dtype, name="down")(nn.silu(gate) * up)
+
+
+class Embedding(nn.Module):
+    """One row of width D per token; the same table is the output head where heads are tied."""
+
+    vocab_size: int
+    d_model: int
+    std: float
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        start = nn.with_logical_partitioning(
+            nn.initializers.normal(self.std), (axes.VOCAB, axes.EMBED)
+        )
+        shape = (self.vocab_size, self.d_model)
+        self.embedding = self.param("embedding", start, shape, jnp.float32)
+
+    def __call__(self, tokens: Tokens) -> Hidden:
+        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+
+
+class Head(nn.Module):
+    """The output head of a model whose embedding is not tied: one row of width D per token."""
+
+    vocab_size: int
+    d_model: int
+    std: float
+
+    def setup(self) -> None:
+        start = nn.with_logical_partitioning(
+            nn.initializers.normal(self.std), (axes.VOCAB, axes.EMBED)
+        )
+        self.kernel = self.param("kernel", start, (self.vocab_size, self.d_model), jnp.float32)

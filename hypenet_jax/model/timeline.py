@@ -1,0 +1,136 @@
+"""Where every token stands: its document, its position there, its cache slot. Computed once per call, read by all layers.
+
+`segment_ids`: 0 is padding; a run of one other number is a document, and a changed number starts the next one.
+`positions`: how many real tokens of the same document came before, across calls; given positions win.
+A cache slot is the count of tokens written, never the position, so padding costs no slot.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from hypenet_jax.axes import Mask, Positions, Segments, Slots, SlotSegments
+
+
+@flax.struct.dataclass
+class Cursor:
+    """Where each row of a `DecodeState` stopped.
+
+    Attributes:
+      written: tokens written so far, which is the next free cache slot.
+      position: position of the next token if it continues the open document.
+      segment: the caller's number of the open document; 0 before the first token.
+      document: our own count of documents, which tells runs of a repeated number apart.
+      slot_documents: the document of every cache slot; 0 is free.
+    """
+
+    written: Int[Array, "B"]
+    position: Int[Array, "B"]
+    segment: Int[Array, "B"]
+    document: Int[Array, "B"]
+    slot_documents: SlotSegments
+
+
+@flax.struct.dataclass
+class Timeline:
+    """Placement of the tokens of one call.
+
+    Attributes:
+      positions: of every token in its document.
+      documents: 0 for padding, else a number that grows with each new document; None: one document, no padding.
+      resets: rows whose first document is new, so that a recurrent state from before must be forgotten.
+      slots: cache slot of each token; the capacity, which is out of range, for padding. None without a cache.
+      slot_documents: document of every slot once the tokens of this call are written.
+    """
+
+    positions: Positions
+    documents: Segments | None
+    resets: Bool[Array, "B"] | None = None
+    slots: Slots | None = None
+    slot_documents: SlotSegments | None = None
+
+
+def start_cursor(batch: int, capacity: int) -> Cursor:
+    """The cursor of `batch` rows before their first token, with room for `capacity` tokens each."""
+    zeros = jnp.zeros((batch,), jnp.int32)
+    return Cursor(zeros, zeros, zeros, zeros, jnp.zeros((batch, capacity), jnp.int32))
+
+
+def place(
+    batch: int,
+    time: int,
+    positions: Positions | None,
+    segment_ids: Segments | None,
+    cursor: Cursor | None,
+) -> tuple[Timeline, Cursor | None]:
+    """The timeline of a call, and the cursor after it."""
+    if cursor is None and segment_ids is None:
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32)[None], (batch, time))
+        return Timeline(positions, None), None
+    before = start_cursor(batch, 0) if cursor is None else cursor
+    if segment_ids is None:
+        open_segment = jnp.maximum(before.segment, 1)
+        segment_ids = jnp.broadcast_to(open_segment[:, None], (batch, time))
+    real = segment_ids != 0
+    starts = _document_starts(segment_ids, before.segment)
+    documents = before.document[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+    if positions is None:
+        positions = _count(real, starts, before.position)
+    timeline = Timeline(positions, jnp.where(real, documents, 0))
+    if cursor is None:
+        return timeline, None
+    return _with_cache(timeline, segment_ids, documents, starts, cursor)
+
+
+def overflow(cursor: Cursor) -> Bool[Array, "B"]:
+    """Rows that were given more tokens than their cache has slots."""
+    return cursor.written > cursor.slot_documents.shape[1]
+
+
+def _document_starts(segment_ids: Segments, open_segment: Int[Array, "B"]) -> Mask:
+    """True at each real token whose number differs from that of the real token before it."""
+    time = segment_ids.shape[1]
+    index = jnp.where(segment_ids != 0, jnp.arange(time, dtype=jnp.int32)[None], -1)
+    latest = jax.lax.cummax(index, axis=1)
+    before = jnp.pad(latest[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    known = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
+    previous = jnp.where(before >= 0, known, open_segment[:, None])
+    return (segment_ids != 0) & (segment_ids != previous)
+
+
+def _count(real: Mask, starts: Mask, position: Int[Array, "B"]) -> Positions:
+    """Real tokens of the same document before each token; a continued document goes on from `position`."""
+    earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
+    origin = jax.lax.cummax(jnp.where(starts, earlier, -1), axis=1)
+    return jnp.where(origin >= 0, earlier - origin, earlier + position[:, None])
+
+
+def _with_cache(
+    timeline: Timeline,
+    segment_ids: Segments,
+    documents: Segments,
+    starts: Mask,
+    cursor: Cursor,
+) -> tuple[Timeline, Cursor]:
+    capacity = cursor.slot_documents.shape[1]
+    rows = jnp.arange(segment_ids.shape[0])
+    real = segment_ids != 0
+    earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
+    slots = jnp.where(real, cursor.written[:, None] + earlier, capacity)
+    slot_documents = cursor.slot_documents.at[rows[:, None], slots].set(documents, mode="drop")
+    first = jnp.argmax(real, axis=1)
+    last = segment_ids.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    some = jnp.any(real, axis=1)
+    placed = timeline.replace(
+        resets=some & starts[rows, first], slots=slots, slot_documents=slot_documents
+    )
+    after = Cursor(
+        written=cursor.written + jnp.sum(real, axis=1, dtype=jnp.int32),
+        position=jnp.where(some, timeline.positions[rows, last] + 1, cursor.position),
+        segment=jnp.where(some, segment_ids[rows, last], cursor.segment),
+        document=jnp.where(some, documents[rows, last], cursor.document),
+        slot_documents=slot_documents,
+    )
+    return placed, after

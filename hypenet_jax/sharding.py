@@ -1,0 +1,215 @@
+"""The mesh, the one table from logical axis names to mesh axes, and placing arrays by it.
+
+Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and batch cut), `sequence` (time
+cut) and `tensor` (heads, mlp and vocabulary cut).
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
+
+from hypenet_jax import axes
+
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+
+AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    (axes.BATCH, ("data", "fsdp")),
+    (axes.TIME, "sequence"),
+    (axes.HIDDEN, None),
+    (axes.EMBED, "fsdp"),
+    (axes.HEADS, "tensor"),
+    (axes.KV_HEADS, "tensor"),
+    (axes.MLP, "tensor"),
+    (axes.VOCAB, "tensor"),
+    (axes.HEAD_DIM, None),
+    (axes.LAYERS, None),
+    (axes.NORM, None),
+)
+
+LogicalAxes = Sequence[str | None]
+
+
+class ShardingError(ValueError):
+    """A mesh, an array or a batch that does not fit the others; the message says what would."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1, which takes the devices the others leave."""
+
+    data: int = 1
+    fsdp: int = -1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if any(size < 1 and size != -1 for size in self._sizes()) or self._sizes().count(-1) > 1:
+            raise ShardingError(f"{self}: sizes must be positive, and at most one of them -1")
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        return (self.data, self.fsdp, self.sequence, self.tensor)
+
+    def sizes(self, devices: int) -> tuple[int, int, int, int]:
+        """Sizes in the order of MESH_AXES on this many devices, -1 resolved."""
+        known = math.prod(size for size in self._sizes() if size != -1)
+        exact = known == devices if -1 not in self._sizes() else devices % known == 0
+        if not exact:
+            raise ShardingError(
+                f"{self} needs {'a multiple of ' if -1 in self._sizes() else ''}{known} devices, "
+                f"there are {devices}; set one axis to -1 or make the product of sizes divide {devices}"
+            )
+        data, fsdp, sequence, tensor = (devices // known if s == -1 else s for s in self._sizes())
+        return (data, fsdp, sequence, tensor)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over these devices (None: all), its axes left to the compiler to propagate."""
+    devices = jax.devices() if devices is None else devices
+    sizes = config.sizes(len(devices))
+    kinds = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=kinds, devices=devices)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh | None):
+    """Traces inside see this mesh (`constrain`, Linen's logical constraints, choice of kernels). None changes nothing."""
+    if mesh is None:
+        yield
+    else:
+        with jax.set_mesh(mesh), nn.logical_axis_rules(AXIS_RULES):
+            yield
+
+
+def sharding_of(
+    logical_axes: LogicalAxes, shape: Sequence[int], mesh: Any, path: str = "array"
+) -> NamedSharding:
+    """Where an array with these logical axes lies on a mesh (or AbstractMesh).
+
+    Raises:
+      ShardingError: a name without a rule, one mesh axis asked for twice, or a size that does not divide.
+    """
+    names = tuple(logical_axes)
+    if len(names) != len(shape):
+        raise ShardingError(f"{path}: {len(names)} axis names {names} for shape {tuple(shape)}")
+    spec = [_mesh_axes(name, mesh, path) for name in names]
+    asked: dict[str, int] = {}
+    for dimension, (size, wanted) in enumerate(zip(shape, spec, strict=True)):
+        for axis in wanted:
+            if axis in asked:
+                first = asked[axis]
+                raise ShardingError(
+                    f"{path}: dimensions {first} ({names[first]!r}) and {dimension} ({names[dimension]!r}) "
+                    f"both ask for mesh axis {axis!r}; give one of them a name that maps elsewhere"
+                )
+            asked[axis] = dimension
+        parts = math.prod(mesh.shape[axis] for axis in wanted)
+        if size % parts:
+            raise ShardingError(_indivisible(path, dimension, names[dimension], size, wanted, parts))
+    return NamedSharding(mesh, PartitionSpec(*(_entry(wanted) for wanted in spec)))
+
+
+def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
+    """Tree of NamedSharding for a tree of arrays (or shapes) and the like tree of logical axis names.
+
+    The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's metadata gives).
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    names = tree.flatten_up_to(logical_axes)
+    placed = [
+        sharding_of(name, leaf.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="/"))
+        for (path, leaf), name in zip(leaves, names, strict=True)
+    ]
+    return jax.tree.unflatten(tree, placed)
+
+
+def replicated(mesh: Any) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Array, "..."]:
+    """Asks the compiler to lay x out by its logical names; x itself without a mesh.
+
+    A hint for activations: an axis that does not divide (a batch of one row) or is already manual (inside shard_map) stays
+    free. Parameters are held to `sharding_of`, which refuses instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    free = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    spec = []
+    for size, name in zip(x.shape, logical_names, strict=True):
+        wanted = tuple(axis for axis in _mesh_axes(name, mesh, "activation") if axis in free)
+        divides = size % math.prod(mesh.shape[axis] for axis in wanted) == 0
+        spec.append(_entry(wanted if divides else ()))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def place_batch(batch: Any, mesh: Mesh | None) -> Any:
+    """This process's rows, "B T" numpy arrays, as global arrays of all processes' rows; mesh None: the default device."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, batch)
+    spec = PartitionSpec(*(_entry(_mesh_axes(name, mesh, "batch")) for name in (axes.BATCH, axes.TIME)))
+    where = NamedSharding(mesh, spec)
+
+    def place(path: Any, local: Any) -> Array:
+        name = "batch" + jax.tree_util.keystr(path)
+        rows, time = local.shape[0] * row_parts(mesh)[1], local.shape[1]
+        sharding_of((axes.BATCH, axes.TIME), (rows, time), mesh, name)
+        return jax.make_array_from_process_local_data(where, local, (rows, time))
+
+    return jax.tree_util.tree_map_with_path(place, batch)
+
+
+def row_parts(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which of how many equal parts of the batch rows this process must load.
+
+    Processes that differ only along `sequence` or `tensor` load the same rows.
+    """
+    grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    mine = [i for i, row in enumerate(grid) if any(_is_mine(device) for device in row)]
+    if len(grid) % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+        raise ShardingError(
+            f"process {jax.process_index()} holds batch parts {mine} of {len(grid)}, not one aligned range; "
+            "make data * fsdp a multiple of the number of processes, or a divisor of it"
+        )
+    return mine[0] // len(mine), len(grid) // len(mine)
+
+
+def _is_mine(device: jax.Device) -> bool:
+    return device.process_index == jax.process_index()
+
+
+def _mesh_axes(name: str | None, mesh: Any, path: str) -> tuple[str, ...]:
+    if name is None:
+        return ()
+    rules = dict(AXIS_RULES)
+    if name not in rules:
+        raise ShardingError(f"{path}: no rule for logical axis {name!r}; known: {', '.join(rules)}")
+    rule = rules[name]
+    wanted = (rule,) if isinstance(rule, str) else rule or ()
+    return tuple(axis for axis in wanted if axis in mesh.axis_names)
+
+
+def _entry(wanted: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    return None if not wanted else wanted[0] if len(wanted) == 1 else wanted
+
+
+def _indivisible(
+    path: str, dimension: int, name: str | None, size: int, wanted: tuple[str, ...], parts: int
+) -> str:
+    fitting = [n for n in range(1, min(size, parts) + 1) if size % n == 0]
+    listed = ", ".join(map(str, fitting[-8:]))
+    larger = f", or make it a multiple of {parts}" if name == axes.BATCH else ""
+    return (
+        f"{path}: dimension {dimension} ({name!r}) of size {size} does not divide over mesh axis "
+        f"{' x '.join(wanted)} of size {parts}; sizes of that axis that work: {listed}{larger}"
+    )

@@ -1,0 +1,91 @@
+"""One training step: micro-batches, one division, clip, update; a non-finite update is not applied."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from hypenet_jax.axes import Params, Scalar
+from hypenet_jax.data.batch import Batch
+from hypenet_jax.sharding import constrain
+from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.stage import Mean, Stage
+from hypenet_jax.train.state import TrainState, merge, split
+
+Step = Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Scalar]]]
+
+
+def make_train_step(
+    stage: Stage, optimizer: Optimizer, *, accumulate: int, shardings: Any = None
+) -> Step:
+    """The jitted step (state, frozen, batch) -> (state, metrics). The state given is consumed (donated).
+
+    gradient = (sum over micro-batches of d loss.total) / (sum of loss.weight), so the number of micro-batches does not
+    change the update. If the loss or the gradient norm is not finite, parameters, moments and the count of updates keep
+    their bits, and metrics["skipped"] is 1.
+
+    Args:
+      accumulate: micro-batches per update; must divide the rows of the batch.
+      shardings: a TrainState of shardings the new state must keep; None lets the compiler choose.
+    Returns metrics, float32 scalars: `loss`, every metric of the stage, `grad_norm` (before clipping), `learning_rate`,
+      `tokens` (not padding), `skipped`.
+    """
+
+    def step(state: TrainState, frozen: Params | None, batch: Batch):
+        moving, staying = split(state.params, stage.trainable)
+
+        def one(micro: Batch) -> "_Sums":
+            def total(moving: Params):
+                loss, means = stage.loss(merge(moving, staying), frozen, micro)
+                return loss.total, (loss, means)
+
+            gradients, (loss, means) = jax.grad(total, has_aux=True)(moving)
+            return gradients, loss, means
+
+        gradients, loss, means = _summed(one, batch, accumulate)
+        gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
+        moved, opt_state, facts = optimizer.update(gradients, state.opt_state, moving)
+        finite = jnp.isfinite(loss.value()) & jnp.isfinite(facts["grad_norm"])
+        moved = _chosen(finite, moved, moving)
+        opt_state = _chosen(finite, opt_state, state.opt_state)
+        metrics = {
+            "loss": loss.value(),
+            **{name: mean.value() for name, mean in means.items()},
+            **facts,
+            "tokens": jnp.sum(batch.segment_ids != 0).astype(jnp.float32),
+            "skipped": 1.0 - finite.astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, merge(moved, staying), opt_state), metrics
+
+    where = None if shardings is None else (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=where)
+
+
+_Sums = tuple[Params, Mean, dict[str, Mean]]
+
+
+def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Sums:
+    """Sum of `one` over micro-batches, in a loop of one compiled body."""
+    rows = batch.tokens.shape[0]
+    if rows % accumulate:
+        raise ValueError(f"a batch of {rows} rows does not split into {accumulate} micro-batches")
+    if accumulate == 1:
+        return one(batch)
+
+    # Micro-batch i takes rows i, i + accumulate, ...: every device keeps working on rows it already holds.
+    def cut(rows: Array) -> Array:
+        parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
+        return constrain(parts, (None, "batch", "time"))
+
+    micros = jax.tree.map(cut, batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    add = lambda sums, micro: (jax.tree.map(jnp.add, sums, one(micro)), None)
+    return jax.lax.scan(add, zeros, micros)[0]
+
+
+def _chosen(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -1,0 +1,186 @@
+"""The fields a `config.json` may hold: those that are read, those that must have one value, those that are harmless.
+
+Everything else is refused by name. `problems` finds all that is wrong with a file at once.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hypenet_jax.model.hype import LogLengthScale
+
+SOFTMAX, LIGHTNING = "attn", "lightning-attn"
+SCALES = ("1/sqrt(d)", "1/d", "1")
+HYPE_BASE = 362.0
+"""The constant a of the string "hype" without a number, as in the official code."""
+
+# What is read, and the type it must have.
+COMMON: Mapping[str, type] = {
+    "vocab_size": int,
+    "hidden_size": int,
+    "intermediate_size": int,
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "num_key_value_heads": int,
+    "head_dim": int,
+    "rms_norm_eps": float,
+    "tie_word_embeddings": bool,
+}
+OF_HYPENET: Mapping[str, type] = {
+    "attn_use_rope": bool,
+    "attn_use_output_gate": bool,
+    "lightning_nh": int,
+    "lightning_nkv": int,
+    "lightning_head_dim": int,
+    "lightning_scale": str,
+    "lightning_use_rope": bool,
+    "lightning_use_qk_norm": bool,
+    "lightning_use_output_norm": bool,
+    "lightning_use_output_gate": bool,
+}
+PLAN = ("mixer_types", "mixer_type")  # The second is how the official README spells it.
+READ = ("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window")
+# Nothing else is computed here, so these fields must have these values where they stand.
+FIXED: Mapping[str, Any] = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0,
+    "use_sliding_window": False,
+}
+FIXED_IN_HYPENET: Mapping[str, Any] = {
+    "lightning_use_short_conv": False,
+    "lightning_rope_scaling": None,
+}
+# These say nothing about the computation: bookkeeping, token ids, initial values, switches of the official training
+# code, and code that is never run here (auto_map).
+HARMLESS = frozenset(
+    "_name_or_path architectures auto_map bos_token_id eos_token_id pad_token_id dtype torch_dtype model_type "
+    "initializer_range max_position_embeddings max_window_layers transformers_version use_cache "
+    "_attn_implementation attn_implementation return_dict output_attentions output_hidden_states "
+    "is_encoder_decoder id2label label2id problem_type chunk_size_feed_forward "
+    "expand_kv_proj fused_ce_loss loss_fn shift_labels rand_init lightning_conv_size".split()
+)
+# Fields of mixers that no accepted plan can name.
+OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
+
+
+def logit_scale_from_hf(value: Any) -> LogLengthScale | float | None:
+    """attn_logits_scaling: null, a constant, "hype" (a = 362) or "hype 500".
+
+    Raises:
+      ValueError: anything else, or a constant a below 2.
+    """
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return None if value is None else float(value)
+    words = value.split() if isinstance(value, str) else []
+    if words[:1] != ["hype"] or len(words) > 2:
+        raise ValueError(f'{value!r} is none of null, a number, "hype", "hype 500"')
+    return LogLengthScale(float(words[1]) if len(words) == 2 else HYPE_BASE)
+
+
+def logit_scale_to_hf(scale: LogLengthScale | float | None) -> str | float | None:
+    """The inverse of `logit_scale_from_hf`."""
+    return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
+
+
+def problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    """What keeps this model from being computed exactly, one sentence each."""
+    kind = fields.get("model_type")
+    if kind not in ("qwen3", "hypenet"):
+        yield f'model_type {kind!r} is neither "qwen3" nor "hypenet"'
+        return
+    hybrid = kind == "hypenet"
+    yield from _field_problems(fields, hybrid)
+    yield from _window_problems(fields)
+    yield from _rotary_problems(fields)
+    if hybrid:
+        yield from _plan_problems(fields)
+        yield from _mixer_problems(fields)
+
+
+def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
+    needed = {**COMMON, **(OF_HYPENET if hybrid else {})}
+    fixed = {**FIXED, **(FIXED_IN_HYPENET if hybrid else {})}
+    known = {*needed, *READ, *fixed, *HARMLESS, *((*PLAN, "attn_logits_scaling") if hybrid else ())}
+    for key, kind in needed.items():
+        if key not in fields:
+            yield f"{key} is missing"
+        elif not _is_a(fields[key], kind):
+            yield f"{key} must be {kind.__name__}, got {fields[key]!r}"
+    for key, value in fixed.items():
+        if key in fields and fields[key] != value:
+            yield f"{key} {fields[key]!r} is not supported, only {json.dumps(value)}"
+    unknown = [
+        key for key in fields if key not in known and not (hybrid and key.startswith(OTHER_MIXERS))
+    ]
+    if unknown:
+        yield f"unknown fields that may change the computation: {', '.join(sorted(unknown))}"
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, str)
+    return isinstance(value, int if kind is int else int | float) and value > 0
+
+
+def _window_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
+        yield f"sliding_window {fields['sliding_window']} is set and use_sliding_window does not say false"
+    kinds = set(fields.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        yield f"layer_types names {sorted(kinds)}; only full_attention is supported"
+
+
+def _rotary_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    new, scaling = fields.get("rope_parameters"), fields.get("rope_scaling")
+    bases = {
+        base
+        for base in (fields.get("rope_theta"), (new or {}).get("rope_theta"))
+        if base is not None
+    }
+    if len(bases) != 1:
+        yield (
+            f"rope_theta and rope_parameters disagree about the rotary base: {sorted(bases)}"
+            if bases
+            else "neither rope_theta nor rope_parameters gives the rotary base (a default would be a silent error)"
+        )
+    for name, value in (("rope_scaling", scaling), ("rope_parameters", new)):
+        plain = {"rope_theta", "rope_type", "type"} >= set(value or ())
+        types = {(value or {}).get(key) for key in ("rope_type", "type")} - {None}
+        if not plain or not types <= {"default"}:
+            yield f"{name} {value} is not supported, only null or the default type"
+
+
+def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    given = [key for key in PLAN if key in fields]
+    if len(given) != 1:
+        yield f"exactly one of {PLAN} must name the mixers, got {given or 'none'}"
+        return
+    kinds = fields[given[0]]
+    if not isinstance(kinds, list) or len(kinds) != fields.get("num_hidden_layers"):
+        yield f"{given[0]} must list num_hidden_layers names, got {kinds!r}"
+        return
+    unknown = sorted({str(kind) for kind in kinds} - {SOFTMAX, LIGHTNING})
+    if unknown:
+        yield f"{given[0]} names {unknown}; supported are {SOFTMAX} and {LIGHTNING}"
+
+
+def _mixer_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    if "attn_logits_scaling" not in fields:
+        yield "attn_logits_scaling is missing; null means none"
+    try:
+        logit_scale_from_hf(fields.get("attn_logits_scaling"))
+    except ValueError as error:
+        yield f"attn_logits_scaling: {error}"
+    heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
+    if heads != kv_heads:
+        yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; lightning keys and values have all heads"
+    if fields.get("lightning_use_rope") and fields.get("lightning_head_dim") != fields.get(
+        "head_dim"
+    ):
+        # The official rotary table has head_dim columns, whichever mixer reads it.
+        yield "lightning_head_dim differs from head_dim, which its rotary positions need"
+    if fields.get("lightning_scale") not in (*SCALES, None):
+        yield f"lightning_scale {fields['lightning_scale']!r} is none of {SCALES}"

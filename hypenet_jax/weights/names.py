@@ -1,0 +1,172 @@
+"""One table between our parameter paths and the names of Hugging Face checkpoints, read in both directions.
+
+A rule pairs a path of ours with a name of theirs and says how the axes correspond, in the letters of
+`hypenet_jax.axes` (lower case): "d n h -> (n h) d" merges heads and head width into rows and puts the model width
+last, which is how torch stores a linear layer. Names speak of single layers; `{i}` is the layer's number.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hypenet_jax.axes import Params
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of the table.
+
+    Attributes:
+      ours: path of our parameter, its keys joined by "/".
+      theirs: name of the tensor in the checkpoint.
+      axes: "our axes -> their axes"; parentheses merge neighbouring axes.
+      flag: the field of the mixer's spec that must be true for the parameter to exist; None: it always exists.
+    """
+
+    ours: str
+    theirs: str
+    axes: str
+    flag: str | None = None
+
+
+WHOLE_MODEL = (
+    Rule("embed/embedding", "model.embed_tokens.weight", "v d -> v d"),
+    Rule("final_norm/scale", "model.norm.weight", "d -> d"),
+)
+HEAD = Rule("head/kernel", "lm_head.weight", "v d -> v d")
+EVERY_LAYER = (
+    Rule("mixer_norm/scale", "input_layernorm.weight", "d -> d"),
+    Rule("mlp_norm/scale", "post_attention_layernorm.weight", "d -> d"),
+    Rule("mlp/gate/kernel", "mlp.gate_proj.weight", "d f -> f d"),
+    Rule("mlp/up/kernel", "mlp.up_proj.weight", "d f -> f d"),
+    Rule("mlp/down/kernel", "mlp.down_proj.weight", "f d -> d f"),
+)
+MIXERS: Mapping[type[MixerSpec], tuple[Rule, ...]] = {
+    SoftmaxSpec: (
+        Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
+        Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
+        Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
+        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h"),
+        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h"),
+        Rule("mixer/gate/kernel", "self_attn.o_gate.weight", "d n h -> (n h) d", "output_gate"),
+    ),
+    LightningSpec: (
+        Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
+        Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),
+        Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d n h -> (n h) d"),
+        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
+        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+        Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
+        Rule("mixer/output_norm/scale", "self_attn.o_norm.weight", "n h -> (n h)", "output_norm"),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One parameter of one model: both names, both shapes, and the way between them.
+
+    Attributes:
+      ours: path of our parameter, its keys joined by "/", for example "layer_3/mixer/q/kernel".
+      theirs: name of the tensor in the checkpoint.
+      our_axes: letters of our axes, in order.
+      their_axes: letters of their axes; one group per axis of their tensor.
+      sizes: size of every letter.
+    """
+
+    ours: str
+    theirs: str
+    our_axes: tuple[str, ...]
+    their_axes: tuple[tuple[str, ...], ...]
+    sizes: Mapping[str, int]
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        return tuple(self.sizes[a] for a in self.our_axes)
+
+    @property
+    def their_shape(self) -> tuple[int, ...]:
+        return tuple(math.prod(self.sizes[a] for a in group) for group in self.their_axes)
+
+    def to_ours(self, array: Any) -> Any:
+        """Their array (numpy or jax) in our axes; numpy gives a view where it can."""
+        flat = [a for group in self.their_axes for a in group]
+        split = array.reshape([self.sizes[a] for a in flat])
+        return split.transpose([flat.index(a) for a in self.our_axes])
+
+    def to_theirs(self, array: Any) -> Any:
+        """Our array (numpy or jax) in their axes. A numpy result may be a view that is not contiguous."""
+        flat = [a for group in self.their_axes for a in group]
+        moved = array.transpose([self.our_axes.index(a) for a in flat])
+        return moved.reshape(self.their_shape)
+
+    def their_partition(self, ours: Sequence[Any]) -> tuple[Any, ...]:
+        """How their axes split over the mesh when ours split as `ours` says: a merged axis as its first letter.
+
+        A merged axis whose later letters split too has no such form and is read whole.
+        """
+        of = dict(zip(self.our_axes, [*ours, *[None] * len(self.our_axes)], strict=False))
+        whole = [all(of[a] is None for a in group[1:]) for group in self.their_axes]
+        return tuple(
+            of[group[0]] if ok else None for group, ok in zip(self.their_axes, whole, strict=True)
+        )
+
+
+def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
+    """Every parameter of the model, layer by layer, in the order a checkpoint lists them."""
+    widths = {"v": config.vocab_size, "d": config.d_model, "f": config.d_mlp}
+    embed, final_norm = (_tensor(rule, widths) for rule in WHOLE_MODEL)
+    layers = [t for i in range(config.num_layers) for t in _layer(i, config.mixers[i], widths)]
+    head = [] if config.tie_embeddings else [_tensor(HEAD, widths)]
+    return (embed, *layers, final_norm, *head)
+
+
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """Paths joined by "/" to nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings to paths joined by "/": the inverse of `nest`."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        leaves |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return leaves
+
+
+def _layer(layer: int, spec: MixerSpec, widths: Mapping[str, int]) -> list[Tensor]:
+    sizes = {**widths, "n": spec.num_heads, "h": spec.head_dim}
+    if isinstance(spec, SoftmaxSpec):
+        sizes["k"] = spec.num_kv_heads
+    rules = [*EVERY_LAYER, *MIXERS[type(spec)]]
+    return [
+        _tensor(rule, sizes, f"layer_{layer}/", f"model.layers.{layer}.")
+        for rule in rules
+        if rule.flag is None or getattr(spec, rule.flag)
+    ]
+
+
+def _tensor(rule: Rule, sizes: Mapping[str, int], ours: str = "", theirs: str = "") -> Tensor:
+    left, right = rule.axes.split(" -> ")
+    groups = [merged or single for merged, single in re.findall(r"\(([^)]*)\)|(\w+)", right)]
+    return Tensor(
+        ours + rule.ours,
+        theirs + rule.theirs,
+        tuple(left.split()),
+        tuple(tuple(group.split()) for group in groups),
+        {a: sizes[a] for a in left.split()},
+    )

@@ -1,0 +1,80 @@
+"""JAX's own attention kernels under this op's contract: cuDNN on GPU, splash attention on TPU."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pallas_kernels import dispatch
+from pallas_kernels.attention.masks import Visibility
+
+INSTEAD = "'chunked', or None to let it choose"
+SPLASH_BLOCK = 512
+
+
+def cudnn(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    """`jax.nn.dot_product_attention` through cuDNN; refuses slots, segments, float32 and what is not a GPU."""
+    refusal = cudnn_refusal(q, k, visibility)
+    if refusal is not None:
+        raise dispatch.unsupported("attention", "cudnn", refusal, INSTEAD)
+    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
+
+
+def cudnn_refusal(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility) -> str | None:
+    """Why cuDNN cannot run these arguments here; None where it can."""
+    if dispatch.platform() != "gpu":
+        return f"needs a GPU, and this runs on {dispatch.platform()}"
+    if visibility.query_slots is not None:
+        return "has a causal mask only from slot 0, and query_slots were given"
+    if visibility.query_segments is not None:
+        return "takes segments only as a mask of all pairs, which grows with T * T"
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs bfloat16 or float16, and q is {q.dtype}"
+    if q.shape[-1] % 8 or q.shape[-1] > 128:
+        return f"needs a head width that is a multiple of 8 up to 128, and it is {q.shape[-1]}"
+    return None
+
+
+def splash(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float,
+) -> Float[Array, "B T N H"]:
+    """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots and what is not a TPU."""
+    refusal = splash_refusal(q, k, visibility)
+    if refusal is not None:
+        raise dispatch.unsupported("attention", "splash", refusal, INSTEAD)
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # only a TPU program needs Mosaic
+
+    length, block = q.shape[1], min(SPLASH_BLOCK, q.shape[1])
+    mask = kernels.MultiHeadMask([kernels.CausalMask((length, length))] * q.shape[2])
+    sizes = kernels.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    )
+    kernel = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
+    segments, key_segments = visibility.query_segments, visibility.key_segments
+    if segments is None or key_segments is None:
+        return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2)
+    out = jax.vmap(kernel)(*heads_first, kernels.SegmentIds(segments, key_segments))
+    return jnp.where((segments != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
+
+
+def splash_refusal(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility) -> str | None:
+    """Why splash attention cannot run these arguments here; None where it can."""
+    if dispatch.platform() != "tpu":
+        return f"needs a TPU, and this runs on {dispatch.platform()}"
+    if visibility.query_slots is not None:
+        return "has a causal mask only from slot 0, and query_slots were given"
+    if q.shape[1] % 128:
+        return f"needs a length that is a multiple of 128, and it is {q.shape[1]}"
+    return None

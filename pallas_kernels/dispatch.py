@@ -1,0 +1,55 @@
+"""Which implementation of an op runs here: None may choose, a name runs that one or fails.
+
+The platform is asked of the mesh set by `jax.set_mesh`, not of the process: a CPU machine that compiles for a TPU slice
+must plan the TPU's kernels.
+"""
+
+import functools
+import logging
+from collections.abc import Collection
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+_FAMILIES = {"cuda": "gpu", "rocm": "gpu"}
+
+
+class UnsupportedError(ValueError):
+    """A named implementation does not exist, or cannot run these arguments on this device."""
+
+
+def platform() -> str:
+    """The platform that compiled programs will run on: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    name = jax.default_backend() if device is None else device.platform
+    return _FAMILIES[name] if name in _FAMILIES else name
+
+
+def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:
+    """The name that runs: the one asked for, or `preferred` where none was asked for.
+
+    Args:
+      op: name of the op, for the log and the error.
+      implementation: None chooses; a name is checked and kept.
+      names: every implementation of the op.
+      preferred: the best one for this platform and these shapes.
+    Raises:
+      UnsupportedError: the op has no implementation of that name.
+    """
+    if implementation is None:
+        _log_choice(op, preferred, platform())
+        return preferred
+    if implementation not in names:
+        raise UnsupportedError(f"{op} has no implementation {implementation!r}; it has {', '.join(names)}, or None")
+    return implementation
+
+
+def unsupported(op: str, implementation: str, why: str, instead: str) -> UnsupportedError:
+    """The error of an implementation that cannot run: which op and name, why, and what would work."""
+    return UnsupportedError(f"{op} implementation {implementation!r} {why}; use {instead}")
+
+
+@functools.cache
+def _log_choice(op: str, name: str, where: str) -> None:
+    logger.info("%s runs %r on %s", op, name, where)

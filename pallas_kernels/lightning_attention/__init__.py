@@ -1,0 +1,58 @@
+"""Lightning attention: linear attention whose memory fades by a constant per head."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.lightning_attention import associative, chunked, reference
+
+Implementation = Literal["recurrent", "associative", "chunked"]
+
+IMPLEMENTATIONS = {
+    "recurrent": reference.recurrent,
+    "associative": associative.associative,
+    "chunked": chunked.chunked,
+}
+
+
+def lightning_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    log_decay: Float[Array, "N"],
+    state: Float[Array, "B N H H"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    scale: float,
+    implementation: str | None = None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    """Linear attention with one constant decay per head.
+
+    m_t = exp(log_decay) * m_(t-1) + k_t v_t^T ;  o_t = scale * q_t m_t
+
+    Everything is computed in float32. Gradients flow to q, k, v and state; log_decay is a constant.
+
+    Args:
+      log_decay: natural log of the factor per step, at most 0; one per head.
+      state: memory [key width, value width] before the first token, float32; None is zeros. It belongs to the first
+        document of each row.
+      segment_ids: 0 is padding, which neither writes nor decays and whose output is zero. A number that differs from
+        the last one that was not 0 starts a new document with an empty memory. None: one document, no padding.
+      scale: factor on the outputs, not on the memory.
+      implementation: "recurrent", "associative" or "chunked"; None runs the best one for these shapes.
+    Returns:
+      Outputs in q's dtype, and the float32 memory after the last token.
+    Raises:
+      UnsupportedError: there is no implementation of that name.
+    Source: arXiv 2401.04658 (chunks, decay per head); arXiv 2601.22156 (its use in HypeNet).
+    """
+    preferred = "recurrent" if q.shape[1] == 1 else "chunked"
+    name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
+    if state is None:
+        state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
+    log_decay = jax.lax.stop_gradient(log_decay).astype(jnp.float32)
+    state = state.astype(jnp.float32)
+    return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale)

@@ -1,0 +1,41 @@
+"""The definitions: every logit of every token, differentiated by JAX."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.products import product
+
+
+def cross_entropy(
+    hidden: Float[Array, "T D"], head: Float[Array, "V D"], labels: Int[Array, "T"], weights: Float[Array, "T"]
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """As `linear_cross_entropy`."""
+    log_probs = jax.nn.log_softmax(logits(hidden, head), axis=-1)
+    numbers = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    return _total(numbers, weights)
+
+
+def kl(
+    student_hidden: Float[Array, "T D"],
+    student_head: Float[Array, "V D"],
+    teacher_hidden: Float[Array, "T E"],
+    teacher_head: Float[Array, "V E"],
+    weights: Float[Array, "T"],
+    temperature: float,
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """As `linear_kl`."""
+    student = jax.nn.log_softmax(logits(student_hidden, student_head) / temperature, axis=-1)
+    teacher = jax.nn.log_softmax(logits(teacher_hidden, teacher_head) / temperature, axis=-1)
+    numbers = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return _total(numbers, weights)
+
+
+def logits(hidden: Float[Array, "T D"], head: Float[Array, "V D"]) -> Float[Array, "T V"]:
+    """Float32 logits of a product in hidden's dtype."""
+    return product("td,vd->tv", hidden, head.astype(hidden.dtype))
+
+
+def _total(numbers: Float[Array, "T"], weights: Float[Array, "T"]) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    numbers = jnp.where(weights != 0, numbers, 0.0)
+    return jnp.sum(weights * numbers), numbers
