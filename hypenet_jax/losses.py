@@ -25,7 +25,6 @@ class Mean:
     def __add__(self, other: "Mean") -> "Mean":
         return Mean(self.total + other.total, self.weight + other.weight)
 
-    @property
     def value(self) -> Scalar:
         """total / weight, and 0 where nothing was counted."""
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)

@@ -34,7 +34,7 @@ AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     (axes.NORM, None),
 )
 
-LogicalAxes = Sequence[str | None]
+LogicalAxes = Sequence[str | None] | PartitionSpec
 
 
 class ShardingError(ValueError):
@@ -112,7 +112,9 @@ def sharding_of(
             asked[axis] = dimension
         parts = math.prod(mesh.shape[axis] for axis in wanted)
         if size % parts:
-            raise ShardingError(_indivisible(path, dimension, names[dimension], size, wanted, parts))
+            raise ShardingError(
+                _indivisible(path, dimension, names[dimension], size, wanted, parts)
+            )
     return NamedSharding(mesh, PartitionSpec(*(_entry(wanted) for wanted in spec)))
 
 
@@ -144,7 +146,11 @@ def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Arr
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    free = [axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto]
+    free = [
+        axis
+        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if kind == AxisType.Auto
+    ]
     spec = []
     for size, name in zip(x.shape, logical_names, strict=True):
         wanted = tuple(axis for axis in _mesh_axes(name, mesh, "activation") if axis in free)
@@ -157,7 +163,9 @@ def place_batch(batch: Any, mesh: Mesh | None) -> Any:
     """This process's rows, "B T" numpy arrays, as global arrays of all processes' rows; mesh None: the default device."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
-    spec = PartitionSpec(*(_entry(_mesh_axes(name, mesh, "batch")) for name in (axes.BATCH, axes.TIME)))
+    spec = PartitionSpec(
+        *(_entry(_mesh_axes(name, mesh, "batch")) for name in (axes.BATCH, axes.TIME))
+    )
     where = NamedSharding(mesh, spec)
 
     def place(path: Any, local: Any) -> Array:
@@ -176,7 +184,11 @@ def row_parts(mesh: Mesh) -> tuple[int, int]:
     """
     grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     mine = [i for i, row in enumerate(grid) if any(_is_mine(device) for device in row)]
-    if len(grid) % len(mine) or mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine):
+    if (
+        len(grid) % len(mine)
+        or mine != list(range(mine[0], mine[0] + len(mine)))
+        or mine[0] % len(mine)
+    ):
         raise ShardingError(
             f"process {jax.process_index()} holds batch parts {mine} of {len(grid)}, not one aligned range; "
             "make data * fsdp a multiple of the number of processes, or a divisor of it"

@@ -5,4 +5,10 @@ from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
 
-__all__ = ["UnsupportedError", "attention", "lightning_attention", "linear_cross_entropy", "linear_kl"]
+__all__ = [
+    "UnsupportedError",
+    "attention",
+    "lightning_attention",
+    "linear_cross_entropy",
+    "linear_kl",
+]

@@ -1,6 +1,7 @@
 """Which implementation of an op runs here: None may choose, a name runs that one or fails.
 
-The platform is asked of the mesh set by `jax.set_mesh`, not of the process: a CPU machine that compiles for a TPU slice
+The platform is asked of the mesh set by `jax.set_mesh`, not of the process: a CPU machine that
+compiles for a TPU slice
 must plan the TPU's kernels.
 """
 
@@ -41,12 +42,15 @@ def choose(op: str, implementation: str | None, names: Collection[str], preferre
         _log_choice(op, preferred, platform())
         return preferred
     if implementation not in names:
-        raise UnsupportedError(f"{op} has no implementation {implementation!r}; it has {', '.join(names)}, or None")
+        raise UnsupportedError(
+            f"{op} has no implementation {implementation!r}; it has {', '.join(names)}, or None"
+        )
     return implementation
 
 
 def unsupported(op: str, implementation: str, why: str, instead: str) -> UnsupportedError:
-    """The error of an implementation that cannot run: which op and name, why, and what would work."""
+    """The error of an implementation that cannot run: which op and name, why, and what would
+    work."""
     return UnsupportedError(f"{op} implementation {implementation!r} {why}; use {instead}")
 
 

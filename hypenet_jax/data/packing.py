@@ -1,8 +1,9 @@
 """Documents laid end to end into rows of one length.
 
-Nothing is dropped: a document that does not fit goes on in the next row, as a segment of its own there (no state
-crosses rows), and the last row is padded. A stored row is cut into equal parts for shorter context lengths, which
-gives exactly the rows that packing at the shorter length would have given.
+Nothing is dropped: a document that does not fit goes on in the next row, as a segment of its own
+there (no state crosses rows), and the last row is padded. A stored row is cut into equal parts for
+shorter context lengths, which gives exactly the rows that packing at the shorter length would have
+given.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from hypenet_jax.data.batch import Row, make_row, segments_from_lengths
 
 
 class PackedRow(NamedTuple):
-    """tokens without padding, and the lengths of the documents (or parts of them) they are made of."""
+    """tokens without padding, and the lengths of the documents (or parts) they are made of."""
 
     tokens: Int[np.ndarray, " n"]
     lengths: Int[np.ndarray, " m"]
@@ -48,7 +49,7 @@ class Packer:
         self._pieces, self._room = [], self._row_length
 
 
-def pack(documents: Iterable[Int[np.ndarray, " n"]], row_length: int) -> Iterator[PackedRow]:
+def pack(documents: Iterable[Int[np.ndarray, " _"]], row_length: int) -> Iterator[PackedRow]:
     """Rows of `row_length` tokens that hold every token of every document once, in order."""
     packer = Packer(row_length)
     for document in documents:
@@ -83,8 +84,8 @@ def cut_row(row: PackedRow, part: int, context_length: int, reset_documents: boo
     """Part number `part` of a stored row, padded with 0 to `context_length`.
 
     Args:
-      reset_documents: True: one segment per document. False: the published form, where text is one segment across
-        documents and positions count from the start of the row.
+      reset_documents: True: one segment per document. False: the published form, where text is one
+        segment across documents and positions count from the start of the row.
     """
     start = part * context_length
     tokens = np.zeros(context_length, np.int32)

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-# Whole small files and the heads of large ones: enough to notice new text without reading terabytes.
+# Whole small files and the heads of large ones: enough to notice new text without reading
+# terabytes.
 HASHED_BYTES_PER_FILE = 1 << 20
 
 
@@ -18,7 +19,8 @@ HASHED_BYTES_PER_FILE = 1 << 20
 class TextFiles:
     """Every file below `folder` that matches a glob pattern is one document.
 
-    exclude: patterns of folder or file names; a file is left out if any part of its path below `folder` matches.
+    exclude: patterns of folder or file names; a file is left out if any part of its path below
+      `folder` matches.
     """
 
     folder: str
@@ -48,7 +50,11 @@ Source: TypeAlias = TextFiles | JsonLines | Parquet
 
 
 class Document(NamedTuple):
-    """name: path below the source's folder, and the line or row where a file holds many. None: not valid UTF-8."""
+    """A text and its name: the path below the source's folder, and line or row where a file holds
+    many.
+
+    text None: the document is not UTF-8.
+    """
 
     name: str
     text: str | None
@@ -96,7 +102,8 @@ def documents(source: Source) -> Iterator[Document]:
     Raises:
       FileNotFoundError: nothing to read.
       OSError: a file cannot be read.
-      ValueError: a line is no JSON object, or a field or column is missing; the message names the place.
+      ValueError: a line is no JSON object, or a field or column is missing; the message names the
+        place.
     """
     root = Path(source.folder)
     for path in source_files(source):
@@ -111,7 +118,7 @@ def documents(source: Source) -> Iterator[Document]:
 
 
 def source_fingerprint(source: Source) -> str:
-    """sha256 over the names, sizes and first MiB of all files: changes when the text does, not when it is moved."""
+    """sha256 over names, sizes and first MiB of all files; where the folder lies is left out."""
     root = Path(source.folder)
     digest = hashlib.sha256()
     for path in source_files(source):
@@ -171,7 +178,7 @@ def _parquet_documents(path: Path, name: str, column: str) -> Iterator[Document]
             for text in batch.column(0).to_pylist():
                 if not isinstance(text, str):
                     raise ValueError(
-                        f"{name} row {number}, column {column!r} holds {type(text).__name__}, not text; "
+                        f"{name} row {number}, column {column!r} holds {type(text).__name__}; "
                         "remove such rows or name a text column"
                     )
                 yield Document(f"{name}:{number}", text)

@@ -1,4 +1,5 @@
-"""Text to numbers and back: a checkpoint's own tokenizer.json, or a small byte-level BPE trained on the spot."""
+"""Text to numbers and back: a checkpoint's own tokenizer.json, or a small byte-level BPE trained
+here."""
 
 import dataclasses
 import hashlib
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int
+from jaxtyping import Array, Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
@@ -28,7 +29,8 @@ class TokenizerFile:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTokenizer:
-    """Train byte-level BPE on the corpus: `vocab_size` text tokens (the end token included), then `reserved` ones."""
+    """Train byte-level BPE on the corpus: `vocab_size` tokens (end token included), then
+    `reserved`."""
 
     vocab_size: int
     reserved: tuple[str, ...] = ()
@@ -36,9 +38,10 @@ class TrainedTokenizer:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer and the token that ends a document; `config` is what tokenizer_config.json says.
+    """A tokenizer and the token that ends a document; `config` is its tokenizer_config.json.
 
-    Text that happens to spell a special token is read as plain text, so no document can forge an end.
+    Text that happens to spell a special token is read as plain text, so no document can forge an
+    end.
     """
 
     backend: tokenizers.Tokenizer
@@ -76,14 +79,14 @@ class Tokenizer:
         """Token ids of `text`, without beginning or end tokens."""
         return self.encode_all([text])[0]
 
-    def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, " n"]]:
+    def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
         """Token ids of each text; the texts are shared out over the cores."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Sequence[int] | Int[Array | np.ndarray, " n"]) -> str:
         """The text of these ids, special tokens spelled out."""
-        return self.backend.decode([int(token) for token in tokens], skip_special_tokens=False)
+        return self.backend.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, as Hugging Face folders carry them."""
@@ -96,10 +99,10 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer:
-    """Byte-level BPE: id 0 is the end token, then the 256 bytes, then merges, then the reserved tokens.
+    """Byte-level BPE: id 0 is the end token, then 256 bytes, merges, and the reserved tokens.
 
     Raises:
-      ValueError: the vocabulary is smaller than bytes plus end token, or the text is too short to fill it.
+      ValueError: the vocabulary cannot hold bytes and end token, or the text cannot fill it.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if recipe.vocab_size <= len(alphabet):
@@ -178,7 +181,7 @@ def _trained_config() -> dict[str, Any]:
 
 def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:
     """`eos_token` is a string in some files and {"content": string, ...} in others."""
-    entry = config["eos_token"] if "eos_token" in config else None
+    entry = config.get("eos_token")
     name = entry["content"] if isinstance(entry, dict) else entry
     if not name:
         raise ValueError(

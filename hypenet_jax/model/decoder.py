@@ -4,6 +4,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
@@ -57,7 +58,7 @@ class Layer(nn.Module):
 
     spec: MixerSpec
     config: ModelConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
     start: Initialization
     tap: bool
 
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.bfloat16
+    dtype: DTypeLike = jnp.bfloat16
     remat: str = "none"
     scan: bool = True
     start: Initialization = Initialization()
@@ -218,7 +219,7 @@ def _touch_all(decoder: Decoder, tokens: Tokens) -> Logits:
 
 
 def decode_state(
-    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.bfloat16
+    config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.bfloat16
 ) -> DecodeState:
     """The state before the first token, with room for `capacity` tokens per row in the softmax layers.
 

@@ -6,6 +6,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
@@ -66,7 +67,7 @@ class Linear(nn.Module):
     shape: tuple[int, ...]
     names: tuple[str, ...]
     std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
     num_inputs: int = 1
 
     @nn.compact
@@ -113,7 +114,7 @@ class GatedMLP(nn.Module):
     d_model: int
     d_mlp: int
     start: Initialization
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
@@ -131,7 +132,7 @@ class Embedding(nn.Module):
     vocab_size: int
     d_model: int
     std: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     def setup(self) -> None:
         start = nn.with_logical_partitioning(

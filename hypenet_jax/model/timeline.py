@@ -53,8 +53,9 @@ class Timeline:
 
 def start_cursor(batch: int, capacity: int) -> Cursor:
     """The cursor of `batch` rows before their first token, with room for `capacity` tokens each."""
-    zeros = jnp.zeros((batch,), jnp.int32)
-    return Cursor(zeros, zeros, zeros, zeros, jnp.zeros((batch, capacity), jnp.int32))
+    # Four arrays, not one four times: a caller may donate the state, and each buffer only once.
+    counts = (jnp.zeros((batch,), jnp.int32) for _ in range(4))
+    return Cursor(*counts, slot_documents=jnp.zeros((batch, capacity), jnp.int32))
 
 
 def place(

@@ -57,7 +57,9 @@ class OptimizerConfig:
                 "must not be negative"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm {self.clip_norm} must be positive, or None for no clipping")
+            raise ValueError(
+                f"clip_norm {self.clip_norm} must be positive, or None for no clipping"
+            )
 
 
 def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Float[Array, ""]:
@@ -96,7 +98,7 @@ class Optimizer:
     ) -> tuple[Params, optax.ScaleByAdamState, dict[str, Scalar]]:
         """One update: new parameters, new state, and the facts `grad_norm` (before clipping) and `learning_rate`."""
         config = self.config
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         rate = learning_rate(config, state.count)
         if config.clip_norm is not None:
             factor = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, config.clip_norm))

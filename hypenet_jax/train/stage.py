@@ -1,6 +1,7 @@
 """Stage: all the loop knows of a method."""
 
 import dataclasses
+import typing
 from collections.abc import Callable
 
 import flax.struct
@@ -9,6 +10,8 @@ from hypenet_jax.axes import Params, Scalar
 from hypenet_jax.data.batch import Batch
 
 
+# Not checked at construction: tree functions build it with shapes as leaves.
+@typing.no_type_check
 @flax.struct.dataclass
 class Mean:
     """A mean not yet divided, so that parts of a batch add up exactly: mean = total / weight.

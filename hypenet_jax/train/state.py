@@ -1,5 +1,6 @@
 """TrainState: what a run remembers between steps, and where it lies on the mesh."""
 
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from hypenet_jax.train.optimizer import Optimizer
 Path = tuple[str, ...]
 
 
+# Not checked at construction: tree functions build it with shapes or shardings as leaves.
+@typing.no_type_check
 @flax.struct.dataclass
 class TrainState:
     """Everything that changes during training; the frozen teacher travels beside it and is never saved.
@@ -79,12 +82,14 @@ def abstract_state(
     shardings: Params | None = None,
 ) -> TrainState:
     """Shapes (and shardings) of `create_state` of parameters of these shapes, with no memory used."""
-    build = lambda params: create_state(params, trainable, optimizer)
-    state = jax.eval_shape(build, shapes)
+    state = jax.eval_shape(lambda params: create_state(params, trainable, optimizer), shapes)
     if shardings is None:
         return state
-    attach = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    return jax.tree.map(attach, state, state_shardings(shardings, trainable))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        state_shardings(shardings, trainable),
+    )
 
 
 def state_shardings(shardings: Params, trainable: Callable[[Path], bool]) -> Any:
@@ -92,14 +97,7 @@ def state_shardings(shardings: Params, trainable: Callable[[Path], bool]) -> Any
     moving, _ = split(shardings, trainable)
     everywhere = replicated(jax.tree.leaves(shardings)[0].mesh)
     opt_state = optax.ScaleByAdamState(count=everywhere, mu=moving, nu=moving)
-    # Built as a tree: the fields hold shardings here, not the arrays the class declares.
-    like = TrainState(jnp.zeros((), jnp.int32), {}, optax.ScaleByAdamState(jnp.zeros((), jnp.int32), {}, {}))
-    return _refilled(like, everywhere, shardings, opt_state)
-
-
-def _refilled(like: TrainState, step: Any, params: Any, opt_state: Any) -> Any:
-    tree = jax.tree.structure(like, is_leaf=lambda x: x is not like)
-    return jax.tree.unflatten(tree, (step, params, opt_state))
+    return TrainState(everywhere, shardings, opt_state)
 
 
 def _master(leaf: Array) -> Array:

@@ -1,6 +1,5 @@
 """One training step: micro-batches, one division, clip, update; a non-finite update is not applied."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from hypenet_jax.train.stage import Mean, Stage
 from hypenet_jax.train.state import TrainState, merge, split
 
 Step = Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, Scalar]]]
+_Sums = tuple[Params, Mean, dict[str, Mean]]
 
 
 def make_train_step(
@@ -37,7 +37,7 @@ def make_train_step(
     def step(state: TrainState, frozen: Params | None, batch: Batch):
         moving, staying = split(state.params, stage.trainable)
 
-        def one(micro: Batch) -> "_Sums":
+        def one(micro: Batch) -> _Sums:
             def total(moving: Params):
                 loss, means = stage.loss(merge(moving, staying), frozen, micro)
                 return loss.total, (loss, means)
@@ -64,9 +64,6 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0, out_shardings=where)
 
 
-_Sums = tuple[Params, Mean, dict[str, Mean]]
-
-
 def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Sums:
     """Sum of `one` over micro-batches, in a loop of one compiled body."""
     rows = batch.tokens.shape[0]
@@ -83,7 +80,10 @@ def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Su
     micros = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], micros)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
-    add = lambda sums, micro: (jax.tree.map(jnp.add, sums, one(micro)), None)
+
+    def add(sums: _Sums, micro: Batch) -> tuple[_Sums, None]:
+        return jax.tree.map(jnp.add, sums, one(micro)), None
+
     return jax.lax.scan(add, zeros, micros)[0]
 
 

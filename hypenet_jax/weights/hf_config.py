@@ -1,8 +1,9 @@
-"""`config.json` of Hugging Face checkpoints to `ModelConfig` and back; refuses what it does not know.
+"""`config.json` of Hugging Face checkpoints to `ModelConfig` and back; refuses the unknown.
 
-Reads both generations of keys: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and `rope_parameters`,
-`dtype` (transformers 5). Writes both. A field that could change the computation is either understood or refused by
-name: a model that silently computes something else is the worst outcome of an import.
+Reads both generations of keys: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and
+`rope_parameters`, `dtype` (transformers 5). Writes both. A field that could change the computation
+is either understood or refused by name: a model that silently computes something else is the worst
+outcome of an import.
 """
 
 import json
@@ -29,7 +30,7 @@ Spec = TypeVar("Spec", SoftmaxSpec, LightningSpec)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used as it stands; the message lists all that is wrong with it."""
+    """A checkpoint that cannot be used as it stands; the message lists all reasons."""
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -46,12 +47,13 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file; a repeated key is refused, since one of its values would be lost."""
+    """The object in a JSON file; a repeated key is refused: one of its values would be lost."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except OSError as error:
         raise CheckpointError(
-            f"cannot be read ({error.strerror}); a checkpoint folder holds config.json and .safetensors files"
+            f"cannot be read ({error.strerror}); a checkpoint folder holds config.json and "
+            ".safetensors files"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"not valid JSON: {error}") from None
@@ -87,7 +89,8 @@ def to_hf(
     Args:
       config: a plan whose softmax layers are all alike, and whose lightning layers are all alike.
       dtype: "bfloat16" or "float32", the type of the exported tensors.
-      carried: fields of another config.json, from which token ids and the longest length are taken over.
+      carried: fields of another config.json, from which token ids and the longest length are
+        taken over.
     Raises:
       ValueError: a plan that the format has no fields for, and why.
     """
@@ -176,7 +179,7 @@ def _heads(softmax: SoftmaxSpec | None, lightning: LightningSpec | None) -> dict
 
 def _rotary(theta: float | None) -> dict[str, Any]:
     if theta is None:
-        # No layer reads it, yet a file without a rotary base is refused; this is the value of Qwen3.
+        # No layer reads it, yet a file without a rotary base is refused; Qwen3 has this one.
         theta = 1e6
     return {
         "rope_theta": theta,
@@ -188,15 +191,15 @@ def _rotary(theta: float | None) -> dict[str, Any]:
 def _hybrid(
     config: ModelConfig, softmax: SoftmaxSpec | None, lightning: LightningSpec | None
 ) -> dict[str, Any]:
-    """The fields of HypeNet. A plan without one of the mixers gets the other's sizes, which nothing then reads."""
+    """The fields of HypeNet; a mixer that the plan lacks gets the other's sizes, never read."""
     spec = softmax or lightning
     assert spec is not None
     softmax = softmax or SoftmaxSpec(spec.num_heads, spec.num_heads, spec.head_dim)
     lightning = lightning or LightningSpec(spec.num_heads, spec.head_dim, spec.rope_theta)
     if lightning.rope_theta is not None and lightning.head_dim != softmax.head_dim:
         raise ValueError(
-            f"config.json has one width for rotary positions, {softmax.head_dim}; lightning heads of "
-            f"{lightning.head_dim} cannot use it"
+            f"config.json has one width for rotary positions, {softmax.head_dim}; lightning heads "
+            f"of {lightning.head_dim} cannot use it"
         )
     return {
         "mixer_types": [

@@ -1,4 +1,4 @@
-"""The fields a `config.json` may hold: those that are read, those that must have one value, those that are harmless.
+"""The fields a `config.json` may hold: those read, those with one possible value, the harmless.
 
 Everything else is refused by name. `problems` finds all that is wrong with a file at once.
 """
@@ -51,14 +51,41 @@ FIXED_IN_HYPENET: Mapping[str, Any] = {
     "lightning_use_short_conv": False,
     "lightning_rope_scaling": None,
 }
-# These say nothing about the computation: bookkeeping, token ids, initial values, switches of the official training
-# code, and code that is never run here (auto_map).
+# These say nothing about the computation: bookkeeping, token ids, initial values, switches of the
+# official training code, and code that is never run here (auto_map).
 HARMLESS = frozenset(
-    "_name_or_path architectures auto_map bos_token_id eos_token_id pad_token_id dtype torch_dtype model_type "
-    "initializer_range max_position_embeddings max_window_layers transformers_version use_cache "
-    "_attn_implementation attn_implementation return_dict output_attentions output_hidden_states "
-    "is_encoder_decoder id2label label2id problem_type chunk_size_feed_forward "
-    "expand_kv_proj fused_ce_loss loss_fn shift_labels rand_init lightning_conv_size".split()
+    (
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "dtype",
+        "torch_dtype",
+        "model_type",
+        "initializer_range",
+        "max_position_embeddings",
+        "max_window_layers",
+        "transformers_version",
+        "use_cache",
+        "_attn_implementation",
+        "attn_implementation",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+        "is_encoder_decoder",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "chunk_size_feed_forward",
+        "expand_kv_proj",
+        "fused_ce_loss",
+        "loss_fn",
+        "shift_labels",
+        "rand_init",
+        "lightning_conv_size",
+    )
 )
 # Fields of mixers that no accepted plan can name.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
@@ -127,7 +154,8 @@ def _is_a(value: Any, kind: type) -> bool:
 
 def _window_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
-        yield f"sliding_window {fields['sliding_window']} is set and use_sliding_window does not say false"
+        window = fields["sliding_window"]
+        yield f"sliding_window is {window} and use_sliding_window does not say false"
     kinds = set(fields.get("layer_types") or ()) - {"full_attention"}
     if kinds:
         yield f"layer_types names {sorted(kinds)}; only full_attention is supported"
@@ -144,7 +172,7 @@ def _rotary_problems(fields: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"rope_theta and rope_parameters disagree about the rotary base: {sorted(bases)}"
             if bases
-            else "neither rope_theta nor rope_parameters gives the rotary base (a default would be a silent error)"
+            else "neither rope_theta nor rope_parameters gives the rotary base"
         )
     for name, value in (("rope_scaling", scaling), ("rope_parameters", new)):
         plain = {"rope_theta", "rope_type", "type"} >= set(value or ())
@@ -176,7 +204,7 @@ def _mixer_problems(fields: Mapping[str, Any]) -> Iterator[str]:
         yield f"attn_logits_scaling: {error}"
     heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
     if heads != kv_heads:
-        yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; lightning keys and values have all heads"
+        yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; only equal is supported"
     if fields.get("lightning_use_rope") and fields.get("lightning_head_dim") != fields.get(
         "head_dim"
     ):

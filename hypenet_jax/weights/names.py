@@ -1,14 +1,15 @@
-"""One table between our parameter paths and the names of Hugging Face checkpoints, read in both directions.
+"""One table of our parameter paths and the names in Hugging Face checkpoints, read both ways.
 
-A rule pairs a path of ours with a name of theirs and says how the axes correspond, in the letters of
-`hypenet_jax.axes` (lower case): "d n h -> (n h) d" merges heads and head width into rows and puts the model width
-last, which is how torch stores a linear layer. Names speak of single layers; `{i}` is the layer's number.
+A rule pairs a path of ours with a name of theirs and says how the axes correspond, in the letters
+of `hypenet_jax.axes` (lower case): "d n h -> (n h) d" merges heads and head width into rows and
+puts the model width last, which is how torch stores a linear layer. Names speak of single layers;
+the rules of a layer leave out its prefix, "layer_3/" here and "model.layers.3." there.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hypenet_jax.axes import Params
@@ -24,7 +25,7 @@ class Rule:
       ours: path of our parameter, its keys joined by "/".
       theirs: name of the tensor in the checkpoint.
       axes: "our axes -> their axes"; parentheses merge neighbouring axes.
-      flag: the field of the mixer's spec that must be true for the parameter to exist; None: it always exists.
+      flag: the field of the mixer's spec that must be true for it to exist; None: always.
     """
 
     ours: str
@@ -94,22 +95,30 @@ class Tensor:
     def their_shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.sizes[a] for a in group) for group in self.their_axes)
 
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Shape of their tensor with merged axes taken apart."""
+        return tuple(self.sizes[a] for group in self.their_axes for a in group)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The transposition from `split` to our axes."""
+        letters = [a for group in self.their_axes for a in group]
+        return tuple(letters.index(a) for a in self.our_axes)
+
     def to_ours(self, array: Any) -> Any:
-        """Their array (numpy or jax) in our axes; numpy gives a view where it can."""
-        flat = [a for group in self.their_axes for a in group]
-        split = array.reshape([self.sizes[a] for a in flat])
-        return split.transpose([flat.index(a) for a in self.our_axes])
+        """Their array (numpy or jax) in our axes; numpy gives a view."""
+        return array.reshape(self.split).transpose(self.order)
 
     def to_theirs(self, array: Any) -> Any:
-        """Our array (numpy or jax) in their axes. A numpy result may be a view that is not contiguous."""
-        flat = [a for group in self.their_axes for a in group]
-        moved = array.transpose([self.our_axes.index(a) for a in flat])
-        return moved.reshape(self.their_shape)
+        """Our array (numpy or jax) in their axes; numpy may give a view that is not contiguous."""
+        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return array.transpose(back).reshape(self.their_shape)
 
-    def their_partition(self, ours: Sequence[Any]) -> tuple[Any, ...]:
-        """How their axes split over the mesh when ours split as `ours` says: a merged axis as its first letter.
+    def their_partition(self, ours: Iterable[Any]) -> tuple[Any, ...]:
+        """How their axes split over a mesh when ours split as `ours` says.
 
-        A merged axis whose later letters split too has no such form and is read whole.
+        A merged axis splits as its first letter; if its other letters split too, it is read whole.
         """
         of = dict(zip(self.our_axes, [*ours, *[None] * len(self.our_axes)], strict=False))
         whole = [all(of[a] is None for a in group[1:]) for group in self.their_axes]

@@ -37,27 +37,35 @@ def attention(
 
     o_t = sum_s p_ts v_s ;  p_ts = softmax over the visible s of (scale * q_t k_s), in float32
 
-    Query t of a row sees key s iff s <= query_slots[t], and key_segments[s] == query_segments[t] != 0. A query that sees
+    Query t of a row sees key s iff s <= query_slots[t], and key_segments[s] == query_segments[t]
+    != 0. A query that sees
     no key gives zeros. A scale per query is the caller's: multiply q.
 
     Args:
       query_slots: the last slot each query sees; None is slot t for query t, which needs T == S.
-      query_segments, key_segments: document of each query and slot, 0 is padding; give both or neither.
-      implementation: "reference", "dense", "chunked", "cudnn" (GPU) or "splash" (TPU); None runs the best one here.
+      query_segments, key_segments: document of each query and slot, 0 is padding; give both or
+        neither.
+      implementation: "reference", "dense", "chunked", "cudnn" (GPU) or "splash" (TPU); None runs
+        the best one here.
     Returns:
       Outputs in q's dtype.
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
       ValueError: head counts, lengths or segments that do not belong together.
-    Source: arXiv 1706.03762; arXiv 2305.13245 (grouped heads); arXiv 2205.14135 (blocks, online softmax).
+    Source: arXiv 1706.03762; arXiv 2305.13245 (grouped heads); arXiv 2205.14135 (blocks, online
+    softmax).
     """
     _check(q, k, query_slots, query_segments, key_segments)
     visibility = Visibility(query_slots, query_segments, key_segments)
-    name = dispatch.choose("attention", implementation, IMPLEMENTATIONS, _preferred(q, k, visibility))
+    name = dispatch.choose(
+        "attention", implementation, IMPLEMENTATIONS, _preferred(q, k, visibility)
+    )
     return IMPLEMENTATIONS[name](q, k, v, visibility, scale=scale)
 
 
-def _preferred(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility) -> str:
+def _preferred(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
+) -> str:
     where = dispatch.platform()
     if where == "gpu" and from_jax.cudnn_refusal(q, k, visibility) is None:
         return "cudnn"
@@ -74,8 +82,12 @@ def _check(
     key_segments: Int[Array, "B S"] | None,
 ) -> None:
     if q.shape[2] % k.shape[2]:
-        raise ValueError(f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} key/value heads")
+        raise ValueError(
+            f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} key/value heads"
+        )
     if query_slots is None and q.shape[1] != k.shape[1]:
-        raise ValueError(f"attention has {q.shape[1]} queries and {k.shape[1]} keys; give query_slots")
+        raise ValueError(
+            f"attention has {q.shape[1]} queries and {k.shape[1]} keys; give query_slots"
+        )
     if (query_segments is None) != (key_segments is None):
         raise ValueError("attention has segments of queries or of keys alone; give both or neither")

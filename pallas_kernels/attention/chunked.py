@@ -1,4 +1,5 @@
-"""Softmax attention in blocks with an online softmax: memory grows with the length, never with its square."""
+"""Softmax attention in blocks with an online softmax: memory grows with the length, never with its
+square."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +14,9 @@ from pallas_kernels.products import product
 
 QUERY_BLOCK = 256
 KEY_BLOCK = 512
-LOWEST = jnp.finfo(jnp.float32).min  # finite: a row that has seen nothing subtracts it from -inf without a NaN
+LOWEST = jnp.finfo(
+    jnp.float32
+).min  # finite: a row that has seen nothing subtracts it from -inf without a NaN
 
 
 class Queries(NamedTuple):
@@ -40,9 +43,11 @@ def chunked(
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
-    """Blocks of queries against blocks of keys; blocks of keys past a block's last visible slot are not computed.
+    """Blocks of queries against blocks of keys; blocks of keys past a block's last visible slot
+    are not computed.
 
-    The backward pass computes the probabilities again from the kept log of each softmax's sum. Arguments as `attention`.
+    The backward pass computes the probabilities again from the kept log of each softmax's sum.
+    Arguments as `attention`.
     """
     length, kv_heads = q.shape[1], k.shape[2]
     block = min(QUERY_BLOCK, length)
@@ -77,7 +82,7 @@ def _forward(scale, queries, keys):
             out = shrink * out + product("bkts,bskh->bkth", weights.astype(values.dtype), values)
             return new_top, total, out
 
-        column = block.rows.shape[:-1] + (1,)
+        column = (*block.rows.shape[:-1], 1)
         start = jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros(block.rows.shape)
         top, total, out = jax.lax.fori_loop(0, _blocks_seen(block, keys), add, start)
         total = jnp.where(total == 0, 1.0, total)
@@ -102,8 +107,11 @@ def _backward(scale, kept, grad):
             toward_scores = (scale * weights * (toward_weights - mean)).astype(these.dtype)
             toward_q = toward_q + product("bkts,bskh->bkth", toward_scores, these)
             start = _start(keys, j)
-            toward_k = _add_at(toward_k, start, product("bkts,bkth->bskh", toward_scores, block.rows))
-            toward_v = _add_at(toward_v, start, product("bkts,bkth->bskh", weights.astype(grad.dtype), grad))
+            toward_k = _add_at(
+                toward_k, start, product("bkth,bkts->bkhs", block.rows, toward_scores)
+            )
+            weights = weights.astype(grad.dtype)
+            toward_v = _add_at(toward_v, start, product("bkth,bkts->bkhs", grad, weights))
             return toward_q, toward_k, toward_v
 
         start = (jnp.zeros(block.rows.shape), *carry)
@@ -122,7 +130,8 @@ _attend.defvjp(_forward, _backward)
 def _scores(
     scale: float, block: Queries, keys: Keys, j: Int[Array, ""]
 ) -> tuple[Float[Array, "B K GQ S"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Scores of one block of queries and one of keys, -inf where unseen, and that block's keys and values."""
+    """Scores of one block of queries and one of keys, -inf where unseen, and that block's keys and
+    values."""
     size, start = _size(keys), _start(keys, j)
     these = jax.lax.dynamic_slice_in_dim(keys.keys, start, size, axis=1)
     values = jax.lax.dynamic_slice_in_dim(keys.values, start, size, axis=1)
@@ -136,12 +145,15 @@ def _scores(
 def _seen(block: Queries, keys: Keys, j: Int[Array, ""]) -> Bool[Array, "R Q S"]:
     size, start = _size(keys), _start(keys, j)
     slots = start + jnp.arange(size, dtype=jnp.int32)[None, None]
-    # The last block starts early where the slots are not a multiple of the block; the one before has seen those.
+    # The last block starts early where the slots are not a multiple of the block; the one before
+    # has seen those.
     seen = (slots >= j * size) & (slots <= block.slots[:, :, None])
     if block.segments is None or keys.segments is None:
         return seen
     segments = jax.lax.dynamic_slice_in_dim(keys.segments, start, size, axis=1)
-    return seen & (block.segments[:, :, None] == segments[:, None]) & (block.segments != 0)[:, :, None]
+    return (
+        seen & (block.segments[:, :, None] == segments[:, None]) & (block.segments != 0)[:, :, None]
+    )
 
 
 def _blocks_seen(block: Queries, keys: Keys) -> Int[Array, ""]:
@@ -157,7 +169,10 @@ def _start(keys: Keys, j: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.minimum(j * _size(keys), keys.keys.shape[1] - _size(keys))
 
 
-def _add_at(total: Float[Array, "B S K H"], start: Int[Array, ""], part: Float[Array, "B C K H"]):
+def _add_at(
+    total: Float[Array, "B S K H"], start: Int[Array, ""], part: Float[Array, "B K H C"]
+) -> Float[Array, "B S K H"]:
+    part = jnp.moveaxis(part, 3, 1)
     before = jax.lax.dynamic_slice_in_dim(total, start, part.shape[1], axis=1)
     return jax.lax.dynamic_update_slice_in_dim(total, before + part, start, axis=1)
 

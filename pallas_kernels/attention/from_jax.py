@@ -19,14 +19,19 @@ def cudnn(
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
-    """`jax.nn.dot_product_attention` through cuDNN; refuses slots, segments, float32 and what is not a GPU."""
+    """`jax.nn.dot_product_attention` through cuDNN; refuses slots, segments, float32 and what is
+    not a GPU."""
     refusal = cudnn_refusal(q, k, visibility)
     if refusal is not None:
         raise dispatch.unsupported("attention", "cudnn", refusal, INSTEAD)
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, is_causal=True, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, is_causal=True, implementation="cudnn"
+    )
 
 
-def cudnn_refusal(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility) -> str | None:
+def cudnn_refusal(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
+) -> str | None:
     """Why cuDNN cannot run these arguments here; None where it can."""
     if dispatch.platform() != "gpu":
         return f"needs a GPU, and this runs on {dispatch.platform()}"
@@ -49,16 +54,24 @@ def splash(
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
-    """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots and what is not a TPU."""
+    """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots and what is not a
+    TPU."""
     refusal = splash_refusal(q, k, visibility)
     if refusal is not None:
         raise dispatch.unsupported("attention", "splash", refusal, INSTEAD)
-    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # only a TPU program needs Mosaic
+    from jax.experimental.pallas.ops.tpu import (
+        splash_attention as kernels,
+    )  # only a TPU program needs Mosaic
 
     length, block = q.shape[1], min(SPLASH_BLOCK, q.shape[1])
     mask = kernels.MultiHeadMask([kernels.CausalMask((length, length))] * q.shape[2])
     sizes = kernels.BlockSizes(
-        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
     kernel = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
@@ -69,7 +82,9 @@ def splash(
     return jnp.where((segments != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
 
 
-def splash_refusal(q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility) -> str | None:
+def splash_refusal(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
+) -> str | None:
     """Why splash attention cannot run these arguments here; None where it can."""
     if dispatch.platform() != "tpu":
         return f"needs a TPU, and this runs on {dispatch.platform()}"

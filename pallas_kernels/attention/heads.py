@@ -1,4 +1,5 @@
-"""Heads before time, and the query heads of one key/value head as rows of one matrix, so no key is repeated."""
+"""Heads before time, and the query heads of one key/value head as rows of one matrix, so no key is
+repeated."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

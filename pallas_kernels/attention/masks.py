@@ -27,7 +27,7 @@ def visible(visibility: Visibility, queries: int, keys: int) -> Bool[Array, "R T
     return seen & same & (query_segments != 0)[:, :, None]
 
 
-def by_group(mask: Bool[Array, "R T S"], groups: int) -> Bool[Array, "R 1 G*T S"]:
+def by_group(mask: Bool[Array, "R T S"], groups: int) -> Bool[Array, "R 1 GT S"]:
     """The mask of scores whose rows are (query head of the group, query)."""
     rows, queries, keys = mask.shape
     mask = jnp.broadcast_to(mask[:, None], (rows, groups, queries, keys))

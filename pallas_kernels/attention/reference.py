@@ -27,4 +27,6 @@ def reference(
     weights = jnp.exp(scores - jax.lax.stop_gradient(top))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total == 0, 1.0, total)
-    return jnp.einsum("bnts,bsnh->btnh", weights, v32, precision=jax.lax.Precision.HIGHEST).astype(q.dtype)
+    return jnp.einsum("bnts,bsnh->btnh", weights, v32, precision=jax.lax.Precision.HIGHEST).astype(
+        q.dtype
+    )

@@ -37,12 +37,16 @@ def lightning_attention(
 
     Args:
       log_decay: natural log of the factor per step, at most 0; one per head.
-      state: memory [key width, value width] before the first token, float32; None is zeros. It belongs to the first
+      state: memory [key width, value width] before the first token, float32; None is zeros. It
+        belongs to the first
         document of each row.
-      segment_ids: 0 is padding, which neither writes nor decays and whose output is zero. A number that differs from
-        the last one that was not 0 starts a new document with an empty memory. None: one document, no padding.
+      segment_ids: 0 is padding, which neither writes nor decays and whose output is zero. A number
+        that differs from
+        the last one that was not 0 starts a new document with an empty memory. None: one document,
+        no padding.
       scale: factor on the outputs, not on the memory.
-      implementation: "recurrent", "associative" or "chunked"; None runs the best one for these shapes.
+      implementation: "recurrent", "associative" or "chunked"; None runs the best one for these
+        shapes.
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:

@@ -1,4 +1,5 @@
-"""Lightning attention in chunks whose memories are joined in a tree: log2 of the chunks deep instead of one by one."""
+"""Lightning attention in chunks whose memories are joined in a tree: log2 of the chunks deep
+instead of one by one."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,9 @@ def associative(
 
 
 def tree_prefix(
-    across: Float[Array, "R M N"], written: Float[Array, "B M N H H"], state: Float[Array, "B N H H"]
+    across: Float[Array, "R M N"],
+    written: Float[Array, "B M N H H"],
+    state: Float[Array, "B N H H"],
 ) -> tuple[Float[Array, "B M N H H"], Float[Array, "B N H H"]]:
     """Memory before each chunk and after the last one; (a, U) then (b, W) is (a b, b U + W)."""
     across = jnp.broadcast_to(across, (across.shape[0], *written.shape[1:3]))[..., None, None]

@@ -13,9 +13,12 @@ from pallas_kernels.products import product
 
 
 class Decays(NamedTuple):
-    """Factors by which memory fades; R is 1 or B and M is 1 or the number of chunks, where all rows or chunks agree."""
+    """Factors by which memory fades; R is 1 or B and M is 1 or the number of chunks, where all
+    rows or chunks agree."""
 
-    within: Float[Array, "R M N C C"]  # from token j to token i of a chunk; 0 where i must not see j
+    within: Float[
+        Array, "R M N C C"
+    ]  # from token j to token i of a chunk; 0 where i must not see j
     entering: Float[Array, "R M N C"]  # from the memory before the chunk to token i
     leaving: Float[Array, "R M N C"]  # from token j to the memory after the chunk
     across: Float[Array, "R M N"]  # from the memory before the chunk to the memory after it
@@ -37,7 +40,8 @@ def chunked(
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """Chunk memories are joined one after the other; arguments and results as `lightning_attention`."""
+    """Chunk memories are joined one after the other; arguments and results as
+    `lightning_attention`."""
     return in_chunks(q, k, v, log_decay, state, segment_ids, scale=scale, prefix=scan_prefix)
 
 
@@ -54,7 +58,8 @@ def in_chunks(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """Outputs and last memory, with the memories before each chunk found by `prefix`.
 
-    For chunk m:  o = scale * ((q k^T * within) v + (q * entering) S_m) ;  S_(m+1) = across * S_m + (k * leaving)^T v
+    For chunk m:  o = scale * ((q k^T * within) v + (q * entering) S_m) ;  S_(m+1) = across * S_m +
+    (k * leaving)^T v
     """
     length, dtype = q.shape[1], q.dtype
     chunk = min(chunk_size(), length)
@@ -75,7 +80,9 @@ def in_chunks(
 
 
 def scan_prefix(
-    across: Float[Array, "R M N"], written: Float[Array, "B M N H H"], state: Float[Array, "B N H H"]
+    across: Float[Array, "R M N"],
+    written: Float[Array, "B M N H H"],
+    state: Float[Array, "B N H H"],
 ) -> tuple[Float[Array, "B M N H H"], Float[Array, "B N H H"]]:
     """Memory before each chunk and after the last one, chunk by chunk."""
     across = jnp.broadcast_to(across, (across.shape[0], *written.shape[1:3]))
@@ -84,7 +91,9 @@ def scan_prefix(
         factor, new = chunk
         return factor[..., None, None] * memory + new, memory
 
-    last, before = jax.lax.scan(step, state, (jnp.swapaxes(across, 0, 1), jnp.swapaxes(written, 0, 1)))
+    last, before = jax.lax.scan(
+        step, state, (jnp.swapaxes(across, 0, 1), jnp.swapaxes(written, 0, 1))
+    )
     return jnp.swapaxes(before, 0, 1), last
 
 
@@ -94,7 +103,8 @@ def chunk_size() -> int:
 
 
 def _decays_of_one_document(log_decay: Float[Array, "N"], length: int, chunk: int) -> Decays:
-    """Every row and every full chunk fade alike; the last chunk may be short, and must not fade past its last token."""
+    """Every row and every full chunk fade alike; the last chunk may be short, and must not fade
+    past its last token."""
     steps = jnp.arange(chunk, dtype=jnp.float32)
     sizes = jnp.minimum(length - chunk * jnp.arange(-(-length // chunk)), chunk).astype(jnp.float32)
     gaps = steps[:, None] - steps[None, :]
@@ -107,7 +117,9 @@ def _decays_of_one_document(log_decay: Float[Array, "N"], length: int, chunk: in
     )
 
 
-def _decays_of_documents(log_decay: Float[Array, "N"], segment_ids: Int[Array, "B T"], chunk: int) -> Decays:
+def _decays_of_documents(
+    log_decay: Float[Array, "N"], segment_ids: Int[Array, "B T"], chunk: int
+) -> Decays:
     """Distances count real tokens only, and nothing crosses the start of a document."""
     pad = -segment_ids.shape[1] % chunk
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)))
@@ -122,15 +134,20 @@ def _decays_of_documents(log_decay: Float[Array, "N"], segment_ids: Int[Array, "
     causal = jnp.tri(chunk, dtype=bool)[None, None]
     seen = causal & (document[..., :, None] == document[..., None, :])
     within = jnp.where(seen[:, :, None], jnp.moveaxis(_fade(log_decay, gaps), 0, 2), 0.0)
-    entering = jnp.where((document == open_before)[:, :, None], jnp.moveaxis(_fade(log_decay, count), 0, 2), 0.0)
+    entering = jnp.where(
+        (document == open_before)[:, :, None], jnp.moveaxis(_fade(log_decay, count), 0, 2), 0.0
+    )
     to_end = jnp.moveaxis(_fade(log_decay, count[..., -1:] - count), 0, 2)
     leaving = jnp.where((document == end)[:, :, None], to_end, 0.0)
-    across = jnp.where(end == open_before, jnp.moveaxis(_fade(log_decay, count[..., -1]), 0, 2), 0.0)
+    across = jnp.where(
+        end == open_before, jnp.moveaxis(_fade(log_decay, count[..., -1]), 0, 2), 0.0
+    )
     return Decays(within, entering, leaving, across)
 
 
 def _fade(log_decay: Float[Array, "N"], steps: Float[Array, "*S"]) -> Float[Array, "N *S"]:
-    """exp(log_decay * steps). Steps are clamped before exp: masking an overflow afterwards gives 0 * inf = NaN."""
+    """exp(log_decay * steps). Steps are clamped before exp: masking an overflow afterwards gives 0
+    * inf = NaN."""
     by_head = log_decay.reshape((-1,) + (1,) * steps.ndim)
     return jnp.exp(by_head * jnp.maximum(steps, 0.0)[None])
 
@@ -144,4 +161,3 @@ def _split(x: Float[Array, "B T N H"], chunk: int) -> Float[Array, "B M N C H"]:
 def _join(x: Float[Array, "B M N C H"], length: int) -> Float[Array, "B T N H"]:
     batch, chunks, heads, chunk, width = x.shape
     return jnp.swapaxes(x, 2, 3).reshape(batch, chunks * chunk, heads, width)[:, :length]
-

@@ -1,4 +1,5 @@
-"""Reading segment numbers the way a recurrence does: which tokens are real, and where a new document begins."""
+"""Reading segment numbers the way a recurrence does: which tokens are real, and where a new
+document begins."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ def is_real(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
 
 
 def starts_document(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """True at a real token whose number differs from that of the last real token before it; False at the first one."""
+    """True at a real token whose number differs from that of the last real token before it; False
+    at the first one."""
     real = is_real(segment_ids)
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
     last = jax.lax.cummax(jnp.where(real, index, -1), axis=1)

@@ -1,4 +1,5 @@
-"""The definition of lightning attention: one token after the other. Also the fastest form for a single token."""
+"""The definition of lightning attention: one token after the other. Also the fastest form for a
+single token."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,11 @@ def recurrent(
 def _step(
     memory: Float[Array, "B N H H"],
     token: tuple[
-        Float[Array, "B N H"], Float[Array, "B N H"], Float[Array, "B N H"], Bool[Array, "B"], Bool[Array, "B"]
+        Float[Array, "B N H"],
+        Float[Array, "B N H"],
+        Float[Array, "B N H"],
+        Bool[Array, "B"],
+        Bool[Array, "B"],
     ],
     decay: Float[Array, "1 N 1 1"],
     scale: float,
@@ -47,7 +52,9 @@ def _step(
     q, k, v, real, starts = token
     real = real[:, None, None]
     q32, k32, v32 = (jnp.where(real, x, 0).astype(jnp.float32) for x in (q, k, v))
-    kept = jnp.where(starts[:, None, None, None], 0.0, memory) * jnp.where(real[..., None], decay, 1.0)
+    kept = jnp.where(starts[:, None, None, None], 0.0, memory) * jnp.where(
+        real[..., None], decay, 1.0
+    )
     memory = kept + k32[..., :, None] * v32[..., None, :]
     out = scale * jnp.einsum("bnk,bnkv->bnv", q32, memory, precision=jax.lax.Precision.HIGHEST)
     return memory, out.astype(q.dtype)

@@ -1,4 +1,5 @@
-"""One loop over chunks of tokens that forms a loss and, where it is differentiated, its gradients with it."""
+"""One loop over chunks of tokens that forms a loss and, where it is differentiated, its gradients
+with it."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +21,10 @@ PerToken = Callable[[Float[Array, "C V"], Any, Any], tuple[Float[Array, "C"], Fl
 
 
 def cross_entropy(
-    hidden: Float[Array, "T D"], head: Float[Array, "V D"], labels: Int[Array, "T"], weights: Float[Array, "T"]
+    hidden: Float[Array, "T D"],
+    head: Float[Array, "V D"],
+    labels: Int[Array, "T"],
+    weights: Float[Array, "T"],
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
     return _loss(_cross_entropy_per_token, hidden, head, weights, labels, ())
@@ -49,7 +53,10 @@ def _cross_entropy_per_token(
 
 
 def _kl_per_token(
-    values: Float[Array, "C V"], teacher_hidden: Float[Array, "C E"], teacher_head: Float[Array, "V E"], temperature: float
+    values: Float[Array, "C V"],
+    teacher_hidden: Float[Array, "C E"],
+    teacher_head: Float[Array, "V E"],
+    temperature: float,
 ) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
     student = jax.nn.log_softmax(values / temperature, axis=-1)
     teacher = jax.nn.log_softmax(logits(teacher_hidden, teacher_head) / temperature, axis=-1)
@@ -87,10 +94,15 @@ def _forward(per_token, hidden, head, weights, extra, constants):
         number, slope = per_token(product("td,vd->tv", hidden, matrix), extra, constants)
         slope = (weights[:, None] * slope).astype(hidden.dtype)
         toward_hidden = product("tv,vd->td", slope, matrix).astype(hidden.dtype)
-        return toward_head + product("tv,td->vd", slope, hidden), (jnp.where(weights != 0, number, 0.0), toward_hidden)
+        return toward_head + product("tv,td->vd", slope, hidden), (
+            jnp.where(weights != 0, number, 0.0),
+            toward_hidden,
+        )
 
     zeros = jnp.zeros(head.shape, jnp.float32)
-    toward_head, (numbers, toward_hidden) = jax.lax.scan(chunk, zeros, _chunks((hidden, weights, extra), head.shape[0]))
+    toward_head, (numbers, toward_hidden) = jax.lax.scan(
+        chunk, zeros, _chunks((hidden, weights, extra), head.shape[0])
+    )
     numbers, toward_hidden = (_join(x, hidden.shape[0]) for x in (numbers, toward_hidden))
     kept = toward_hidden, toward_head.astype(head.dtype), numbers
     return (jnp.sum(weights * numbers), numbers), kept
@@ -108,7 +120,8 @@ _loss.defvjp(_forward, _backward)
 def _chunks(tokens: Any, vocabulary: int) -> Any:
     """Pads every array of tokens (weight 0) and deals the tokens to chunks in turn.
 
-    Dealt, not cut: where tokens are sharded, every chunk then holds some of every shard and nothing has to move.
+    Dealt, not cut: where tokens are sharded, every chunk then holds some of every shard and
+    nothing has to move.
     """
     length = jax.tree.leaves(tokens)[0].shape[0]
     size = max(8, CHUNK_BYTES[dispatch.platform()] // (4 * vocabulary) // 8 * 8)

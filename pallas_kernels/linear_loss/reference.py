@@ -8,7 +8,10 @@ from pallas_kernels.products import product
 
 
 def cross_entropy(
-    hidden: Float[Array, "T D"], head: Float[Array, "V D"], labels: Int[Array, "T"], weights: Float[Array, "T"]
+    hidden: Float[Array, "T D"],
+    head: Float[Array, "V D"],
+    labels: Int[Array, "T"],
+    weights: Float[Array, "T"],
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
     log_probs = jax.nn.log_softmax(logits(hidden, head), axis=-1)
@@ -36,6 +39,8 @@ def logits(hidden: Float[Array, "T D"], head: Float[Array, "V D"]) -> Float[Arra
     return product("td,vd->tv", hidden, head.astype(hidden.dtype))
 
 
-def _total(numbers: Float[Array, "T"], weights: Float[Array, "T"]) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+def _total(
+    numbers: Float[Array, "T"], weights: Float[Array, "T"]
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     numbers = jnp.where(weights != 0, numbers, 0.0)
     return jnp.sum(weights * numbers), numbers

@@ -1,6 +1,7 @@
 """The only list of mixers. A new one is a file beside these and a line in each function here."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.lightning import (
@@ -21,7 +22,7 @@ def make_mixer(
     d_model: int,
     norm_eps: float,
     start: Initialization,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     name: str | None = None,
 ) -> SoftmaxMixer | LightningMixer:
     """The module of a spec: `(x, timeline, state) -> (y, state)`; state None means from the start, nothing kept."""
@@ -29,7 +30,7 @@ def make_mixer(
     return kind(spec, d_model, norm_eps, start, dtype, name=name)
 
 
-def empty_state(spec: MixerSpec, batch: int, capacity: int, dtype: jnp.dtype) -> MixerState:
+def empty_state(spec: MixerSpec, batch: int, capacity: int, dtype: DTypeLike) -> MixerState:
     """What a mixer remembers before the first token; only softmax attention needs room per token."""
     if isinstance(spec, SoftmaxSpec):
         return empty_kv(spec, batch, capacity, dtype)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
@@ -84,7 +85,7 @@ class LightningMixer(nn.Module):
     d_model: int
     norm_eps: float
     start: Initialization
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
@@ -49,7 +50,7 @@ class KVState:
     values: Keys
 
 
-def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: jnp.dtype) -> KVState:
+def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
     """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers."""
     shape = (batch, capacity, spec.num_kv_heads, spec.head_dim)
     return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -68,7 +69,7 @@ class SoftmaxMixer(nn.Module):
     d_model: int
     norm_eps: float
     start: Initialization
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

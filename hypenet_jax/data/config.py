@@ -1,0 +1,99 @@
+"""What to read and how to serve it, as values."""
+
+import dataclasses
+import math
+
+from hypenet_jax.data.sources import Source
+from hypenet_jax.data.synthetic import NeedleRows
+from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
+
+# Rows are shuffled among this many neighbouring blocks of the shuffled text, so that rows of one
+# block part company.
+WINDOW_BLOCKS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig:
+    """Text that is tokenised once and shared by all stages.
+
+    Attributes:
+      folder: where the prepared rows are kept.
+      block_length: tokens of a stored row. The context length of every stage must divide it, so it
+        is the longest one.
+      heldout_fraction: chance of a document to be held out of training.
+      seed: decides which documents are held out.
+    """
+
+    folder: str
+    source: Source
+    tokenizer: TokenizerFile | TrainedTokenizer
+    block_length: int
+    heldout_fraction: float
+    seed: int
+
+    def __post_init__(self):
+        if self.block_length < 2:
+            raise ValueError(
+                f"block_length {self.block_length} leaves nothing to predict; use >= 2"
+            )
+        if not 0.0 <= self.heldout_fraction < 1.0:
+            raise ValueError(f"heldout_fraction {self.heldout_fraction} is not in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What one stage reads.
+
+    Attributes:
+      sequences_per_step: rows of a global batch, over all hosts and micro-batches.
+      first_token: where in the shuffled text this stage begins: 0, or `tokens_after` the stage
+        before it.
+      seed: order of the rows and needles; stages that share text must share it.
+      reset_documents: True: documents of a row do not see each other. False: the published form,
+        one segment per row.
+      needles: questions with known answers, planted in part of the rows.
+    """
+
+    corpus: CorpusConfig
+    context_length: int
+    sequences_per_step: int
+    first_token: int
+    seed: int
+    reset_documents: bool = True
+    needles: NeedleRows | None = None
+
+    def __post_init__(self):
+        if self.context_length < 2 or self.corpus.block_length % self.context_length:
+            raise ValueError(
+                f"context_length {self.context_length} must be at least 2 and divide block_length "
+                f"{self.corpus.block_length}; change one of them"
+            )
+        if self.sequences_per_step < 1:
+            raise ValueError(f"sequences_per_step {self.sequences_per_step} must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed {self.seed} must lie in [0, 2**32)")
+        window = window_tokens(self.corpus)
+        if self.first_token < 0 or self.first_token % window:
+            below = max(0, self.first_token // window * window)
+            raise ValueError(
+                f"first_token {self.first_token} is not a multiple of the shuffle window of "
+                f"{window} tokens; use {below} or {below + window}"
+            )
+        if self.needles is not None:
+            self.needles.check(self.context_length)
+
+
+def window_tokens(corpus: CorpusConfig) -> int:
+    """Tokens among which rows are shuffled; stages begin at multiples of it."""
+    return WINDOW_BLOCKS * corpus.block_length
+
+
+def tokens_after(config: DataConfig, steps: int) -> int:
+    """`first_token` for the stage that follows `steps` steps of this one, of any context length.
+
+    The tokens read so far, rounded up to a whole shuffle window: no row of one stage is read by
+    the next.
+    """
+    read = config.first_token + steps * config.sequences_per_step * config.context_length
+    window = window_tokens(config.corpus)
+    return math.ceil(read / window) * window

@@ -1,0 +1,207 @@
+"""This host's slice of the global batches, in an order that one integer resumes.
+
+The order of one epoch, the same for every context length as far as text is concerned:
+  1. The stored rows ("blocks", packed at the longest context length) are shuffled; the padded one
+     stays last.
+  2. Each is cut into rows of `context_length`.
+  3. Rows are shuffled within windows of WINDOW_BLOCKS blocks, so that those of one block part.
+Stages lie one after another along this text: a stage begins at `first_token`, a whole number of
+windows, and takes one row after another. With `tokens_after` of one stage as the `first_token` of
+the next, no stage reads what another read, even at another context length, until the text runs
+out; then a new epoch begins in a new order. Every batch is a function of (config, batch number):
+hosts only decide who loads which rows of it.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.data.batch import Batch, Row, stack_rows
+from hypenet_jax.data.config import WINDOW_BLOCKS, DataConfig
+from hypenet_jax.data.packing import cut_row
+from hypenet_jax.data.prepared import Blocks, Prepared
+
+# Grain wants lengths; this one is never reached, yet leaves room for products within 64 bits.
+_ENDLESS = 1 << 60
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOrder:
+    """Row number, counted through one epoch after another -> (block, part of that block)."""
+
+    num_tokens: int
+    block_length: int
+    context_length: int
+    seed: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch."""
+        return -(-self.num_tokens // self.context_length)
+
+    @property
+    def parts(self) -> int:
+        """Rows of a block."""
+        return self.block_length // self.context_length
+
+    def __call__(self, index: int) -> tuple[int, int]:
+        epoch, row = divmod(index, self.num_rows)
+        window, place = divmod(row, WINDOW_BLOCKS * self.parts)
+        block, part = _window(self, epoch, window)[place]
+        return int(block), int(part)
+
+
+@functools.lru_cache(maxsize=16)
+def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
+    """(block, part) of each row of one window, in reading order."""
+    first = window * WINDOW_BLOCKS
+    rows = np.arange(
+        first * order.parts, min((first + WINDOW_BLOCKS) * order.parts, order.num_rows)
+    )
+    blocks, parts = np.divmod(rows, order.parts)
+    # Counted in tokens, not rows, so that all context lengths shuffle the same blocks alike.
+    full = order.num_tokens // order.block_length
+    shuffled = grain.MapDataset.range(max(full, 1)).shuffle(seed=order.seed % 2**32)
+    names = [shuffled[b] if b < full else b for b in range(first, int(blocks[-1]) + 1)]
+    table = np.stack([np.asarray(names, np.int64)[blocks - first], parts], axis=-1)
+    # The one numpy stream whose numbers are promised never to change between versions.
+    return np.random.RandomState([order.seed, epoch, window]).permutation(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadRow:
+    """Row number -> the row, cut from its block."""
+
+    blocks: Blocks
+    order: RowOrder
+    context_length: int
+    reset_documents: bool
+
+    def __call__(self, index: int) -> Row:
+        block, part = self.order(index)
+        return cut_row(self.blocks[block], part, self.context_length, self.reset_documents)
+
+
+class Loader:
+    """An endless iterator of this host's share of the global batches, as numpy arrays.
+
+    `position` is the number of the next global batch, the same on every host: save it, and set it
+    to resume. The number of hosts may change in between; the global batches stay the same.
+    """
+
+    def __init__(self, batches: grain.MapDataset, rows_to_epoch_end: int, rows_per_batch: int):
+        self._batches = batches
+        self._rows_to_epoch_end = rows_to_epoch_end
+        self._rows_per_batch = rows_per_batch
+        self._position = 0
+        self._iterator: grain.DatasetIterator | None = None
+        self._said = False
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        if position < 0:
+            raise ValueError(f"position {position} is negative; it counts global batches from 0")
+        self.close()
+        self._position = position
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            # A few threads and batches: more only delays the first batch and holds memory.
+            options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+            self._iterator = iter(self._batches[self._position :].to_iter_dataset(options))
+        batch = next(self._iterator)
+        self._position += 1
+        if not self._said and self._position * self._rows_per_batch > self._rows_to_epoch_end:
+            self._said = True
+            logger.warning(
+                "the training text is used up at batch %d: from here rows come again, reshuffled",
+                self._position - 1,
+            )
+        return batch
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        if self._iterator is not None:
+            self._iterator.close()
+        self._iterator = None
+
+
+def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1) -> Loader:
+    """Training batches of one stage: rows [host, host + 1) / hosts of every global batch.
+
+    Raises:
+      ValueError: the batch does not divide over the hosts, or the folder was prepared for another
+        config.
+    """
+    _check(config, prepared, host, hosts)
+    local = config.sequences_per_step // hosts
+    length = config.context_length
+    num_tokens = prepared.num_tokens("train")
+    order = RowOrder(num_tokens, prepared.block_length, length, config.seed)
+    read = ReadRow(prepared.blocks("train"), order, length, config.reset_documents)
+    rows = grain.MapDataset.range(_ENDLESS).map(read)
+    if config.needles is not None:
+        rows = rows.random_map(config.needles, seed=config.seed)
+    first_row = config.first_token // length
+    # Batches of one host's size, every hosts-th of them: a host reads its own rows only, and the
+    # global batch is the same rows in the same order for any number of hosts.
+    batches = rows[first_row:].batch(local, batch_fn=stack_rows)[host::hosts]
+    return Loader(batches, order.num_rows - first_row % order.num_rows, config.sequences_per_step)
+
+
+def heldout_batches(
+    prepared: Prepared,
+    context_length: int,
+    sequences: int,
+    reset_documents: bool,
+) -> Iterator[Batch]:
+    """All held-out rows once, in stored order; the last batch is filled up with padding."""
+    blocks = prepared.blocks("heldout")
+    parts, remainder = divmod(prepared.block_length, context_length)
+    if remainder:
+        raise ValueError(
+            f"context_length {context_length} does not divide the stored rows of "
+            f"{prepared.block_length} tokens; use one that does"
+        )
+    num_rows = prepared.num_rows("heldout", context_length)
+    for first in range(0, num_rows, sequences):
+        numbers = range(first, min(first + sequences, num_rows))
+        rows = [
+            cut_row(blocks[n // parts], n % parts, context_length, reset_documents) for n in numbers
+        ]
+        padding = Row(**{name: np.zeros_like(array) for name, array in rows[0].items()})
+        yield stack_rows(rows + [padding] * (sequences - len(rows)))
+
+
+def _check(config: DataConfig, prepared: Prepared, host: int, hosts: int) -> None:
+    if config.sequences_per_step % hosts or not 0 <= host < hosts:
+        raise ValueError(
+            f"{config.sequences_per_step} sequences per step do not divide over host {host} of "
+            f"{hosts}; use a multiple of the number of hosts"
+        )
+    if prepared.block_length != config.corpus.block_length:
+        raise ValueError(
+            f"{prepared.folder} has blocks of {prepared.block_length}, the config says "
+            f"{config.corpus.block_length}; prepare the data of this config"
+        )
+    if config.needles is not None:
+        catalogue = config.needles.catalogue
+        if catalogue.first_id + catalogue.num_ids > prepared.vocab_size:
+            raise ValueError(
+                f"the catalogue ends at id {catalogue.first_id + catalogue.num_ids - 1}, the "
+                f"vocabulary has {prepared.vocab_size}; reserve catalogue.token_names() for it"
+            )

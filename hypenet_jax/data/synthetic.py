@@ -1,0 +1,176 @@
+"""Text with known answers: entries of a catalogue planted in ordinary text, and questions.
+
+A needle is `marker entry`; a query is `marker class`, and the one right continuation is the entry
+of that class that was planted earlier in the same row. Entries are drawn anew for every row, so
+knowing the class alone guesses right once in `entries`. One attention hop finds the answer, so
+tiny models learn it in seconds; a state that decays does not hold it over a long distance.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.data.batch import Row, make_row
+
+# A query and its answer: the widest thing that is planted.
+_SLOT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Ids from `first_id` on: one marker, `classes` class tokens, `classes * entries` entry
+    tokens."""
+
+    first_id: int
+    classes: int = 16
+    entries: int = 16
+
+    @property
+    def marker(self) -> int:
+        return self.first_id
+
+    @property
+    def num_ids(self) -> int:
+        return 1 + self.classes + self.classes * self.entries
+
+    def class_id(self, c):
+        """Token of class c; c is a number or an array of numbers."""
+        return self.first_id + 1 + c
+
+    def entry_id(self, c, e):
+        """Token of entry e of class c; numbers or arrays of numbers."""
+        return self.first_id + 1 + self.classes + c * self.entries + e
+
+    def token_names(self) -> tuple[str, ...]:
+        """Names in the order of their ids: the `reserved` tokens of a trained tokenizer."""
+        classes = range(self.classes)
+        entries = [f"<|entry_{c}_{e}|>" for c in classes for e in range(self.entries)]
+        return ("<|marker|>", *(f"<|class_{c}|>" for c in classes), *entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleRows:
+    """Plants needles and queries in training rows, over the text that was there.
+
+    Attributes:
+      row_fraction: share of rows that carry needles; such a row becomes one document. Rows with
+        padding are left alone.
+      min_needles, max_needles: needles per row, of different classes; the number is drawn evenly.
+      queries: questions per row, each about a needle before it, drawn with replacement.
+      answer_weight: loss weight of an answer. Markers, classes and planted entries, which nobody
+        can predict, weigh 0.
+    """
+
+    catalogue: Catalogue
+    row_fraction: float
+    min_needles: int
+    max_needles: int
+    queries: int
+    answer_weight: float = 4.0
+
+    def __post_init__(self):
+        if not 1 <= self.min_needles <= self.max_needles <= self.catalogue.classes:
+            raise ValueError(
+                f"needles must satisfy 1 <= min {self.min_needles} <= max {self.max_needles} <= "
+                f"classes {self.catalogue.classes}"
+            )
+
+    def check(self, context_length: int) -> None:
+        """Raises ValueError if a row of this length cannot hold all needles and queries."""
+        needed = _SLOT * (self.max_needles + self.queries + 1)
+        if context_length < needed:
+            raise ValueError(
+                f"{self.max_needles} needles and {self.queries} queries need rows of {needed} "
+                f"tokens, not {context_length}; plant fewer or lengthen the rows"
+            )
+
+    def __call__(self, row: Row, rng: np.random.Generator) -> Row:
+        """The row, with needles or as it was; `rng` decides everything."""
+        if rng.random() >= self.row_fraction or row["segment_ids"][-1] == 0:
+            return row
+        count = int(rng.integers(self.min_needles, self.max_needles + 1))
+        starts, is_needle = self._places(len(row["tokens"]), count, rng)
+        classes = rng.permutation(self.catalogue.classes)[:count]
+        entries = self.catalogue.entry_id(classes, rng.integers(self.catalogue.entries, size=count))
+        planted_before = np.cumsum(is_needle)[~is_needle]
+        asked = (rng.random(self.queries) * planted_before).astype(np.int64)
+
+        tokens = row["tokens"].copy()
+        needle_starts, query_starts = starts[is_needle], starts[~is_needle]
+        tokens[starts] = self.catalogue.marker
+        tokens[needle_starts + 1] = entries
+        tokens[query_starts + 1] = self.catalogue.class_id(classes[asked])
+        tokens[query_starts + 2] = entries[asked]
+        planted = make_row(tokens, np.ones_like(tokens))
+        planted["loss_weight"][starts] = 0.0
+        planted["loss_weight"][starts + 1] = 0.0
+        planted["loss_weight"][query_starts + 2] = self.answer_weight
+        return planted
+
+    def _places(self, length: int, count: int, rng: np.random.Generator):
+        """Starts of all plants in order, and which of them are needles: the first always is."""
+        shift = int(rng.integers(_SLOT))
+        slots = rng.permutation((length - shift) // _SLOT)[: count + self.queries]
+        slots.sort()
+        is_needle = np.zeros(count + self.queries, bool)
+        is_needle[0] = True
+        is_needle[1 + rng.permutation(count + self.queries - 1)[: count - 1]] = True
+        return shift + _SLOT * slots, is_needle
+
+
+class NeedleQuestion(NamedTuple):
+    """tokens end in a query; what follows is `answer`, one of `choices` (the entries of its
+    class)."""
+
+    tokens: Int[np.ndarray, " T"]
+    answer: int
+    choices: Int[np.ndarray, " E"]
+
+
+def needle_sequence(
+    catalogue: Catalogue,
+    text: Int[np.ndarray, " n"],
+    length: int,
+    num_needles: int,
+    depth: float,
+    rng: np.random.Generator,
+) -> NeedleQuestion:
+    """A test sequence of `length` tokens: text, needles of different classes, one query at the end.
+
+    Args:
+      text: ordinary tokens, at least `length`; a stretch of it drawn with `rng` is the haystack.
+      depth: where the needle that is asked for lies: 0 at the start, 1 right before the query. The
+        others lie anywhere.
+    Raises:
+      ValueError: not enough text, classes or room.
+    """
+    _check_question(catalogue, len(text), length, num_needles, depth)
+    tokens = text[int(rng.integers(len(text) - length + 1)) :][:length].astype(np.int32)
+    slots = (length - 2) // 2
+    asked_slot = round(depth * (slots - 1))
+    others = rng.choice(slots - 1, num_needles - 1, replace=False)
+    starts = 2 * np.append(others + (others >= asked_slot), asked_slot)
+    classes = rng.permutation(catalogue.classes)[:num_needles]
+    entries = catalogue.entry_id(classes, rng.integers(catalogue.entries, size=num_needles))
+    tokens[starts], tokens[starts + 1] = catalogue.marker, entries
+    tokens[-2:] = catalogue.marker, catalogue.class_id(classes[-1])
+    choices = catalogue.entry_id(classes[-1], np.arange(catalogue.entries))
+    return NeedleQuestion(tokens, int(entries[-1]), choices)
+
+
+def _check_question(
+    catalogue: Catalogue, text_length: int, length: int, num_needles: int, depth: float
+) -> None:
+    if text_length < length:
+        raise ValueError(
+            f"{text_length} tokens of text cannot fill a sequence of {length}; give more text"
+        )
+    if not 1 <= num_needles <= min(catalogue.classes, (length - 2) // 2):
+        raise ValueError(
+            f"{num_needles} needles do not fit {catalogue.classes} classes and {length} tokens; "
+            f"use 1 to {min(catalogue.classes, (length - 2) // 2)}"
+        )
+    if not 0.0 <= depth <= 1.0:
+        raise ValueError(f"depth {depth} is not between 0 (start) and 1 (right before the query)")

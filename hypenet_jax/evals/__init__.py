@@ -1,0 +1,16 @@
+"""Measurements by context length: needles, perplexity, speed; what they return, and a page that shows it."""
+
+from hypenet_jax.evals.needle import needle_accuracy, retrieval
+from hypenet_jax.evals.perplexity import held_out, perplexity_by_length
+from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.subject import Subject
+
+__all__ = [
+    "Report",
+    "Row",
+    "Subject",
+    "held_out",
+    "needle_accuracy",
+    "perplexity_by_length",
+    "retrieval",
+]

@@ -1,0 +1,187 @@
+"""Retrieval: does a model find, at the end of a long text, what was planted somewhere in it?
+
+Chance is one in `catalogue.entries` for a model that knows the class alone. Every model is asked the same questions.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Params, Tokens
+from hypenet_jax.data.batch import make_row
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
+from hypenet_jax.evals.perplexity import top_tokens
+from hypenet_jax.evals.report import Report, share
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.sharding import constrain
+
+LastLogits = Callable[[Int[np.ndarray, "B T"]], Float[Array, "B V"]]
+"""Rows of tokens to the logits of what follows each row's last token."""
+
+
+class Questions(NamedTuple):
+    """Rows that each end in a query, and the one right next token of each."""
+
+    tokens: Int[np.ndarray, "R T"]
+    answers: Int[np.ndarray, " R"]
+
+
+class Quiz(NamedTuple):
+    """Rows with several queries each: answer q of a row is what the token at `places` q should be followed by."""
+
+    tokens: Int[np.ndarray, "R T"]
+    places: Int[np.ndarray, "R Q"]
+    answers: Int[np.ndarray, "R Q"]
+
+
+def needle_accuracy(
+    subject: Subject,
+    catalogue: Catalogue,
+    text: Int[np.ndarray, " n"],
+    lengths: Sequence[int],
+    *,
+    num_needles: int,
+    count: int,
+    seed: int,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Report:
+    """Share of questions at the end of a context that a model answers, by context length.
+
+    The answer is the argmax over the whole vocabulary, not over the entries of the class; only the logits of the last
+    position are formed. Depths are spread evenly. One compilation per model and length.
+
+    Args:
+      catalogue: the planted tokens.
+      text: held-out tokens that the needles are hidden in; at least the longest length.
+      lengths: tokens per sequence, the query included.
+      count: sequences per length.
+      seed: decides the sequences, the same for every model.
+    Returns:
+      Rows "needle" with Wilson intervals of 95 %.
+    """
+    ask = last_logits(subject)
+    report = Report()
+    for length in lengths:
+        asked = questions(catalogue, text, length, num_needles=num_needles, count=count, seed=seed)
+        hits = count_hits(ask, asked, tokens_per_batch)
+        report = report.add(share("needle", subject.name, hits, count, length=length))
+    return report
+
+
+def questions(
+    catalogue: Catalogue,
+    text: Int[np.ndarray, " n"],
+    length: int,
+    *,
+    num_needles: int,
+    count: int,
+    seed: int,
+) -> Questions:
+    """Question i lies at depth (i + 1/2) / count; each has random numbers of its own, so batching cannot change it."""
+    asked = [
+        needle_sequence(
+            catalogue,
+            text,
+            length,
+            num_needles,
+            (i + 0.5) / count,
+            np.random.default_rng((seed, length, i)),
+        )
+        for i in range(count)
+    ]
+    answers = np.asarray([question.answer for question in asked])
+    return Questions(np.stack([question.tokens for question in asked]), answers)
+
+
+def count_hits(
+    ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> int:
+    """How many questions are answered right."""
+    guesses = [
+        np.argmax(np.asarray(ask(batch)), axis=-1)[:real]
+        for batch, real in batches_of(asked.tokens, tokens_per_batch)
+    ]
+    return int(np.sum(np.concatenate(guesses) == asked.answers))
+
+
+def last_logits(subject: Subject) -> LastLogits:
+    """The model as a function from rows to the logits after their last token."""
+    return functools.partial(_last_logits, subject.decoder, subject.params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _last_logits(decoder: Decoder, params: Params, tokens: Tokens) -> Float[Array, "B V"]:
+    tokens = constrain(tokens, (axes.BATCH, axes.TIME))
+    hidden = decoder.apply({"params": params}, tokens).hidden[:, -1:]
+    logits = decoder.apply({"params": params}, hidden, method="logits")
+    return constrain(logits[:, 0], (None, None))
+
+
+def retrieval(
+    subject: Subject,
+    catalogue: Catalogue,
+    text: Int[np.ndarray, " n"],
+    *,
+    length: int,
+    num_rows: int,
+    num_needles: int = 8,
+    queries: int = 8,
+    seed: int,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Report:
+    """Share of all queries in short rows that a model answers, near ones included: the score that selects layers.
+
+    Returns:
+      One row "retrieval"; its count is num_rows * queries.
+    """
+    asked = quiz(catalogue, text, length, num_rows, num_needles, queries, seed)
+    hits, start = 0, 0
+    for batch, real in batches_of(asked.tokens, tokens_per_batch):
+        places = np.resize(asked.places[start : start + real], (len(batch), queries))
+        guesses = np.asarray(_guesses(subject.decoder, subject.params, batch, places))[:real]
+        hits += int(np.sum(guesses == asked.answers[start : start + real]))
+        start += real
+    return Report((share("retrieval", subject.name, hits, num_rows * queries, length=length),))
+
+
+def quiz(
+    catalogue: Catalogue,
+    text: Int[np.ndarray, " n"],
+    length: int,
+    num_rows: int,
+    num_needles: int,
+    queries: int,
+    seed: int,
+) -> Quiz:
+    """Rows of text drawn from `text`, with needles and queries planted as in training."""
+    plant = NeedleRows(catalogue, 1.0, num_needles, num_needles, queries)
+    plant.check(length)
+    if len(text) < length:
+        raise ValueError(f"{len(text)} tokens of text cannot fill a row of {length}; give more text")
+    rows = []
+    for i in range(num_rows):
+        rng = np.random.default_rng((seed, length, i))
+        start = int(rng.integers(len(text) - length + 1))
+        row = make_row(text[start : start + length].astype(np.int32), np.ones(length, np.int32))
+        rows.append(plant(row, rng)["tokens"])
+    tokens = np.stack(rows)
+    is_class = (tokens >= catalogue.class_id(0)) & (tokens < catalogue.class_id(catalogue.classes))
+    places = np.nonzero(is_class)[1].reshape(num_rows, queries)
+    return Quiz(tokens, places, np.take_along_axis(tokens, places + 1, axis=1))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _guesses(
+    decoder: Decoder, params: Params, tokens: Tokens, places: Int[Array, "B Q"]
+) -> Int[Array, "B Q"]:
+    tokens = constrain(tokens, (axes.BATCH, axes.TIME))
+    hidden = decoder.apply({"params": params}, tokens).hidden
+    asked = jnp.take_along_axis(hidden, places[:, :, None], axis=1)
+    return constrain(top_tokens(decoder, params, asked), (None, None))

@@ -1,0 +1,167 @@
+"""What every measurement returns: rows of numbers that can be stored, joined, searched and read in a terminal."""
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+# Two-sided 95 % of a normal distribution.
+Z = 1.959963984540054
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One number, what it is of, and how sure it is.
+
+    Attributes:
+      metric: what was measured, such as "needle"; the unit is part of the name where there is one ("decode_seconds").
+      model: name of the model it was measured on.
+      value: the number.
+      count: how many examples, tokens or runs it is made of.
+      length: context length in tokens; None where there is none to speak of.
+      low, high: interval around the value; None where none was computed.
+      label: what else tells rows apart, such as a layer.
+    """
+
+    metric: str
+    model: str
+    value: float
+    count: int
+    length: int | None = None
+    low: float | None = None
+    high: float | None = None
+    label: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        """What names this row; rows sort by it."""
+        length = -1 if self.length is None else self.length
+        return self.metric, self.model, self.label or "", length
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Rows of any metrics and models, in the order they were measured."""
+
+    rows: tuple[Row, ...] = ()
+
+    def add(self, *rows: Row) -> "Report":
+        """This report and these rows."""
+        return Report((*self.rows, *rows))
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report((*self.rows, *other.rows))
+
+    def select(
+        self,
+        metric: str | None = None,
+        model: str | None = None,
+        length: int | None = None,
+        label: str | None = None,
+    ) -> "Report":
+        """The rows that agree with every argument given."""
+        wanted = {"metric": metric, "model": model, "length": length, "label": label}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        return Report(
+            tuple(
+                row
+                for row in self.rows
+                if all(getattr(row, name) == value for name, value in wanted.items())
+            )
+        )
+
+    def value(
+        self, metric: str, model: str, length: int | None = None, label: str | None = None
+    ) -> float:
+        """The number of the one row that agrees.
+
+        Raises:
+          KeyError: no row agrees, or more than one.
+        """
+        found = self.select(metric, model, length, label).rows
+        if len(found) != 1:
+            asked = f"metric {metric!r}, model {model!r}, length {length}, label {label!r}"
+            keys = [row.key for row in found or self.rows]
+            raise KeyError(f"{len(found)} rows have {asked}; there are {keys}")
+        return found[0].value
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of models in the order of their first row."""
+        return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Context lengths, ascending."""
+        return tuple(sorted({row.length for row in self.rows if row.length is not None}))
+
+    def to_json_lines(self) -> str:
+        """One JSON object per row, rows and keys sorted, numbers in the shortest form that reads back to the same bits."""
+        rows = sorted(self.rows, key=lambda row: row.key)
+        return "".join(json.dumps(_plain(row), sort_keys=True) + "\n" for row in rows)
+
+    def table(self) -> str:
+        """Aligned text for a terminal: one block per metric, a line per model (and label), a column per length."""
+        metrics = dict.fromkeys(row.metric for row in self.rows)
+        return "\n".join(_block(metric, self.select(metric)) for metric in metrics)
+
+
+def report_from_json_lines(text: str) -> Report:
+    """Undoes `Report.to_json_lines`."""
+    return Report(tuple(_row(json.loads(line)) for line in text.splitlines() if line.strip()))
+
+
+def share(
+    metric: str,
+    model: str,
+    hits: int,
+    count: int,
+    *,
+    length: int | None = None,
+    label: str | None = None,
+) -> Row:
+    """The row of hits / count with its Wilson interval of 95 %."""
+    low, high = wilson(hits, count)
+    return Row(metric, model, hits / count, count, length, low, high, label)
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Interval of 95 % around a share; unlike hits / count +- error it stays inside [0, 1] and is not empty at 0 or 1.
+
+    Source: E. B. Wilson, 1927.
+    """
+    mean, z2 = hits / count, Z * Z
+    centre = (mean + z2 / (2 * count)) / (1 + z2 / count)
+    spread = Z * math.sqrt(mean * (1 - mean) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    return max(0.0, min(mean, centre - spread)), min(1.0, max(mean, centre + spread))
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """JSON has no word for infinities and NaN: they are written as text."""
+    fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in fields.items()
+    }
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    numbers = {name: float(fields[name]) for name in ("value", "low", "high") if name in fields}
+    return Row(**{**fields, **numbers})
+
+
+def _block(metric: str, report: Report) -> str:
+    lengths = report.lengths
+    columns = [*map(str, lengths), *([""] if any(r.length is None for r in report.rows) else [])]
+    lines = {}
+    for row in report.rows:
+        name = row.model if row.label is None else f"{row.model}, {row.label}"
+        column = len(lengths) if row.length is None else lengths.index(row.length)
+        lines.setdefault(name, [""] * len(columns))[column] = f"{row.value:.4g}"
+    cells = [[metric, *columns], *([name, *values] for name, values in lines.items())]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    aligned = [
+        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        for line in cells
+    ]
+    return "".join("  ".join(line).rstrip() + "\n" for line in aligned)

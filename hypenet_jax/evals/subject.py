@@ -1,0 +1,45 @@
+"""What is measured: a model with its parameters and its name; and how rows of tokens are dealt to batches."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.axes import Params
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.stacking import unstack_layers
+
+# Tokens of one forward pass: rows get fewer as they get longer, so memory and time per batch stay about the same.
+TOKENS_PER_BATCH = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model as it is measured.
+
+    Attributes:
+      name: of the model in every row of the report.
+      decoder: with `scan` as the parameters are grouped.
+      params: of the decoder.
+    """
+
+    name: str
+    decoder: Decoder
+    params: Params
+
+    def with_single_layers(self) -> "Subject":
+        """The same model with every layer alone, as decoding wants it: a scan would copy the caches."""
+        decoder = self.decoder.clone(scan=False, remat="none")
+        return Subject(self.name, decoder, unstack_layers(self.params))
+
+
+def batches_of(
+    rows: Int[np.ndarray, "R T"], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Iterator[tuple[Int[np.ndarray, "B T"], int]]:
+    """Batches of one shape, and how many of their rows are real: the last is filled up with its own last row."""
+    size = max(1, min(len(rows), tokens_per_batch // rows.shape[1]))
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        filling = np.repeat(batch[-1:], size - len(batch), axis=0)
+        yield np.concatenate([batch, filling]), len(batch)

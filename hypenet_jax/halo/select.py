@@ -1,0 +1,184 @@
+"""Which layers keep softmax attention: replace one at a time by its stage-1 mixer, score, rank.
+
+A sweep writes no model: all scores come from one compiled program over shared weights, in which the replaced layer is
+an argument. Source: arXiv 2601.22156, attention layer selection.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
+from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.model.decoder import Decoder, Output
+from hypenet_jax.model.layers import GatedMLP, RMSNorm, unroll_runs
+from hypenet_jax.model.mixers import make_mixer
+from hypenet_jax.model.timeline import place
+
+LayerScores = Float[np.ndarray, " L"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectConfig:
+    """The choice of softmax layers.
+
+    Attributes:
+      start_from: name of the stage-1 run whose mixers replace the teacher's.
+      keep: how many layers keep softmax attention; the published models keep a quarter.
+      rows: held-out rows scored per layer, for retrieval and for likelihood alike.
+      eps: added to the loss of likelihood in the ratio: 1e-10 is the published value for accuracies. Log-likelihoods of
+        layers that matter to nothing need about 0.01.
+    """
+
+    start_from: str
+    keep: int
+    rows: int
+    eps: float = 1e-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """A sweep's scores and what follows from them; replayable from its file."""
+
+    retrieval: tuple[float, ...]
+    commonsense: tuple[float, ...]
+    importance: tuple[float, ...]
+    softmax_layers: tuple[int, ...]
+    eps: float
+
+
+def halo_importance(
+    retrieval: LayerScores, commonsense: LayerScores, *, eps: float = 1e-10
+) -> LayerScores:
+    """How much retrieval a layer's softmax carries per unit of common sense: min(50, (max R - R_i) / (max C - C_i + eps)).
+
+    Args:
+      retrieval: R_i, score on retrieval tasks with layer i alone replaced.
+      commonsense: C_i, score on short-context tasks with layer i alone replaced.
+      eps: 1e-10 is the published value.
+    Raises:
+      ValueError: scores that are missing (negative or not finite retrieval, not finite commonsense).
+    Source: arXiv 2601.22156; the maxima run over the sweep, not over the unmodified model, as in the official code.
+    """
+    if not (np.isfinite(retrieval).all() and np.isfinite(commonsense).all()):
+        raise ValueError(f"scores must be finite: retrieval {retrieval}, commonsense {commonsense}")
+    lost_retrieval = retrieval.max() - retrieval
+    lost_sense = commonsense.max() - commonsense
+    return np.minimum(50.0, lost_retrieval / (lost_sense + eps))
+
+
+def keep_layers(importance: LayerScores, k: int) -> tuple[int, ...]:
+    """The k most important layers, in order of depth; of equal ones the deeper is kept, as in the official code.
+
+    Raises:
+      ValueError: k is not between 0 and the number of layers.
+    """
+    if not 0 <= k <= len(importance):
+        raise ValueError(f"cannot keep {k} of {len(importance)} layers; use 0 to {len(importance)}")
+    ranked = sorted(range(len(importance)), key=lambda i: (importance[i], i), reverse=True)
+    return tuple(sorted(ranked[:k]))
+
+
+def select(retrieval: LayerScores, commonsense: LayerScores, *, keep: int, eps: float) -> Selection:
+    importance = halo_importance(retrieval, commonsense, eps=eps)
+    scores = (tuple(float(x) for x in each) for each in (retrieval, commonsense, importance))
+    return Selection(*scores, softmax_layers=keep_layers(importance, keep), eps=eps)
+
+
+def write_selection(path: pathlib.Path, selection: Selection) -> None:
+    path.write_text(json.dumps(dataclasses.asdict(selection), indent=2) + "\n", encoding="utf-8")
+
+
+def read_selection(path: pathlib.Path) -> Selection:
+    """Raises FileNotFoundError: no sweep has been run, naming what would write the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: run the select stage, or name softmax_layers")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return Selection(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+
+
+def sweep(
+    score: Callable[[Params], tuple[float, float]], teacher: Params, mixers: Params
+) -> tuple[LayerScores, LayerScores]:
+    """Scores (retrieval, commonsense) of the `SweptDecoder` with each layer replaced in turn."""
+    layers = jax.tree.leaves(mixers)[0].shape[0]
+    scores = [score(swept_params(teacher, mixers, i)) for i in range(layers)]
+    retrieval, commonsense = zip(*scores, strict=True)
+    return np.asarray(retrieval, np.float64), np.asarray(commonsense, np.float64)
+
+
+def swept_params(teacher: Params, mixers: Params, layer: int) -> Params:
+    """Parameters of a `SweptDecoder` that replaces `layer` (-1 replaces none)."""
+    return {**teacher, "mixers": mixers, "replaced": jnp.int32(layer)}
+
+
+@dataclasses.dataclass(frozen=True)
+class SweptDecoder:
+    """The teacher with one layer's mixer replaced by its stage-1 mixer; which one is a parameter, so it compiles once.
+
+    It stands in for a `Decoder` wherever one is only evaluated: `apply(variables, tokens, positions, segment_ids)`.
+
+    Attributes:
+      teacher: a decoder of equal softmax layers, its parameters stacked as one run.
+    """
+
+    teacher: Decoder
+
+    @property
+    def config(self) -> Any:
+        return self.teacher.config
+
+    def apply(
+        self,
+        variables: Params,
+        tokens: Tokens | Hidden,
+        positions: Positions | None = None,
+        segment_ids: Segments | None = None,
+        method: str | None = None,
+    ) -> Output | Logits:
+        if method is not None:
+            return self.teacher.apply(variables, tokens, method=method)
+        return Output(self._hidden(variables["params"], tokens, positions, segment_ids))
+
+    def _hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        positions: Positions | None,
+        segment_ids: Segments | None,
+    ) -> Hidden:
+        config, dtype, start = self.config, self.teacher.dtype, self.teacher.start
+        norm = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
+        mlp = GatedMLP(config.d_model, config.d_mlp, start, dtype)
+        widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
+        mixers = [
+            make_mixer(spec, start=start, dtype=dtype, **widths)
+            for spec in (config.mixers[0], aligned_spec(config))
+        ]
+        timeline, _ = place(*tokens.shape, positions, segment_ids, None)
+
+        def layer(x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]) -> tuple[Hidden, None]:
+            own, aligned, index = xs
+            read = norm.apply({"params": own["mixer_norm"]}, x)
+            wrote = jax.lax.cond(
+                index == params["replaced"],
+                lambda: mixers[1].apply({"params": aligned}, read, timeline, None)[0],
+                lambda: mixers[0].apply({"params": own["mixer"]}, read, timeline, None)[0],
+            )
+            x = x + wrote
+            x = x + mlp.apply({"params": own["mlp"]}, norm.apply({"params": own["mlp_norm"]}, x))
+            return x, None
+
+        layers = config.num_layers
+        x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(dtype)
+        rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
+        x, _ = jax.lax.scan(layer, x, rows, unroll=layers if unroll_runs() else 1)
+        return norm.apply({"params": params["final_norm"]}, x)

@@ -1,0 +1,109 @@
+"""Teacher and student of a run: their plans, their decoders, their weights on the mesh."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from hypenet_jax.axes import Params
+from hypenet_jax.config import ConfigError, RunConfig
+from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.stacking import stack_layers
+from hypenet_jax.sharding import sharding_of, shardings_of
+from hypenet_jax.weights import read_hf
+
+log = logging.getLogger("hypenet_jax")
+
+
+def student_config(run: RunConfig) -> ModelConfig:
+    """The student's plan; without a student section, the teacher's own.
+
+    Raises:
+      FileNotFoundError: the plan follows a selection that was not made yet.
+    """
+    if run.student is None:
+        return run.teacher
+    layers = run.student.softmax_layers
+    if layers is None:
+        path = run.final_of(str(run.student.selected_by)).parent / "selection.json"
+        layers = read_selection(path).softmax_layers
+    return hypenet(run.teacher, layers, rope_in_softmax=run.student.rope_in_softmax)
+
+
+def decoder_of(config: ModelConfig, run: RunConfig) -> Decoder:
+    """A decoder for training or scanning evaluation: float32 parameters, activations as the run says."""
+    training = run.training
+    dtype = jnp.float32 if training is None else jnp.dtype(training.dtype)
+    start = getattr(run.stage, "start", Initialization())
+    remat = "none" if training is None else training.remat
+    return Decoder(config, dtype=dtype, remat=remat, start=start)
+
+
+def load_teacher(run: RunConfig, mesh: Mesh) -> tuple[Decoder, Params]:
+    """The frozen teacher from its Hugging Face folder, stacked by runs, in the dtype of the computation.
+
+    Raises:
+      ConfigError: the folder holds another architecture than the config names.
+      CheckpointError: the folder is not a whole model.
+    """
+    assert run.teacher_folder is not None
+    decoder = dataclasses.replace(decoder_of(run.teacher, run), remat="none")
+    single = dataclasses.replace(decoder, scan=False)
+    found, params = read_hf(run.teacher_folder, dtype=decoder.dtype, place=_placer(single, mesh))
+    if found != run.teacher:
+        different = [
+            f"{f.name}: {getattr(found, f.name)} there, {getattr(run.teacher, f.name)} in the config"
+            for f in dataclasses.fields(ModelConfig)
+            if getattr(found, f.name) != getattr(run.teacher, f.name)
+        ]
+        raise ConfigError(f"{run.teacher_folder} is not the teacher of {run.name}: {different}")
+    return decoder, restacked(params, decoder, mesh)
+
+
+def restacked(params: Params, decoder: Decoder, mesh: Mesh) -> Params:
+    """Single layers as the runs of a decoder, on the mesh."""
+    return jax.jit(
+        lambda single: stack_layers(single, decoder.config),
+        out_shardings=decoder_shardings(decoder, mesh),
+    )(params)
+
+
+def decoder_shapes(decoder: Decoder) -> Params:
+    """Shapes of the parameters, without memory."""
+    return jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+
+
+def decoder_shardings(decoder: Decoder, mesh: Mesh) -> Params:
+    """Where each parameter of a decoder lies."""
+    return shardings_of(decoder_shapes(decoder), logical_axes(decoder), mesh)
+
+
+def mixer_shardings(teacher: Decoder, mesh: Mesh) -> Params:
+    """Where the stage-1 mixers of all layers lie, stacked on axis 0."""
+    layers = teacher.config.num_layers
+    plan = dataclasses.replace(
+        teacher.config, mixers=(aligned_spec(teacher.config),) * layers
+    )
+    whole = decoder_shardings(Decoder(plan, scan=True), mesh)
+    return whole[f"layers_0_{layers - 1}"]["mixer"]
+
+
+def _placer(decoder: Decoder, mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    names = _by_path(logical_axes(decoder))
+    return lambda path, shape: sharding_of(names[path], shape, mesh, path)
+
+
+def _by_path(tree: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found |= _by_path(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
+    return found

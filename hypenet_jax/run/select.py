@@ -1,0 +1,80 @@
+"""The select stage: score the teacher with each layer replaced in turn, and write which layers keep softmax attention."""
+
+import itertools
+import logging
+import shutil
+
+from hypenet_jax.axes import Params
+from hypenet_jax.config import ConfigError, RunConfig
+from hypenet_jax.data import Prepared, heldout_batches
+from hypenet_jax.evals import Report, Subject, held_out, retrieval
+from hypenet_jax.halo.select import (
+    SelectConfig,
+    SweptDecoder,
+    select as choose,
+    sweep,
+    write_selection,
+)
+from hypenet_jax.run.models import load_teacher, mixer_shardings
+from hypenet_jax.run.train import is_done, origin_of, prepared_data
+from hypenet_jax.sharding import make_mesh, on_mesh
+from hypenet_jax.train.handoff import load_params, save_params
+
+log = logging.getLogger("hypenet_jax")
+
+
+def select(run: RunConfig) -> None:
+    """Sweeps the layers and leaves `run_dir/name/selection.json`; returns at once if this very run has.
+
+    Raises:
+      CheckpointError: stage 1 has not left its mixers, or the folder belongs to another config.
+      ConfigError: the data section has no needles, so there is nothing to retrieve.
+    """
+    assert isinstance(run.stage, SelectConfig)
+    if is_done(run):
+        log.info("%s: done before, %s", run.name, run.folder / "selection.json")
+        return
+    if run.data.needles is None:
+        raise ConfigError(f"{run.name}: data.needles is None; retrieval is scored with needles")
+    mesh = make_mesh(run.mesh)
+    prepared = prepared_data(run)
+    teacher, frozen = load_teacher(run, mesh)
+    where = {"mixers": mixer_shardings(teacher, mesh)}
+    start = run.stage.start_from
+    aligned, handoff = load_params(run.final_of(start), start, shardings=where)
+    swept = SweptDecoder(teacher)
+
+    def score(params: Params) -> tuple[float, float]:
+        report = _scores(run, prepared, Subject(run.name, swept, params))
+        found = report.value("retrieval", run.name), -report.value("cross_entropy", run.name)
+        log.info("%s: retrieval %.4f, log-likelihood %.4f", run.name, *found)
+        return found
+
+    with on_mesh(mesh):
+        scores = sweep(score, frozen, aligned["mixers"])
+    selection = choose(*scores, keep=run.stage.keep, eps=run.stage.eps)
+    log.info("%s: layers %s keep softmax attention", run.name, selection.softmax_layers)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_selection(run.folder / "selection.json", selection)
+    # The mixers travel along, so that a selection is known to belong to the weights it was made with.
+    shutil.rmtree(run.folder / "final", ignore_errors=True)
+    save_params(run.folder / "final", aligned, origin_of(run, handoff.fingerprint))
+
+
+def _scores(run: RunConfig, prepared: Prepared, subject: Subject) -> Report:
+    assert isinstance(run.stage, SelectConfig)
+    needles, rows, length = run.data.needles, run.stage.rows, run.data.context_length
+    assert needles is not None
+    found = retrieval(
+        subject,
+        needles.catalogue,
+        prepared.tokens("heldout"),
+        length=length,
+        num_rows=rows,
+        num_needles=needles.max_needles,
+        queries=needles.queries,
+        seed=run.seed,
+    )
+    size = run.data.sequences_per_step
+    batches = heldout_batches(prepared, length, size, reset_documents=run.data.reset_documents)
+    return found + held_out(subject, itertools.islice(batches, max(1, rows // size)))

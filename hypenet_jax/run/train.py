@@ -1,0 +1,203 @@
+"""One stage from its config to its final weights; the same call goes on where a run was cut off."""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from hypenet_jax import runtime
+from hypenet_jax.axes import Params
+from hypenet_jax.config import RunConfig, resolved
+from hypenet_jax.data import Prepared, loader, open_prepared, prepare
+from hypenet_jax.halo.align import AlignConfig, align_stage
+from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
+from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
+from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.stacking import stack_layers, unstack_layers
+from hypenet_jax.run.models import (
+    decoder_of,
+    decoder_shapes,
+    decoder_shardings,
+    load_teacher,
+    mixer_shardings,
+    student_config,
+)
+from hypenet_jax.sharding import make_mesh, row_parts
+from hypenet_jax.train.checkpoint import Checkpoints, Origin, check_origin
+from hypenet_jax.train.handoff import load_params, read_handoff, save_params
+from hypenet_jax.train.loop import fit
+from hypenet_jax.train.metrics import Metrics, MetricsFile
+from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.progress import progress
+from hypenet_jax.train.stage import Stage
+from hypenet_jax.train.state import create_state
+from hypenet_jax.weights import save_hf
+
+log = logging.getLogger("hypenet_jax")
+
+# What may change between two starts of one run: where things lie, and how often they are saved.
+FREE = ("run_dir", "teacher_folder", "export", "mesh", "data.corpus.folder", "training.loop")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a stage brings to the loop.
+
+    Attributes:
+      stage: its loss and what moves.
+      params: where the student starts; frozen: the teacher, where there is one.
+      shardings: where the student's parameters lie.
+      parent: fingerprint of the weights it starts from.
+    """
+
+    stage: Stage
+    params: Params
+    shardings: Params
+    frozen: Params | None = None
+    parent: str | None = None
+
+
+def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -> None:
+    """Trains a stage and leaves `run_dir/name/final`; returns at once if that is there for this very config.
+
+    Raises:
+      CheckpointError: the folder belongs to another config, or the stage before has not left its weights.
+      Preempted: `stop` said so; everything is saved.
+    """
+    assert run.training is not None
+    if is_done(run):
+        log.info("%s: done before, %s", run.name, run.folder / "final")
+        return
+    # data -----------------------------------------------------------------------------------------
+    mesh = make_mesh(run.mesh)
+    prepared = prepared_data(run)
+    batches = loader(run.data, prepared, *row_parts(mesh))
+    # model and loss -------------------------------------------------------------------------------
+    plan = _plan(run, mesh)
+    optimizer = Optimizer(run.training.optimizer)
+    state = create_state(plan.params, plan.stage.trainable, optimizer, plan.shardings)
+    # loop -----------------------------------------------------------------------------------------
+    origin = origin_of(run, plan.parent)
+    checkpoints = Checkpoints(run.folder / "checkpoints", origin)
+    steps = run.training.loop.steps
+    metrics = Metrics(MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name))
+    try:
+        state = fit(
+            plan.stage,
+            optimizer,
+            state,
+            plan.frozen,
+            batches,
+            run.training.loop,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            mesh=mesh,
+            stop=stop,
+        )
+    finally:
+        metrics.close()
+        checkpoints.close()
+        batches.close()
+    # what the next stage starts from --------------------------------------------------------------
+    if run.export is not None:
+        config = student_config(run)
+        save_hf(run.export, config, state.params, dtype="float32", tokenizer_from=prepared.folder)
+    save_params(run.folder / "final", state.params, origin)
+
+
+def is_done(run: RunConfig) -> bool:
+    """Whether this very run has left its final weights.
+
+    Raises:
+      CheckpointError: another config has.
+    """
+    final = run.folder / "final"
+    if not final.exists():
+        return False
+    handoff = read_handoff(final, run.name)
+    about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
+    check_origin(about, origin_of(run, handoff.parent), str(final))
+    return True
+
+
+def origin_of(run: RunConfig, parent: str | None) -> Origin:
+    return Origin(run.name, resolved(run), parent, FREE)
+
+
+def prepared_data(run: RunConfig) -> Prepared:
+    """The tokenised corpus: process 0 prepares it, the others wait and open it."""
+    if jax.process_index() == 0:
+        prepared = prepare(run.data.corpus)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("data prepared")
+    return prepared if jax.process_index() == 0 else open_prepared(run.data.corpus.folder)
+
+
+def _plan(run: RunConfig, mesh: Mesh) -> Plan:
+    kinds: dict[type, Callable[..., Plan]] = {
+        AlignConfig: _align,
+        DistillConfig: _distill,
+        FinetuneConfig: _finetune,
+    }
+    return kinds[type(run.stage)](run, run.stage, mesh)
+
+
+def _align(run: RunConfig, stage: AlignConfig, mesh: Mesh) -> Plan:
+    teacher, frozen = load_teacher(run, mesh)
+    key = runtime.keys(run.seed)("align")
+    where = {"mixers": mixer_shardings(teacher, mesh)}
+
+    def start(params: Params) -> Params:
+        single = unstack_layers(params)
+        spec = aligned_spec(teacher.config)
+        return {"mixers": lightning_mixers(teacher.config, single, spec, key)}
+
+    params = jax.jit(start, out_shardings=where)(frozen)
+    return Plan(align_stage(stage, teacher), params, where, frozen)
+
+
+def _distill(run: RunConfig, stage: DistillConfig, mesh: Mesh) -> Plan:
+    teacher, frozen = load_teacher(run, mesh)
+    student = decoder_of(student_config(run), run)
+    where = decoder_shardings(student, mesh)
+    aligned, handoff = load_params(
+        run.final_of(stage.start_from),
+        stage.start_from,
+        shardings={"mixers": mixer_shardings(teacher, mesh)},
+    )
+    key = runtime.keys(run.seed)("distill")
+
+    def start(params: Params, mixers: Params) -> Params:
+        single = unstack_layers(params)
+        params = distill_start(teacher.config, single, student.config, mixers, key)
+        return stack_layers(params, student.config)
+
+    params = jax.jit(start, out_shardings=where)(frozen, aligned["mixers"])
+    return Plan(
+        distill_stage(stage, student, teacher), params, where, frozen, handoff.fingerprint
+    )
+
+
+def _finetune(run: RunConfig, stage: FinetuneConfig, mesh: Mesh) -> Plan:
+    student = decoder_of(student_config(run), run)
+    where = decoder_shardings(student, mesh)
+    if stage.start_from is None:
+        params = _fresh(student, runtime.keys(run.seed)("init"), where)
+        return Plan(finetune_stage(student), params, where)
+    params, handoff = load_params(
+        run.final_of(stage.start_from),
+        stage.start_from,
+        like=decoder_shapes(student),
+        shardings=where,
+    )
+    return Plan(finetune_stage(student), params, where, parent=handoff.fingerprint)
+
+
+def _fresh(decoder: Decoder, key: jax.Array, where: Any) -> Params:
+    return jax.jit(lambda key: init_params(decoder, key), out_shardings=where)(key)

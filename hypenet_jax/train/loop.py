@@ -1,0 +1,182 @@
+"""fit: the only loop. Resume, step, record, checkpoint, evaluate, stop."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from jax.sharding import Mesh
+
+from hypenet_jax.axes import Params
+from hypenet_jax.data.batch import Batch
+from hypenet_jax.sharding import on_mesh, place_batch
+from hypenet_jax.train.checkpoint import Checkpoints
+from hypenet_jax.train.errors import NumericsError, Preempted
+from hypenet_jax.train.metrics import Metrics
+from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.stage import Stage
+from hypenet_jax.train.state import TrainState
+from hypenet_jax.train.step import make_train_step
+
+log = logging.getLogger("hypenet_jax")
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless stream of this process's rows as numpy, which can be put back to any position.
+
+    Attributes:
+      position: where the next batch starts; what it counts is the stream's own affair.
+    """
+
+    position: int
+
+    def __next__(self) -> Batch: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Counts of the loop, in steps.
+
+    Attributes:
+      steps: batches to take in all.
+      accumulate: micro-batches per step.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      evaluate_every: steps between evaluations, the last step included; None evaluates only after the last.
+      max_skips: non-finite updates in a row that end the run.
+    """
+
+    steps: int
+    accumulate: int
+    checkpoint_every: int
+    evaluate_every: int | None = None
+    max_skips: int = 10
+
+    def __post_init__(self) -> None:
+        counts = {
+            key: value for key, value in dataclasses.asdict(self).items() if value is not None
+        }
+        if any(value < 1 for value in counts.values()):
+            raise ValueError(f"{self}: every count must be at least 1")
+
+
+def fit(
+    stage: Stage,
+    optimizer: Optimizer,
+    state: TrainState,
+    frozen: Params | None,
+    batches: Batches,
+    config: LoopConfig,
+    *,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    mesh: Mesh | None = None,
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> TrainState:
+    """Trains to `config.steps`, going on from the newest checkpoint if there is one.
+
+    On the same devices, a run cut off anywhere and started again gives the same bits as one that was not.
+    The state given is consumed: its buffers are donated, or freed when a checkpoint replaces it.
+
+    Args:
+      frozen: what the loss reads beside the student (the teacher), already placed; never saved.
+      evaluate: student parameters to numbers, recorded beside the metrics.
+      stop: asked after every step; True saves and raises Preempted.
+    Raises:
+      Preempted: after a save; the same call goes on.
+      NumericsError: `max_skips` updates in a row were not finite. None was applied.
+      CheckpointError: the folder belongs to another run, or a save failed.
+    """
+    with on_mesh(mesh):
+        state = _resumed(state, batches, checkpoints)
+        first = int(state.step)
+        metrics.resume(first)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step = make_train_step(stage, optimizer, accumulate=config.accumulate, shardings=shardings)
+        recorder = _Recorder(metrics, config.max_skips)
+        for number in range(first + 1, config.steps + 1):
+            began = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - began
+            state, facts = step(state, frozen, place_batch(batch, mesh))
+            recorder.add(number, facts, batches.position, waited)
+            last = number == config.steps
+            if evaluate is not None and (last or _due(number, config.evaluate_every)):
+                recorder.drain()
+                metrics.write(number, "evaluation", evaluate(state.params))
+            stopping = stop(number)
+            if last or stopping or _due(number, config.checkpoint_every):
+                recorder.drain()
+                metrics.flush()
+                checkpoints.save(state, batches.position)
+            if stopping and not last:
+                checkpoints.wait()
+                raise Preempted(f"stopped after step {number} of {config.steps}; saved")
+        checkpoints.wait()
+    return state
+
+
+def _resumed(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> TrainState:
+    like: Any = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    if checkpoints.steps():
+        # Two states at once would not fit where one nearly fills the memory.
+        jax.tree.map(lambda leaf: leaf.delete(), state)
+    restored = checkpoints.restore(like)
+    if restored is None:
+        return state
+    state, batches.position = restored
+    log.info("going on from step %d, content checked", int(state.step))
+    return state
+
+
+def _due(number: int, every: int | None) -> bool:
+    return every is not None and number % every == 0
+
+
+class _Recorder:
+    """Records metrics one step late, so that the device never waits for the host to read them."""
+
+    def __init__(self, metrics: Metrics, max_skips: int) -> None:
+        self._metrics, self._max_skips = metrics, max_skips
+        self._pending: tuple[int, Mapping[str, jax.Array], int, float] | None = None
+        self._bad: list[tuple[int, int]] = []
+        self._then = time.monotonic()
+
+    def add(
+        self, number: int, facts: Mapping[str, jax.Array], position: int, waited: float
+    ) -> None:
+        self.drain()
+        self._pending = (number, facts, position, waited)
+
+    def drain(self) -> None:
+        if self._pending is None:
+            return
+        number, facts, position, waited = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(dict(facts)).items()}
+        now = time.monotonic()
+        timing = {"seconds": now - self._then, "data_seconds": waited}
+        self._then = now
+        self._metrics.write(number, "train", {**values, **timing})
+        self._watch(number, position, bool(values["skipped"]))
+
+    def _watch(self, number: int, position: int, skipped: bool) -> None:
+        if not skipped:
+            self._bad.clear()
+            return
+        self._bad.append((number, position))
+        log.warning(
+            "step %d was not finite and is skipped (data up to position %d)", number, position
+        )
+        if len(self._bad) >= self._max_skips:
+            self._metrics.flush()
+            places = ", ".join(f"{step} (position {place})" for step, place in self._bad)
+            raise NumericsError(
+                f"{len(self._bad)} updates in a row were not finite and none was applied: steps {places}; "
+                "look at these batches, or lower peak_lr"
+            )

@@ -1,0 +1,179 @@
+"""Writes a model as a Hugging Face folder: official names, index, config.json, tokenizer."""
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
+
+from hypenet_jax.axes import Params
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.weights.hf_config import CARRIED, read_json, to_hf
+from hypenet_jax.weights.names import Tensor, flatten, tensors
+from hypenet_jax.weights.shards import INDEX
+
+PATTERN = "model{suffix}.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+GENERATION = "generation_config.json"
+
+
+def save_hf(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    params: Params,
+    *,
+    dtype: Literal["bfloat16", "float32"],
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    max_shard_bytes: int = 5 * 2**30,
+) -> None:
+    """Writes the model where transformers (Qwen3) and the official HypeNet code read it.
+
+    Every process calls it; the first one writes, holding one shard in memory at a time. The folder
+    appears complete or not at all: it is written beside its place and renamed.
+
+    Args:
+      folder: must not exist, or be empty.
+      config: the architecture of `params`.
+      params: single layers or stacked runs, on any devices.
+      dtype: of the tensors in the files.
+      tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids
+        are taken over.
+      max_shard_bytes: a larger model is cut into files of at most this size, with an index.
+    Raises:
+      FileExistsError: the folder holds something.
+      ValueError: parameters that are not those of `config`, all of them listed, or a plan that
+        config.json cannot say.
+    """
+    target = pathlib.Path(folder).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} is not empty; name a new folder or remove this one first")
+    source = None if tokenizer_from is None else pathlib.Path(tokenizer_from)
+    fields = to_hf(config, dtype, _fields_of(source))
+    layout = _layout(config, params)
+    _meet(f"checked {target}")
+    if jax.process_index() == 0:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
+            partial = pathlib.Path(beside) / "complete"
+            partial.mkdir()
+            _write_json(partial / "config.json", fields)
+            _copy_companions(partial, source, fields)
+            _write_tensors(partial, layout, params, np.dtype(dtype), max_shard_bytes)
+            partial.replace(target)
+    else:
+        for _ in _arrays(layout, params):
+            pass  # Gathering an array that spans processes needs all of them.
+    _meet(f"wrote {target}")
+
+
+def _meet(where: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _layout(config: ModelConfig, params: Params) -> dict[str, Tensor]:
+    """The tensors by our path, in the order in which `params` yields them.
+
+    Groups of layers are yielded one after the other, so that only one is unstacked at a time.
+    """
+    wanted = {tensor.ours: tensor for tensor in tensors(config)}
+    shapes = flatten(jax.eval_shape(unstack_layers, params))
+    problems = [
+        f"missing: {path} {t.our_shape}" for path, t in wanted.items() if path not in shapes
+    ]
+    for path, leaf in shapes.items():
+        if path not in wanted:
+            problems.append(f"unexpected: {path} {leaf.shape}")
+        elif leaf.shape != wanted[path].our_shape:
+            problems.append(
+                f"misshapen: {path} is {leaf.shape}, the config needs {wanted[path].our_shape}"
+            )
+    if problems:
+        raise ValueError(
+            "these parameters are not those of the config:\n  " + "\n  ".join(problems)
+        )
+    order = [
+        path
+        for name, tree in params.items()
+        for path in flatten(jax.eval_shape(unstack_layers, {name: tree}))
+    ]
+    return {path: wanted[path] for path in order}
+
+
+def _arrays(layout: Mapping[str, Tensor], params: Params) -> Iterator[tuple[Tensor, np.ndarray]]:
+    for name, tree in params.items():
+        for path, leaf in flatten(unstack_layers({name: tree})).items():
+            yield layout[path], _on_host(leaf)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = multihost_utils.process_allgather(leaf, tiled=True)
+    return np.asarray(leaf)
+
+
+def _write_tensors(
+    folder: pathlib.Path,
+    layout: Mapping[str, Tensor],
+    params: Params,
+    dtype: np.dtype,
+    max_shard_bytes: int,
+) -> None:
+    sizes = {t.theirs: int(np.prod(t.their_shape)) * dtype.itemsize for t in layout.values()}
+    plan = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern=PATTERN,
+        max_shard_size=max_shard_bytes,
+    )
+    pending: dict[str, dict[str, np.ndarray]] = {name: {} for name in plan.filename_to_tensors}
+    for tensor, array in _arrays(layout, params):
+        name = plan.tensor_to_filename[tensor.theirs]
+        # safetensors writes the buffer as it lies: a transposed view would come out scrambled.
+        theirs = np.ascontiguousarray(tensor.to_theirs(array).astype(dtype))
+        pending[name][tensor.theirs] = theirs
+        if len(pending[name]) == len(plan.filename_to_tensors[name]):
+            save_file(pending.pop(name), folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        count = sum(sizes.values()) // dtype.itemsize
+        metadata = {"total_parameters": count, "total_size": sum(sizes.values())}
+        index = {"metadata": metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
+        _write_json(folder / INDEX, index)
+
+
+def _fields_of(source: pathlib.Path | None) -> dict[str, Any] | None:
+    return (
+        read_json(source / "config.json") if source and (source / "config.json").exists() else None
+    )
+
+
+def _copy_companions(
+    folder: pathlib.Path, source: pathlib.Path | None, fields: Mapping[str, Any]
+) -> None:
+    for name in (*TOKENIZER_FILES, GENERATION):
+        if source and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if not (folder / GENERATION).exists():
+        ids = {key: fields[key] for key in CARRIED if key.endswith("_token_id") and key in fields}
+        _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
+
+
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

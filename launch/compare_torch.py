@@ -1,0 +1,141 @@
+"""Training throughput of the teacher, here and as transformers' Qwen3 in PyTorch, on this machine's CPU.
+
+    pip install -e '.[torch]'
+    python -m launch.compare_torch [--rounds 15] [--steps 3] [--threads 2]
+
+Same sizes, float32, same batch, forward + backward + AdamW on both sides. The two take turns, so that whatever else the
+machine does falls on both; the best round is what a quiet machine would give. Prints tokens per second and the ratio ours / PyTorch.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+LAYERS, D_MODEL, HEADS, KV_HEADS, HEAD_DIM, D_MLP, VOCABULARY = 4, 128, 4, 2, 32, 384, 1297
+THETA, LEARNING_RATE, WEIGHT_DECAY = 1e6, 1e-3, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    rounds: int
+    steps: int
+    rows: int
+    length: int
+    threads: int
+
+
+def parse() -> Arguments:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, value in (("rounds", 15), ("steps", 3), ("rows", 32), ("length", 128), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    return Arguments(**vars(parser.parse_args()))
+
+
+def ours(tokens: np.ndarray) -> Callable[[], float]:
+    """One training step of this project, as `launch.train` runs it in stage finetune."""
+    import jax
+
+    from hypenet_jax.data.batch import make_row, stack_rows
+    from hypenet_jax.halo.finetune import finetune_stage
+    from hypenet_jax.model.config import ModelConfig
+    from hypenet_jax.model.decoder import Decoder, init_params
+    from hypenet_jax.model.mixers import SoftmaxSpec
+    from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
+    from hypenet_jax.train.state import create_state
+    from hypenet_jax.train.step import make_train_step
+
+    mixer = SoftmaxSpec(HEADS, KV_HEADS, HEAD_DIM, THETA)
+    config = ModelConfig(VOCABULARY, D_MODEL, D_MLP, (mixer,) * LAYERS, tie_embeddings=True)
+    decoder = Decoder(config, jax.numpy.float32)
+    optimizer = Optimizer(
+        OptimizerConfig(
+            peak_lr=LEARNING_RATE,
+            final_lr=LEARNING_RATE,
+            warmup_steps=0,
+            steps=1000,
+            weight_decay=WEIGHT_DECAY,
+        )
+    )
+    stage = finetune_stage(decoder)
+    params = init_params(decoder, jax.random.key(0))
+    state = create_state(params, stage.trainable, optimizer)
+    step = make_train_step(stage, optimizer, accumulate=1)
+    batch = stack_rows([make_row(row, np.ones_like(row)) for row in tokens])
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, None, batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
+    """The same step of transformers' Qwen3ForCausalLM with scaled-dot-product attention."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.set_num_threads(threads)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        rope_theta=THETA,
+        tie_word_embeddings=True,
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    model = Qwen3ForCausalLM(config).to(torch.float32).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
+    )
+    ids = torch.from_numpy(tokens.astype(np.int64))
+
+    def run() -> float:
+        loss = model(input_ids=ids, labels=ids).loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def seconds(run: Callable[[], float], steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(steps):
+        run()
+    return (time.perf_counter() - start) / steps
+
+
+def main() -> None:
+    arguments = parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    shape = (arguments.rows, arguments.length)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, shape).astype(np.int32)
+    sides = {"ours": ours(tokens), "PyTorch": pytorch(tokens, arguments.threads)}
+    for name, run in sides.items():
+        print(f"{name}: loss {run():.4f}, then {run():.4f}")
+    times = {name: [] for name in sides}
+    for _ in range(arguments.rounds):
+        for name, run in sides.items():
+            times[name].append(seconds(run, arguments.steps))
+    for summary in (statistics.median, min):
+        speed = {name: tokens.size / summary(each) for name, each in times.items()}
+        numbers = ", ".join(f"{name} {each:,.0f} tokens/s" for name, each in speed.items())
+        label = "median" if summary is statistics.median else "best round"
+        print(f"{label}: {numbers}, ratio {speed['ours'] / speed['PyTorch']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The whole conversion, stage after stage; killed anywhere, the same command goes on.
+
+    python -m launch.halo CONFIG [--only STAGE] [--from STAGE] [arguments of the config]
+
+Exit codes: 0 done, 2 bad config, 4 numbers not finite, 5 bad data or checkpoint, 6 a bound of the report does not hold,
+42 stopped by SIGTERM with everything saved.
+"""
+
+import sys
+
+from hypenet_jax import runtime
+from hypenet_jax.config import HaloConfig, load
+from hypenet_jax.run import convert
+from launch.errors import CODES
+
+BOUND_MISSED = 6
+
+
+def main(arguments: list[str]) -> int:
+    with runtime.main_guard(CODES):
+        path, options, rest = _parse(arguments)
+        config = load(path, HaloConfig, rest)
+        runtime.join_processes(runtime.Cluster())
+        runtime.set_up_logging()
+        with runtime.stop_on_sigterm() as stop:
+            held = convert(config, only=options["only"], start=options["from"], stop=stop)
+        return runtime.FINISHED if held else BOUND_MISSED
+
+
+def _parse(arguments: list[str]) -> tuple[str, dict[str, str | None], list[str]]:
+    """The config file, our own two options, and what belongs to the config."""
+    options: dict[str, str | None] = {"only": None, "from": None}
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in options:
+            options[name] = value or next(words, None)
+        else:
+            rest.append(word)
+    if not rest or rest[0].startswith("-"):
+        print(__doc__)
+        raise SystemExit(0 if "--help" in arguments else runtime.BAD_CONFIG)
+    return rest[0], options, rest[1:]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

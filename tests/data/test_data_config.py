@@ -1,0 +1,42 @@
+import dataclasses
+
+import pytest
+
+from hypenet_jax.data import Catalogue, DataConfig, NeedleRows, tokens_after, window_tokens
+
+
+@pytest.fixture
+def config(corpus):
+    return DataConfig(corpus, context_length=16, sequences_per_step=4, first_token=0, seed=0)
+
+
+def test_the_next_stage_begins_at_the_first_window_nobody_has_touched(config):
+    window = window_tokens(config.corpus)
+    assert tokens_after(config, 0) == 0
+    assert tokens_after(config, 1) == window
+    assert tokens_after(config, window // 64) == window
+    assert tokens_after(config, window // 64 + 1) == 2 * window
+    later = dataclasses.replace(config, first_token=window, context_length=32)
+    assert tokens_after(later, 1) == 2 * window
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_length": 12}, "divide block_length 32"),
+        ({"context_length": 1}, "at least 2"),
+        ({"sequences_per_step": 0}, "sequences_per_step 0"),
+        ({"seed": -1}, "seed -1"),
+        ({"first_token": 100}, "use 0 or 2048"),
+        ({"needles": NeedleRows(Catalogue(300), 1.0, 2, 4, 4)}, "need rows of 27 tokens, not 16"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_what_would(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"block_length": 1}, {"heldout_fraction": 1.0}])
+def test_a_corpus_of_nothing_is_refused(corpus, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        dataclasses.replace(corpus, **changes)

@@ -1,0 +1,166 @@
+import dataclasses
+import importlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hypenet_jax.data import TextFiles, TokenizerFile, TrainedTokenizer, open_prepared, prepare
+from hypenet_jax.data.prepare import is_held_out
+from hypenet_jax.data.sources import documents
+
+# The package exports a function of the module's name.
+PREPARE = importlib.import_module("hypenet_jax.data.prepare")
+
+
+def split_texts(prepared, split):
+    """The documents of a split, in stored order, decoded."""
+    text = prepared.tokenizer().decode(prepared.tokens(split))
+    return text.split(prepared.tokenizer().end_token)[:-1]
+
+
+def test_every_document_is_stored_once_in_its_split(corpus, prepared):
+    texts = {split: split_texts(prepared, split) for split in ("train", "heldout")}
+    for name, text in documents(corpus.source):
+        held_out = is_held_out(name, corpus.heldout_fraction, corpus.seed)
+        assert texts["heldout"].count(text) == held_out
+        assert texts["train"].count(text) == (not held_out)
+
+
+def test_no_held_out_document_is_in_training(prepared):
+    training, held_out = (set(split_texts(prepared, split)) for split in ("train", "heldout"))
+    assert training
+    assert held_out
+    assert not training & held_out
+
+
+def test_held_out_documents_stay_when_others_are_added():
+    names = [f"doc{i}" for i in range(2000)]
+    chosen = {name for name in names if is_held_out(name, 0.1, 7)}
+    assert 140 < len(chosen) < 260
+    assert chosen != {name for name in names if is_held_out(name, 0.1, 8)}
+    assert not any(is_held_out(name, 0.0, 7) for name in names)
+
+
+def test_a_matching_folder_is_reused_without_writing(corpus, prepared):
+    files = sorted(Path(corpus.folder).iterdir())
+    before = [file.stat().st_mtime_ns for file in files]
+    assert prepare(corpus).manifest == prepared.manifest
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_length", 64),
+        ("heldout_fraction", 0.3),
+        ("seed", 4),
+        ("tokenizer", TrainedTokenizer(301)),
+    ],
+)
+def test_another_request_is_refused_naming_what_differs(corpus, prepared, key, value):
+    with pytest.raises(ValueError, match=f"prepared differently in {key} .*rebuild=True"):
+        prepare(dataclasses.replace(corpus, **{key: value}))
+
+
+@pytest.fixture
+def small(corpus, tmp_path):
+    (tmp_path / "text").mkdir()
+    for number in range(20):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"some words {number} " * 9)
+    return dataclasses.replace(
+        corpus,
+        folder=str(tmp_path / "prepared"),
+        source=TextFiles(str(tmp_path / "text"), ("*.txt",)),
+        tokenizer=TrainedTokenizer(260),
+    )
+
+
+def test_changed_text_is_refused_and_rebuilt_when_asked(small):
+    first = prepare(small)
+    (Path(small.source.folder) / "5.txt").write_text("other words " * 9)
+    with pytest.raises(ValueError, match="prepared differently in source_fingerprint"):
+        prepare(small)
+    second = prepare(small, rebuild=True)
+    assert second.manifest["asked"] != first.manifest["asked"]
+    assert prepare(small).manifest == second.manifest
+
+
+def test_a_failed_preparation_leaves_nothing(small, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(PREPARE, "row_to_bytes", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        prepare(small)
+    assert os.listdir(Path(small.folder).parent) == ["text"]
+
+
+def test_a_folder_with_anything_else_in_it_is_never_replaced(small):
+    Path(small.folder).mkdir()
+    (Path(small.folder) / "thesis.txt").write_text("years of work")
+    for rebuild in (False, True):
+        with pytest.raises(ValueError, match="name a new or an empty folder"):
+            prepare(small, rebuild=rebuild)
+    assert os.listdir(small.folder) == ["thesis.txt"]
+    (Path(small.folder) / "thesis.txt").unlink()
+    assert prepare(small).num_tokens("train") > 0
+
+
+def test_documents_that_are_not_utf8_are_counted_and_reported(small, caplog):
+    (Path(small.source.folder) / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    with caplog.at_level(logging.WARNING):
+        prepared = prepare(small)
+    assert prepared.manifest["not_utf8"] == {"count": 1, "first": ["bad.txt"]}
+    assert "1 documents are not UTF-8" in caplog.text
+
+
+def test_a_given_tokenizer_travels_with_the_rows(small, tmp_path):
+    trained = prepare(small).tokenizer()
+    given = dataclasses.replace(
+        small, folder=str(tmp_path / "given"), tokenizer=TokenizerFile(small.folder)
+    )
+    prepared = prepare(given)
+    assert prepared.tokenizer().fingerprint == trained.fingerprint
+    np.testing.assert_array_equal(prepared.tokens("train"), prepare(small).tokens("train"))
+
+
+def test_rows_spread_over_shards_read_back_the_same(small, tmp_path, monkeypatch):
+    whole = prepare(small)
+    monkeypatch.setattr(PREPARE, "TOKENS_PER_SHARD", 96)
+    sharded = prepare(dataclasses.replace(small, folder=str(tmp_path / "sharded")))
+    assert len(sharded.manifest["splits"]["train"]["shards"]) > 3
+    np.testing.assert_array_equal(sharded.tokens("train"), whole.tokens("train"))
+
+
+def test_empty_splits_and_missing_parts_are_explained(small):
+    prepared = prepare(dataclasses.replace(small, heldout_fraction=0.0))
+    with pytest.raises(ValueError, match="has no heldout text"):
+        prepared.tokens("heldout")
+    (prepared.folder / "train-00000.array_record").unlink()
+    with pytest.raises(FileNotFoundError, match="train-00000"):
+        prepared.tokens("train")
+    (prepared.folder / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_prepared(prepared.folder)
+    (prepared.folder / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
+        open_prepared(prepared.folder)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "zero"])
+def test_a_damaged_shard_raises_and_names_it(small, damage):
+    prepared = prepare(small)
+    shard = prepared.folder / "train-00000.array_record"
+    raw = bytearray(shard.read_bytes())
+    if damage == "truncate":
+        raw = raw[: len(raw) // 2]
+    elif damage == "flip":
+        raw[200] ^= 1
+    else:
+        raw[100:] = bytes(len(raw) - 100)
+    shard.write_bytes(bytes(raw))
+    with pytest.raises(OSError, match="train-00000"):
+        prepared.tokens("train")

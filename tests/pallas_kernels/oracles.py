@@ -1,0 +1,75 @@
+"""Definitions in float64, written from the sums themselves, and how far a result may be from them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
+
+
+def value_and_gradients(function, *arrays):
+    """A float64 function's outputs, and gradients of the same scalar that `scalar` makes of them."""
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(np.asarray(x, np.float64)) for x in arrays]
+        out = function(*arrays)
+        gradients = jax.grad(lambda *a: scalar(function(*a)), tuple(range(len(arrays))))(*arrays)
+        return jax.tree.map(np.asarray, (out, gradients))
+
+
+def scalar(outputs):
+    """A scalar whose gradient tells every element of every output apart."""
+    return sum(jnp.sum(jnp.sin(x + 0.3)) for x in jax.tree.leaves(outputs))
+
+
+def lightning(q, k, v, state, log_decay, segment_ids, scale):
+    """The recurrence unrolled: each output a sum over the tokens its memory still holds."""
+    written, kept = _factors(np.asarray(log_decay, np.float64), segment_ids, q.shape[:2])
+    real = np.ones(q.shape[:2]) if segment_ids is None else segment_ids != 0
+    memories = jnp.einsum("btsn,bsnk,bsnv->btnkv", written, k, v) + kept[..., None, None] * state[:, None]
+    return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], memories), memories[:, -1]
+
+
+def _factors(log_decay, segment_ids, shape):
+    """How much of token s, and of the first state, is in the memory after token t."""
+    batch, length = shape
+    written, kept = np.zeros((batch, length, length, len(log_decay))), np.zeros((batch, length, len(log_decay)))
+    for b in range(batch):
+        document, tokens, first = 0, np.zeros((length, len(log_decay))), np.ones(len(log_decay))
+        for t in range(length):
+            number = 1 if segment_ids is None else segment_ids[b, t]
+            if number != 0:
+                fade = np.exp(log_decay) * (document in (0, number))
+                document, tokens, first = number, fade * tokens, fade * first
+                tokens[t] = 1.0
+            written[b, t], kept[b, t] = tokens, first
+    return written, kept
+
+
+def attention(q, k, v, slots, query_segments, key_segments, scale):
+    """Softmax over the keys each query sees, zeros where it sees none."""
+    length, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    slots = np.arange(length)[None] if slots is None else np.asarray(slots)
+    seen = np.arange(keys) <= slots[:, :, None]
+    if query_segments is not None:
+        same = query_segments[:, :, None] == key_segments[:, None]
+        seen = seen & same & (query_segments != 0)[:, :, None]
+    heads = []
+    for head in range(q.shape[2]):
+        scores = scale * jnp.einsum("bth,bsh->bts", q[:, :, head], k[:, :, head // group])
+        weights = jnp.exp(scores) * seen
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        weights = weights / jnp.where(total == 0, 1.0, total)
+        heads.append(jnp.einsum("bts,bsh->bth", weights, v[:, :, head // group]))
+    return jnp.stack(heads, axis=2)
+
+
+def relative_error(got, want):
+    """Root mean square of the gap over that of what was wanted."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    return np.sqrt(np.mean((got - want) ** 2)) / max(np.sqrt(np.mean(want**2)), 1e-30)
+
+
+def assert_close(got, want, tolerance):
+    for index, (x, y) in enumerate(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)):
+        error = relative_error(x, y)
+        assert error <= tolerance, f"output {index} is off by {error:.2g}"

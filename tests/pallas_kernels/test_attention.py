@@ -1,0 +1,199 @@
+"""Every implementation of softmax attention answers the same questions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from pallas_kernels import UnsupportedError, attention
+from pallas_kernels.attention import chunked
+
+SCALE = 0.3
+every = pytest.mark.parametrize("implementation", ["reference", "dense", "chunked"])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch, request):
+    if "memory" not in request.node.name:
+        monkeypatch.setattr(chunked, "QUERY_BLOCK", 32)
+        monkeypatch.setattr(chunked, "KEY_BLOCK", 64)
+
+
+def inputs(length=150, keys=150, heads=6, kv_heads=3, width=8, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, length, heads, width))
+    k, v = rng.standard_normal((2, 2, keys, kv_heads, width))
+    return tuple(jnp.asarray(x, dtype) for x in (q, k, v))
+
+
+def seen(case, length=150):
+    """What is visible: arguments of `attention`."""
+    rng = np.random.default_rng(1)
+    segments = np.repeat([[0, 1, 2, 0, 2, 3], [7, 7, 0, 0, 5, 5]], length // 6, axis=1)
+    slots = rng.integers(-1, length, (2, length))
+    everywhere = np.full((2, length), length + 5)
+    return {
+        "causal": {},
+        "segments": {"query_segments": segments, "key_segments": segments},
+        "slots": {"query_slots": slots},
+        "slots and segments": {
+            "query_slots": slots,
+            "query_segments": segments,
+            "key_segments": segments[:, ::-1].copy(),
+        },
+        "beyond the last slot": {"query_slots": everywhere},
+    }[case]
+
+
+@functools.partial(jax.jit, static_argnames="implementation")
+def run(q, k, v, implementation=None, **visible):
+    return attention(q, k, v, scale=SCALE, implementation=implementation, **visible)
+
+
+@every
+@pytest.mark.parametrize(
+    "case", ["causal", "segments", "slots", "slots and segments", "beyond the last slot"]
+)
+def test_outputs_and_gradients_match_float64(implementation, case):
+    arrays, visible = inputs(), seen(case)
+    names = ("query_slots", "query_segments", "key_segments")
+    slots, query_segments, key_segments = (visible[n] if n in visible else None for n in names)
+    definition = functools.partial(
+        oracles.attention,
+        slots=slots,
+        query_segments=query_segments,
+        key_segments=key_segments,
+        scale=SCALE,
+    )
+    out, grads = oracles.value_and_gradients(definition, *arrays)
+
+    @jax.jit
+    def both(*arrays):
+        def loss(*arrays):
+            out = run(*arrays, implementation=implementation, **visible)
+            return oracles.scalar(out), out
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(*arrays)
+
+    got_grads, got = both(*arrays)
+    oracles.assert_close((got, got_grads), (out, grads), oracles.TOLERANCE["float32"])
+
+
+@every
+def test_bfloat16_gives_bfloat16_close_to_float64(implementation):
+    arrays = inputs(dtype=jnp.bfloat16)
+    want = oracles.attention(*(np.asarray(x, np.float64) for x in arrays), None, None, None, SCALE)
+    out = run(*arrays, implementation=implementation)
+    assert out.dtype == jnp.bfloat16
+    oracles.assert_close(out, want, 6e-3)
+    grads = jax.grad(lambda *a: jnp.sum(run(*a, implementation=implementation) ** 2), (0, 1, 2))
+    assert [x.dtype for x in grads(*arrays)] == [jnp.bfloat16] * 3
+
+
+@every
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 129])
+def test_any_length_and_head_count(implementation, length):
+    arrays = inputs(length=length, keys=length, heads=5, kv_heads=5)
+    out = run(*arrays, implementation=implementation)
+    oracles.assert_close(out, run(*arrays, implementation="reference"), 1e-6)
+
+
+@every
+def test_query_heads_of_a_group_are_neighbours(implementation):
+    q, k, v = inputs(length=40, keys=40)
+    grouped = run(q, k, v, implementation=implementation)
+    repeated = run(q, *(jnp.repeat(x, 2, axis=2) for x in (k, v)), implementation=implementation)
+    oracles.assert_close(grouped, repeated, 1e-6)
+
+
+@every
+@pytest.mark.parametrize("start", [0, 1, 70, 149])
+def test_a_cache_read_from_any_slot_equals_the_full_pass(implementation, start):
+    q, k, v = inputs()
+    whole = run(q, k, v, implementation=implementation)
+    room = [jnp.pad(x, ((0, 0), (0, 50), (0, 0), (0, 0)), constant_values=9.0) for x in (k, v)]
+    slots = jnp.broadcast_to(jnp.arange(start, 150)[None], (2, 150 - start))
+    rest = run(q[:, start:], *room, implementation=implementation, query_slots=slots)
+    oracles.assert_close(rest, whole[:, start:], 1e-6)
+
+
+@every
+def test_packed_documents_equal_separate_ones(implementation):
+    q, k, v = inputs()
+    segments = jnp.broadcast_to(jnp.repeat(jnp.asarray([4, 9]), 75)[None], (2, 150))
+    packed = run(
+        q, k, v, implementation=implementation, query_segments=segments, key_segments=segments
+    )
+    for part in (slice(0, 75), slice(75, 150)):
+        alone = run(q[:, part], k[:, part], v[:, part], implementation=implementation)
+        oracles.assert_close(packed[:, part], alone, 1e-6)
+
+
+@every
+def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients(implementation):
+    arrays = inputs()
+    segments = jnp.asarray(seen("segments")["query_segments"])
+
+    def loss(*arrays):
+        out = run(
+            *arrays, implementation=implementation, query_segments=segments, key_segments=segments
+        )
+        return jnp.sum(jnp.sin(out + 1)), out
+
+    grads, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*arrays)
+    assert not np.any(np.asarray(out)[np.asarray(segments) == 0])
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in grads)
+    nothing = run(*arrays, implementation=implementation, query_slots=jnp.full((2, 150), -1))
+    assert not np.any(nothing)
+
+
+@every
+def test_no_output_depends_on_a_later_token(implementation):
+    def early(*arrays):
+        return jnp.sum(run(*arrays, implementation=implementation)[:, :70] ** 2)
+
+    for gradient in jax.grad(early, (0, 1, 2))(*inputs()):
+        assert not np.any(gradient[:, 70:])
+
+
+@every
+def test_large_scores_stay_finite(implementation):
+    q, k, v = inputs(length=40, keys=40)
+    out = run(1e4 * q, k, v, implementation=implementation)
+    oracles.assert_close(out, run(1e4 * q, k, v, implementation="reference"), 1e-5)
+
+
+def test_memory_of_the_chunked_form_grows_with_the_length_alone():
+    def temporaries(length):
+        shape = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+
+        def loss(*arrays):
+            return jnp.sum(attention(*arrays, scale=SCALE, implementation="chunked"))
+
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096) < 2.5 * temporaries(2048)
+    assert temporaries(4096) < 4 * 4096**2 / 2
+
+
+@pytest.mark.parametrize("name", ["cudnn", "splash"])
+def test_a_kernel_of_another_device_is_refused(name):
+    with pytest.raises(UnsupportedError, match=f"{name}' needs a .PU, and this runs on cpu; use"):
+        attention(*inputs(), scale=SCALE, implementation=name)
+
+
+def test_arguments_that_do_not_belong_together_are_refused():
+    q, k, v = inputs()
+    segments = jnp.ones((2, 150), jnp.int32)
+    with pytest.raises(ValueError, match="5 query heads, not a multiple of its 3"):
+        attention(q[:, :, :5], k, v, scale=SCALE)
+    with pytest.raises(ValueError, match="10 queries and 150 keys; give query_slots"):
+        attention(q[:, :10], k, v, scale=SCALE)
+    with pytest.raises(ValueError, match="give both or neither"):
+        attention(q, k, v, scale=SCALE, query_segments=segments)
+    with pytest.raises(UnsupportedError, match="no implementation 'flash'"):
+        attention(q, k, v, scale=SCALE, implementation="flash")

@@ -1,0 +1,35 @@
+"""Which implementation runs is asked of the mesh, said once, and never changed in silence."""
+
+import logging
+
+import jax
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from pallas_kernels import UnsupportedError, dispatch
+
+
+@pytest.mark.parametrize(
+    ("platform", "family"), [("tpu", "tpu"), ("cuda", "gpu"), ("gpu", "gpu"), ("cpu", "cpu")]
+)
+def test_the_platform_is_that_of_the_mesh(platform, family):
+    device = AbstractDevice("some device", 1, platform)
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        assert dispatch.platform() == family
+
+
+def test_without_a_mesh_the_platform_is_that_of_the_process():
+    assert dispatch.platform() == "cpu"
+
+
+def test_a_choice_is_logged_once_and_a_name_is_not_a_choice(caplog):
+    with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
+        for _ in range(3):
+            assert dispatch.choose("an op of this test", None, ("a", "b"), "b") == "b"
+        assert dispatch.choose("an op of this test", "a", ("a", "b"), "b") == "a"
+    assert [r.getMessage() for r in caplog.records] == ["an op of this test runs 'b' on cpu"]
+
+
+def test_an_unknown_name_is_refused_with_the_names_that_exist():
+    with pytest.raises(UnsupportedError, match="op has no implementation 'c'; it has a, b, or None"):
+        dispatch.choose("op", "c", ("a", "b"), "a")

@@ -1,0 +1,67 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.sharding import MeshConfig, make_mesh, sharding_of
+from hypenet_jax.train.errors import CorruptCheckpoint
+from hypenet_jax.train.fingerprint import differences, digest, leaf_facts, leaf_shapes, verify
+
+TREE = {
+    "a": {"kernel": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)},
+    "half": np.ones((5,), jnp.bfloat16),
+    "count": np.int32(7),
+    "flag": np.array([True, False]),
+}
+
+
+def flipped(array: np.ndarray, bit: int) -> np.ndarray:
+    raw = bytearray(array.tobytes())
+    raw[bit // 8] ^= 1 << (bit % 8)
+    return np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)
+
+
+def test_every_single_flipped_bit_changes_the_fingerprint():
+    array = TREE["a"]["kernel"]
+    want = leaf_facts({"x": array})["x"]["fingerprint"]
+    tree = {str(bit): flipped(array, bit) for bit in range(8 * array.nbytes)}
+    assert all(facts["fingerprint"] != want for facts in leaf_facts(tree).values())
+
+
+def test_exchanged_elements_change_the_fingerprint():
+    array = TREE["a"]["kernel"]
+    facts = leaf_facts({"x": array, "y": array[::-1].copy(), "z": array.swapaxes(0, 2).copy()})
+    assert len({leaf["fingerprint"] for leaf in facts.values()}) == 3
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 4), (1, 2)])
+def test_the_fingerprint_does_not_depend_on_the_mesh(fsdp, tensor):
+    mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+    array = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    cut = jax.device_put(array, sharding_of(("embed", "mlp"), array.shape, mesh))
+    assert leaf_facts({"x": cut}) == leaf_facts({"x": array})
+
+
+def test_verify_names_the_leaves_that_changed():
+    facts = leaf_facts(TREE)
+    verify(TREE, facts, "here")
+    changed = {**TREE, "count": np.int32(8)}
+    with pytest.raises(CorruptCheckpoint, match=r"here: content of 1 of 4 leaves changed.*: count$"):
+        verify(changed, facts, "here")
+
+
+def test_differences_list_missing_extra_shape_and_dtype():
+    saved = leaf_facts(TREE)
+    wanted = leaf_shapes({**TREE, "half": np.ones((4,), np.float32), "new": np.ones(1)})
+    del wanted["flag"]
+    lines = differences(saved, wanted)
+    assert lines == [
+        "flag: in the checkpoint, not wanted here",
+        "half: dtype bfloat16 saved, float32 wanted",
+        "half: shape [5] saved, [4] wanted",
+        "new: not in the checkpoint",
+    ]
+
+
+def test_digest_does_not_depend_on_the_order_of_keys():
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
