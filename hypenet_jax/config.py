@@ -84,7 +84,7 @@ class RunConfig:
       training: how it is trained; None for select, which trains nothing.
       mesh: sizes of the mesh axes.
       seed: of the run.
-      export: also write the final model as a Hugging Face folder, here.
+      export: also write the final model as a Hugging Face folder, `run_dir/name/hf`, in this precision.
     """
 
     name: str
@@ -97,7 +97,7 @@ class RunConfig:
     training: TrainingConfig | None
     mesh: MeshConfig
     seed: int
-    export: str | None = None
+    export: Literal["bfloat16", "float32"] | None = None
 
     def __post_init__(self) -> None:
         if (self.training is None) != isinstance(self.stage, SelectConfig):
@@ -109,6 +109,10 @@ class RunConfig:
     @property
     def folder(self) -> pathlib.Path:
         return pathlib.Path(self.run_dir) / self.name
+
+    @property
+    def hf_folder(self) -> pathlib.Path:
+        return self.folder / "hf"
 
     def final_of(self, name: str) -> pathlib.Path:
         """Where the run of this name leaves its final weights."""

@@ -37,7 +37,8 @@ class Cluster:
 def join_processes(cluster: Cluster) -> None:
     """Joins the processes of this run, before any other use of JAX; a single process stays alone.
 
-    Given addresses are used as they are; otherwise JAX detects the cluster (SLURM, TPU pod, GKE, Open MPI).
+    Given addresses are used as they are; otherwise JAX detects the cluster (SLURM, TPU pod, GKE,
+    Open MPI).
     """
     if cluster.coordinator is not None:
         jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
@@ -52,7 +53,9 @@ def _cluster_detected() -> bool:
 
 
 def set_up_logging() -> None:
-    """Process 0 logs from INFO, rich on a terminal and plain lines elsewhere; the others from WARNING."""
+    """Process 0 logs from INFO, rich on a terminal and plain lines elsewhere; the others from
+    WARNING.
+    """
     first = jax.process_index() == 0
     if first and sys.stderr.isatty():
         from rich.logging import RichHandler
@@ -69,7 +72,9 @@ def set_up_logging() -> None:
 
 
 def keys(seed: int) -> Callable[[str], jax.Array]:
-    """Named random keys of one seed: keys(0)("init") is the same on every machine and independent of other names."""
+    """Named random keys of one seed: keys(0)("init") is the same on every machine and independent
+    of other names.
+    """
     root = jax.random.key(seed)
     return lambda name: jax.random.fold_in(root, zlib.crc32(name.encode()))
 
@@ -78,7 +83,8 @@ def keys(seed: int) -> Callable[[str], jax.Array]:
 def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     """Gives stop(step): has this run been asked to end? Single process: SIGTERM was received here.
 
-    With several processes JAX's preemption service catches the signal and all of them answer True at the same step.
+    With several processes JAX's preemption service catches the signal and all of them answer True
+    at the same step.
     """
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
@@ -95,7 +101,8 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Ends a main: known exceptions become one screen without traceback and their exit code, others stay bugs (1).
+    """Ends a main: known exceptions become one screen without traceback and their exit code, others
+    stay bugs (1).
 
     Args:
       codes: exception class to exit code; subclasses count, the first match wins.

@@ -1,6 +1,7 @@
 """The mesh, the one table from logical axis names to mesh axes, and placing arrays by it.
 
-Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and batch cut), `sequence` (time
+Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and
+  batch cut), `sequence` (time
 cut) and `tensor` (heads, mlp and vocabulary cut).
 """
 
@@ -80,7 +81,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None):
-    """Traces inside see this mesh (`constrain`, Linen's logical constraints, choice of kernels). None changes nothing."""
+    """Traces inside see this mesh (`constrain`, Linen's logical constraints, choice of kernels).
+    None changes nothing.
+    """
     if mesh is None:
         yield
     else:
@@ -94,7 +97,8 @@ def sharding_of(
     """Where an array with these logical axes lies on a mesh (or AbstractMesh).
 
     Raises:
-      ShardingError: a name without a rule, one mesh axis asked for twice, or a size that does not divide.
+      ShardingError: a name without a rule, one mesh axis asked for twice, or a size that does not
+        divide.
     """
     names = tuple(logical_axes)
     if len(names) != len(shape):
@@ -119,9 +123,11 @@ def sharding_of(
 
 
 def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
-    """Tree of NamedSharding for a tree of arrays (or shapes) and the like tree of logical axis names.
+    """Tree of NamedSharding for a tree of arrays (or shapes) and the like tree of logical axis
+    names.
 
-    The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's metadata gives).
+    The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's
+    metadata gives).
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = tree.flatten_up_to(logical_axes)
@@ -140,7 +146,8 @@ def replicated(mesh: Any) -> NamedSharding:
 def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Array, "..."]:
     """Asks the compiler to lay x out by its logical names; x itself without a mesh.
 
-    A hint for activations: an axis that does not divide (a batch of one row) or is already manual (inside shard_map) stays
+    A hint for activations: an axis that does not divide (a batch of one row) or is already manual
+      (inside shard_map) stays
     free. Parameters are held to `sharding_of`, which refuses instead.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -160,7 +167,9 @@ def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Arr
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """This process's rows, "B T" numpy arrays, as global arrays of all processes' rows; mesh None: the default device."""
+    """This process's rows, "B T" numpy arrays, as global arrays of all processes' rows; mesh None:
+    the default device.
+    """
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
     spec = PartitionSpec(

@@ -35,9 +35,8 @@ def convert(args: Arguments) -> None:
     config, params = read_hf(args.source)
     dtype = "bfloat16" if params["embed"]["embedding"].dtype == "bfloat16" else "float32"
     if args.softmax_layers is not None:
-        student = hypenet(config, args.softmax_layers)
-        params = transfer(config, params, student, jax.random.key(args.seed))
-        config = student
+        teacher, config = config, hypenet(config, args.softmax_layers)
+        params = transfer(teacher, params, config, jax.random.key(args.seed))
     save_hf(args.target, config, params, dtype=dtype, tokenizer_from=args.source)
     print(f"wrote {args.target}: {dtype}, softmax attention in layers {config.softmax_layers}")
 

@@ -13,8 +13,6 @@ import jax
 
 logger = logging.getLogger(__name__)
 
-_FAMILIES = {"cuda": "gpu", "rocm": "gpu"}
-
 
 class UnsupportedError(ValueError):
     """A named implementation does not exist, or cannot run these arguments on this device."""
@@ -24,7 +22,7 @@ def platform() -> str:
     """The platform that compiled programs will run on: "cpu", "gpu" or "tpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
-    return _FAMILIES[name] if name in _FAMILIES else name
+    return "gpu" if name in ("cuda", "rocm") else name
 
 
 def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:

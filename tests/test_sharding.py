@@ -25,7 +25,9 @@ def paper_mesh(data=1, fsdp=1, sequence=1, tensor=1):
 
 
 def test_every_logical_name_of_the_glossary_has_a_rule():
-    names = {value for name, value in vars(axes).items() if name.isupper() and isinstance(value, str)}
+    names = {
+        value for name, value in vars(axes).items() if name.isupper() and isinstance(value, str)
+    }
     assert names == {name for name, _ in AXIS_RULES}
 
 
@@ -112,7 +114,9 @@ def test_constrain_lays_out_activations_and_leaves_what_does_not_divide_free():
 def test_constrain_inside_shard_map_is_the_array_itself():
     mesh = make_mesh(MeshConfig(data=8, fsdp=1))
     spec = PartitionSpec("data")
-    inside = jax.shard_map(lambda x: constrain(x, ("batch", "time")) * 2, mesh=mesh, in_specs=spec, out_specs=spec)
+    inside = jax.shard_map(
+        lambda x: constrain(x, ("batch", "time")) * 2, mesh=mesh, in_specs=spec, out_specs=spec
+    )
     with on_mesh(mesh):
         assert np.array_equal(jax.jit(inside)(jnp.ones((8, 4))), jnp.full((8, 4), 2.0))
 

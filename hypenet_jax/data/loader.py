@@ -68,7 +68,7 @@ def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
     blocks, parts = np.divmod(rows, order.parts)
     # Counted in tokens, not rows, so that all context lengths shuffle the same blocks alike.
     full = order.num_tokens // order.block_length
-    shuffled = grain.MapDataset.range(max(full, 1)).shuffle(seed=order.seed % 2**32)
+    shuffled = grain.MapDataset.range(max(full, 1)).shuffle(seed=(order.seed + epoch) % 2**32)
     names = [shuffled[b] if b < full else b for b in range(first, int(blocks[-1]) + 1)]
     table = np.stack([np.asarray(names, np.int64)[blocks - first], parts], axis=-1)
     # The one numpy stream whose numbers are promised never to change between versions.

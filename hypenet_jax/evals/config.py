@@ -62,7 +62,7 @@ class EvaluateConfig:
       race_lengths: context lengths of prefill and decode times.
       heldout_rows: held-out rows for KL and perplexity at the training length.
       bounds: what must hold.
-      prompts: texts the student continues in the report.
+      prompts: texts the student continues in the report, by `sample_tokens` tokens each.
     """
 
     candidates: tuple[Candidate, ...]
@@ -78,4 +78,5 @@ class EvaluateConfig:
     race_lengths: tuple[int, ...]
     heldout_rows: int
     bounds: tuple[Bound, ...]
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str, ...]
+    sample_tokens: int

@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         states: tuple[MixerState | None, ...],
         timeline: Timeline,
         taps: bool,
-    ) -> tuple[Hidden, tuple[MixerState, ...], Tap | None]:
+    ) -> tuple[Hidden, tuple[MixerState | None, ...], Tap | None]:
         layer = nn.remat(Layer, prevent_cse=not self.scan) if self.remat == "full" else Layer
         after, tapped = [], []
         for name, run in run_names(self.config, self.scan):

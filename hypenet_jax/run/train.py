@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,9 @@ from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
 from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
 from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.run.models import (
     decoder_of,
@@ -40,7 +43,7 @@ from hypenet_jax.weights import save_hf
 log = logging.getLogger("hypenet_jax")
 
 # What may change between two starts of one run: where things lie, and how often they are saved.
-FREE = ("run_dir", "teacher_folder", "export", "mesh", "data.corpus.folder", "training.loop")
+FREE = ("run_dir", "teacher_folder", "mesh", "data.corpus.folder", "training.loop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +106,21 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
         checkpoints.close()
         batches.close()
     # what the next stage starts from --------------------------------------------------------------
-    if run.export is not None:
-        config = student_config(run)
-        save_hf(run.export, config, state.params, dtype="float32", tokenizer_from=prepared.folder)
+    _export(run, state.params, prepared)
     save_params(run.folder / "final", state.params, origin)
+
+
+def _export(run: RunConfig, params: Params, prepared: Prepared) -> None:
+    """Writes the Hugging Face folder, with the tokenizer that the text was read with."""
+    if run.export is None:
+        return
+    config = student_config(run)
+    if run.student is not None and run.student.logit_scale is not None:
+        config = with_logit_scale(config, LogLengthScale(run.student.logit_scale))
+    if jax.process_index() == 0:
+        # An interrupted start of this very run may have left it.
+        shutil.rmtree(run.hf_folder, ignore_errors=True)
+    save_hf(run.hf_folder, config, params, dtype=run.export, tokenizer_from=prepared.folder)
 
 
 def is_done(run: RunConfig) -> bool:

@@ -1,1 +1,3 @@
-"""Training: one step, one loop, one checkpoint format. Knows neither models nor methods; they arrive in a Stage."""
+"""Training: one step, one loop, one checkpoint format. Knows neither models nor methods; they
+arrive in a Stage.
+"""

@@ -1,4 +1,6 @@
-"""Checkpoints of a run: state, position in the data and settings, saved together and believed only after a check."""
+"""Checkpoints of a run: state, position in the data and settings, saved together and believed only
+after a check.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -52,7 +54,8 @@ class Origin:
 class Checkpoints:
     """The checkpoints of one run in one folder, written in the background.
 
-    A checkpoint counts once its commit marker is written, so a half-written or stray folder is never "the latest".
+    A checkpoint counts once its commit marker is written, so a half-written or stray folder is
+    never "the latest".
     """
 
     def __init__(self, folder: str | os.PathLike[str], origin: Origin, *, keep: int = 3) -> None:
@@ -67,10 +70,12 @@ class Checkpoints:
         self._manager = self._open()
 
     def save(self, state: TrainState, position: int) -> None:
-        """Starts saving this state with the position in the data that follows it. The state may be donated right after.
+        """Starts saving this state with the position in the data that follows it. The state may be
+        donated right after.
 
         Raises:
-          CheckpointError: an earlier save failed in the background, or a newer step is in the folder.
+          CheckpointError: an earlier save failed in the background, or a newer step is in the
+            folder.
         """
         step, tree = int(state.step), _as_tree(state)
         facts = leaf_facts(tree)
@@ -99,9 +104,11 @@ class Checkpoints:
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
-        """The newest good checkpoint as (state, position in the data), or None where there is no checkpoint.
+        """The newest good checkpoint as (state, position in the data), or None where there is no
+        checkpoint.
 
-        A corrupt step is set aside as `corrupt-STEP-...` with a warning, and the one before it is taken.
+        A corrupt step is set aside as `corrupt-STEP-...` with a warning, and the one before it is
+        taken.
 
         Args:
           like: shapes, dtypes and shardings wanted; its arrays are not read.
@@ -195,7 +202,9 @@ def unsealed(found: Any, where: str) -> dict[str, Any]:
 
 
 def check_origin(about: Mapping[str, Any], origin: Origin, where: str) -> None:
-    """Refuses what another stage, other settings or other parent weights wrote, naming what differs."""
+    """Refuses what another stage, other settings or other parent weights wrote, naming what
+    differs.
+    """
     if about["stage"] != origin.stage:
         raise CheckpointError(
             f"{where}: written by stage {about['stage']!r}, this is stage {origin.stage!r}; use another folder"

@@ -2,7 +2,9 @@
 
 
 class CheckpointError(Exception):
-    """A checkpoint that must not be used here: another stage, other settings, other shapes; or one that cannot be written."""
+    """A checkpoint that must not be used here: another stage, other settings, other shapes; or one
+    that cannot be written.
+    """
 
 
 class CorruptCheckpoint(CheckpointError):

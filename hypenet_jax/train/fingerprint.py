@@ -1,6 +1,7 @@
 """What a tree of arrays contains, in a few bytes per leaf that any single flipped bit changes.
 
-Orbax restores a flipped bit in array data without an error, so every checkpoint carries these numbers and is held to them.
+Orbax restores a flipped bit in array data without an error, so every checkpoint carries these
+numbers and is held to them.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from hypenet_jax.train.errors import CorruptCheckpoint
 Facts = dict[str, dict[str, Any]]
 """Path of a leaf to its `shape`, `dtype` and `fingerprint`."""
 
-_SALT, _STRIDE = np.uint32(0x9E3779B9), np.uint32(0x85EBCA6B)
+_SALT = np.uint32(0x9E3779B9)
 
 
 def leaf_facts(tree: Any) -> Facts:
@@ -79,9 +80,10 @@ def _fingerprints(leaves: list[Array]) -> UInt32[Array, "leaves"]:
 
 
 def _fingerprint(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    """sum_i (bits_i + salt) * odd(i * stride) mod 2^32, i the row-major index.
+    """sum_i (bits_i + salt) * odd(mixed(i)) mod 2^32, i the row-major index.
 
-    An odd factor keeps every changed bit visible. Integer sums do not depend on order, hence not on the mesh.
+    An odd factor keeps every single changed bit visible; mixing the index keeps exchanged elements
+    visible, which factors linear in i do not. Integer sums do not depend on the mesh.
     """
     unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
     words = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, unsigned)
@@ -89,4 +91,11 @@ def _fingerprint(leaf: Shaped[Array, "..."]) -> UInt32[Array, ""]:
     for axis in range(leaf.ndim):
         rows_below = np.uint32(math.prod(leaf.shape[axis + 1 :]) % 2**32)
         index += jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis) * rows_below
-    return jnp.sum((words.astype(jnp.uint32) + _SALT) * ((index * _STRIDE) | np.uint32(1)))
+    return jnp.sum((words.astype(jnp.uint32) + _SALT) * (_mixed(index) | np.uint32(1)))
+
+
+def _mixed(index: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """The 32-bit finalizer of MurmurHash3: every input bit moves about half of the output bits."""
+    index = (index ^ (index >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    index = (index ^ (index >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return index ^ (index >> np.uint32(16))

@@ -1,4 +1,6 @@
-"""The final weights of a stage, and the proof of who wrote them: all that passes from one stage to the next."""
+"""The final weights of a stage, and the proof of who wrote them: all that passes from one stage to
+the next.
+"""
 
 import dataclasses
 import os

@@ -44,7 +44,8 @@ class LoopConfig:
       steps: batches to take in all.
       accumulate: micro-batches per step.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      evaluate_every: steps between evaluations, the last step included; None evaluates only after the last.
+      evaluate_every: steps between evaluations, the last step included; None evaluates only after
+        the last.
       max_skips: non-finite updates in a row that end the run.
     """
 
@@ -78,8 +79,9 @@ def fit(
 ) -> TrainState:
     """Trains to `config.steps`, going on from the newest checkpoint if there is one.
 
-    On the same devices, a run cut off anywhere and started again gives the same bits as one that was not.
-    The state given is consumed: its buffers are donated, or freed when a checkpoint replaces it.
+    On the same devices, a run cut off anywhere and started again gives the same bits as one that
+    was not. The state given is consumed: its buffers are donated, or freed when a checkpoint
+    replaces it.
 
     Args:
       frozen: what the loss reads beside the student (the teacher), already placed; never saved.

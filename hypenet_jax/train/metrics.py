@@ -1,11 +1,13 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard if asked for, a line or a bar for the eye."""
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard if asked for, a line or a bar
+for the eye.
+"""
 
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import jax
 
@@ -23,36 +25,46 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, `step`, `kind` and the values; numbers that are not finite become null.
+    """metrics.jsonl: one JSON object per line, `step`, `kind` and the values; numbers that are not
+    finite become null.
 
-    After `resume(step)` it holds exactly the records up to that step, so a resumed run has no step twice and none missing.
+    After `resume(step)` it holds exactly the records up to that step, so a resumed run has no step
+    twice and none missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file: TextIO | None = None
 
     def resume(self, step: int) -> None:
-        """Drops records of later steps, and a last line cut off by a kill."""
-        kept = [record for record in read_metrics(self.path) if record["step"] <= step]
-        self._file.close()
+        """Opens the file, without records of later steps or a last line cut off by a kill."""
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        found = read_metrics(self.path) if self.path.exists() else []
+        kept = [json.dumps(record) + "\n" for record in found if record["step"] <= step]
         new = self.path.with_suffix(".new")
-        new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        new.write_text("".join(kept), encoding="utf-8")
         new.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, kind: str, values: Values) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+        self._opened().write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
 
     def flush(self) -> None:
         """On disk, not only handed over: a checkpoint may only follow the records of its steps."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._opened().flush()
+        os.fsync(self._opened().fileno())
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> TextIO:
+        if self._file is None:
+            raise ValueError(f"{self.path}: call resume(step) before writing")
+        return self._file
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -24,9 +24,11 @@ class OptimizerConfig:
       warmup_steps: updates of linear warm-up (W).
       steps: updates of the whole schedule (N); later ones keep final_lr.
       b1, b2, eps: Adam.
-      weight_decay: decoupled, multiplied by the learning rate; norm scales, biases and 1-d leaves are exempt.
+      weight_decay: decoupled, multiplied by the learning rate; norm scales, biases and 1-d leaves
+        are exempt.
       clip_norm: largest global norm of the mean gradient; None does not clip.
-      first_update_at_zero: count as the published code does, whose first update has learning rate 0.
+      first_update_at_zero: count as the published code does, whose first update has learning rate
+        0.
     """
 
     peak_lr: float
@@ -65,9 +67,9 @@ class OptimizerConfig:
 def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Float[Array, ""]:
     """Learning rate of the next update after `applied` updates.
 
-    peak * f(n) with f(n) = n/W for n < W, else r + (1-r) (1 + cos(pi p)) / 2, p = (n-W)/(N-W), r = final/peak.
-    n is the number of the update, from 1: the first has peak/W, the last final. With `first_update_at_zero` n is one
-    less, as in the published code.
+    peak * f(n) with f(n) = n/W for n < W, else r + (1-r) (1 + cos(pi p)) / 2, p = (n-W)/(N-W), r =
+    final/peak. n is the number of the update, from 1: the first has peak/W, the last final. With
+    `first_update_at_zero` n is one less, as in the published code.
     """
     warmup, floor = config.warmup_steps, config.final_lr / config.peak_lr
     n = jnp.asarray(applied, jnp.float32) + (0.0 if config.first_update_at_zero else 1.0)
@@ -77,15 +79,19 @@ def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Flo
 
 
 def decays(path: tuple[str, ...], ndim: int) -> bool:
-    """Whether weight decay applies. The name decides before the rank: stacked norm scales are [R, D] and stay exempt."""
+    """Whether weight decay applies. The name decides before the rank: stacked norm scales are [R,
+    D] and stay exempt.
+    """
     return ndim > 1 and path[-1] not in NEVER_DECAYED
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Clip, Adam, decoupled weight decay, learning rate: pure functions over a tree of float32 parameters.
+    """Clip, Adam, decoupled weight decay, learning rate: pure functions over a tree of float32
+    parameters.
 
-    The state is optax's ScaleByAdamState; its `count` is the number of updates applied, which the schedule reads.
+    The state is optax's ScaleByAdamState; its `count` is the number of updates applied, which the
+    schedule reads.
     """
 
     config: OptimizerConfig
@@ -96,7 +102,9 @@ class Optimizer:
     def update(
         self, gradients: Params, state: optax.ScaleByAdamState, params: Params
     ) -> tuple[Params, optax.ScaleByAdamState, dict[str, Scalar]]:
-        """One update: new parameters, new state, and the facts `grad_norm` (before clipping) and `learning_rate`."""
+        """One update: new parameters, new state, and the facts `grad_norm` (before clipping) and
+        `learning_rate`.
+        """
         config = self.config
         norm = optax.tree.norm(gradients)
         rate = learning_rate(config, state.count)

@@ -12,7 +12,9 @@ log = logging.getLogger("hypenet_jax")
 
 
 class ProgressLines:
-    """One plain log line at most every `seconds`, and one for every evaluation and for the last step."""
+    """One plain log line at most every `seconds`, and one for every evaluation and for the last
+    step.
+    """
 
     def __init__(self, steps: int, name: str, *, seconds: float = 10.0) -> None:
         self._steps, self._name, self._seconds = steps, name, seconds

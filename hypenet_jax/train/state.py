@@ -22,7 +22,8 @@ Path = tuple[str, ...]
 @typing.no_type_check
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes during training; the frozen teacher travels beside it and is never saved.
+    """Everything that changes during training; the frozen teacher travels beside it and is never
+    saved.
 
     Attributes:
       step: batches taken so far. A skipped (non-finite) update counts here, not in the optimizer.
@@ -55,7 +56,8 @@ def create_state(
     optimizer: Optimizer,
     shardings: Params | None = None,
 ) -> TrainState:
-    """State before the first step. Parameters are copied, because training gives their buffers away.
+    """State before the first step. Parameters are copied, because training gives their buffers
+    away.
 
     Args:
       params: the student; trainable floating leaves become float32.

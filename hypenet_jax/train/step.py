@@ -21,17 +21,18 @@ _Sums = tuple[Params, Mean, dict[str, Mean]]
 def make_train_step(
     stage: Stage, optimizer: Optimizer, *, accumulate: int, shardings: Any = None
 ) -> Step:
-    """The jitted step (state, frozen, batch) -> (state, metrics). The state given is consumed (donated).
+    """The jitted step (state, frozen, batch) -> (state, metrics). The state given is consumed
+    (donated).
 
-    gradient = (sum over micro-batches of d loss.total) / (sum of loss.weight), so the number of micro-batches does not
-    change the update. If the loss or the gradient norm is not finite, parameters, moments and the count of updates keep
-    their bits, and metrics["skipped"] is 1.
+    gradient = (sum over micro-batches of d loss.total) / (sum of loss.weight), so the number of
+    micro-batches does not change the update. If the loss or the gradient norm is not finite,
+    parameters, moments and the count of updates keep their bits, and metrics["skipped"] is 1.
 
     Args:
       accumulate: micro-batches per update; must divide the rows of the batch.
       shardings: a TrainState of shardings the new state must keep; None lets the compiler choose.
-    Returns metrics, float32 scalars: `loss`, every metric of the stage, `grad_norm` (before clipping), `learning_rate`,
-      `tokens` (not padding), `skipped`.
+    Returns metrics, float32 scalars: `loss`, every metric of the stage, `grad_norm` (before
+      clipping), `learning_rate`, `tokens` (not padding), `skipped`.
     """
 
     def step(state: TrainState, frozen: Params | None, batch: Batch):
@@ -72,7 +73,8 @@ def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Su
     if accumulate == 1:
         return one(batch)
 
-    # Micro-batch i takes rows i, i + accumulate, ...: every device keeps working on rows it already holds.
+    # Micro-batch i takes rows i, i + accumulate, ...: every device keeps working on rows it already
+    # holds.
     def cut(rows: Array) -> Array:
         parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
         return constrain(parts, (None, "batch", "time"))

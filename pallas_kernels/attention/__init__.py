@@ -83,7 +83,8 @@ def _check(
 ) -> None:
     if q.shape[2] % k.shape[2]:
         raise ValueError(
-            f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} key/value heads"
+            f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} "
+            "key/value heads"
         )
     if query_slots is None and q.shape[1] != k.shape[1]:
         raise ValueError(

@@ -1,11 +1,9 @@
-"""Softmax attention that keeps the probabilities of a short sequence: the fastest form where they
-fit.
+"""Softmax attention that keeps the probabilities of a short sequence: the fastest where they fit.
 
-Written for what XLA on CPU does well: key/value heads are batch dimensions in front, the query
-heads
-of a group are rows (no key is repeated), the mask is added rather than selected so that it fuses
-with
-the softmax, and no product contracts the rows of its left side (`bkts,bkth->bksh` takes twice the time).
+Written for what XLA on CPU does well. Key/value heads are batch dimensions in front, and the query
+heads of a group are rows, so no key is repeated. The mask is added, not selected, so that it fuses
+with the softmax. No product contracts the rows of its left side: `bkts,bkth->bksh` takes twice the
+time of `bkth,bkts->bkhs`.
 """
 
 import functools

@@ -16,7 +16,7 @@ from pallas_kernels.products import product
 # Float32 logits of one chunk, in bytes.
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**29, "tpu": 2**28}
 
-# (logits of a chunk, what else a chunk's tokens have, constants) -> (number per token, d number / d logits)
+# Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
 PerToken = Callable[[Float[Array, "C V"], Any, Any], tuple[Float[Array, "C"], Float[Array, "C V"]]]
 
 

@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from hypenet_jax.data import Catalogue, DataConfig, NeedleRows, heldout_batches, loader
+from hypenet_jax.data import (
+    Catalogue,
+    DataConfig,
+    NeedleRows,
+    heldout_batches,
+    loader,
+    window_tokens,
+)
 from hypenet_jax.data.loader import RowOrder
 
 BATCH = 4
@@ -123,6 +130,19 @@ def test_an_epoch_is_a_permutation_of_its_rows(num_tokens):
     for epoch in range(2):
         rows = [order(epoch * order.num_rows + row) for row in range(order.num_rows)]
         assert sorted(4 * block + part for block, part in rows) == list(range(order.num_rows))
+
+
+def test_every_epoch_brings_other_blocks_first():
+    order = RowOrder(64 * 640, 64, 64, seed=0)
+    first, second = ({order(640 * epoch + row)[0] for row in range(64)} for epoch in range(2))
+    assert len(first & second) < 32
+
+
+def test_beginning_later_equals_skipping_the_batches_before(load, config):
+    later = dataclasses.replace(config, needles=NEEDLES, first_token=window_tokens(config.corpus))
+    skipped = window_tokens(config.corpus) // (config.context_length * BATCH)
+    whole = load(dataclasses.replace(config, needles=NEEDLES), position=skipped)
+    assert_same(take(load(later), 3), take(whole, 3))
 
 
 def test_rows_of_one_block_are_spread_over_batches():

@@ -109,6 +109,14 @@ def test_a_question_at_the_end_has_one_answer_at_its_depth(length, depth):
         assert abs(int(np.flatnonzero(tokens == question.answer)[0]) / length - depth) < 4 / length
 
 
+@pytest.mark.parametrize("asked", range(4))
+def test_needles_never_overlap_even_when_they_fill_the_sequence(asked):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        tokens = needle_sequence(CATALOGUE, TEXT, 10, 4, asked / 3, rng).tokens
+        assert kinds(tokens).tolist() == [1, 3] * 4 + [1, 2]
+
+
 def test_answers_are_spread_over_the_entries():
     rng = np.random.default_rng(0)
     answers = [needle_sequence(CATALOGUE, TEXT, 128, 4, 0.5, rng).answer for _ in range(300)]

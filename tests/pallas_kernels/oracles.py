@@ -25,14 +25,21 @@ def lightning(q, k, v, state, log_decay, segment_ids, scale):
     """The recurrence unrolled: each output a sum over the tokens its memory still holds."""
     written, kept = _factors(np.asarray(log_decay, np.float64), segment_ids, q.shape[:2])
     real = np.ones(q.shape[:2]) if segment_ids is None else segment_ids != 0
-    memories = jnp.einsum("btsn,bsnk,bsnv->btnkv", written, k, v) + kept[..., None, None] * state[:, None]
-    return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], memories), memories[:, -1]
+    memories = (
+        jnp.einsum("btsn,bsnk,bsnv->btnkv", written, k, v) + kept[..., None, None] * state[:, None]
+    )
+    return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], memories), memories[
+        :, -1
+    ]
 
 
 def _factors(log_decay, segment_ids, shape):
     """How much of token s, and of the first state, is in the memory after token t."""
     batch, length = shape
-    written, kept = np.zeros((batch, length, length, len(log_decay))), np.zeros((batch, length, len(log_decay)))
+    written, kept = (
+        np.zeros((batch, length, length, len(log_decay))),
+        np.zeros((batch, length, len(log_decay))),
+    )
     for b in range(batch):
         document, tokens, first = 0, np.zeros((length, len(log_decay))), np.ones(len(log_decay))
         for t in range(length):

@@ -31,5 +31,7 @@ def test_a_choice_is_logged_once_and_a_name_is_not_a_choice(caplog):
 
 
 def test_an_unknown_name_is_refused_with_the_names_that_exist():
-    with pytest.raises(UnsupportedError, match="op has no implementation 'c'; it has a, b, or None"):
+    with pytest.raises(
+        UnsupportedError, match="op has no implementation 'c'; it has a, b, or None"
+    ):
         dispatch.choose("op", "c", ("a", "b"), "a")

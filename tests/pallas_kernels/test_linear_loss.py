@@ -168,7 +168,9 @@ def test_a_tied_head_gets_the_gradients_of_both_uses(implementation):
 
     def tied(table):
         hidden = jnp.tanh(table[labels])
-        return linear_cross_entropy(hidden, table, labels, weights, implementation=implementation)[0]
+        return linear_cross_entropy(hidden, table, labels, weights, implementation=implementation)[
+            0
+        ]
 
     def plain(table):
         hidden = jnp.tanh(table[labels])

@@ -24,8 +24,8 @@ def flipped(array: np.ndarray, bit: int) -> np.ndarray:
 def test_every_single_flipped_bit_changes_the_fingerprint():
     array = TREE["a"]["kernel"]
     want = leaf_facts({"x": array})["x"]["fingerprint"]
-    tree = {str(bit): flipped(array, bit) for bit in range(8 * array.nbytes)}
-    assert all(facts["fingerprint"] != want for facts in leaf_facts(tree).values())
+    for bit in range(8 * array.nbytes):
+        assert leaf_facts({"x": flipped(array, bit)})["x"]["fingerprint"] != want
 
 
 def test_exchanged_elements_change_the_fingerprint():
@@ -46,7 +46,9 @@ def test_verify_names_the_leaves_that_changed():
     facts = leaf_facts(TREE)
     verify(TREE, facts, "here")
     changed = {**TREE, "count": np.int32(8)}
-    with pytest.raises(CorruptCheckpoint, match=r"here: content of 1 of 4 leaves changed.*: count$"):
+    with pytest.raises(
+        CorruptCheckpoint, match=r"here: content of 1 of 4 leaves changed.*: count$"
+    ):
         verify(changed, facts, "here")
 
 

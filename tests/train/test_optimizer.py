@@ -58,7 +58,9 @@ def test_updates_are_those_of_optax():
     params = {"a": {"kernel": jax.random.normal(jax.random.key(1), (4, 4))}}
     state, their_state, their_params = ours.init(params), theirs.init(params), params
     for step in range(4):
-        gradients = jax.tree.map(lambda p: jnp.sin(p * 7 + step) * (10.0 if step % 2 else 0.01), params)  # noqa: B023
+        gradients = jax.tree.map(
+            lambda p: jnp.sin(p * 7 + step) * (10.0 if step % 2 else 0.01), params
+        )
         params, state, _ = ours.update(gradients, state, params)
         updates, their_state = theirs.update(gradients, their_state, their_params)
         their_params = optax.apply_updates(their_params, updates)
@@ -83,7 +85,9 @@ def test_only_matrices_decay_and_stacked_norm_scales_do_not(path, ndim, decayed)
 def test_weight_decay_leaves_norm_scales_alone():
     optimizer = Optimizer(dataclasses.replace(CONFIG, weight_decay=0.5))
     params = {"norm": {"scale": jnp.ones((3, 4))}, "up": {"kernel": jnp.ones((3, 4))}}
-    after, _, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    after, _, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     assert np.array_equal(after["norm"]["scale"], params["norm"]["scale"])
     np.testing.assert_allclose(after["up"]["kernel"], 1 - 0.5 * 1e-3 / 50, rtol=1e-6)
 

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_toy import AXES, OPTIMIZER, STAGE, bits, init, loss, make_batch, new_state, step_of, trainable
+from train_toy import (
+    AXES,
+    OPTIMIZER,
+    STAGE,
+    bits,
+    init,
+    loss,
+    make_batch,
+    new_state,
+    step_of,
+    trainable,
+)
 
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, place_batch, shardings_of
 from hypenet_jax.train.stage import Stage
@@ -116,7 +127,15 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices():
     shardings = shardings_of(init(jax.random.key(0)), AXES, mesh)
     with on_mesh(mesh):
         step = make_train_step(STAGE, OPTIMIZER, accumulate=2)
-        text = step.lower(create_state(init(jax.random.key(0)), trainable, OPTIMIZER, shardings), None, place_batch(make_batch(0, 16), mesh)).compile().as_text()
+        text = (
+            step.lower(
+                create_state(init(jax.random.key(0)), trainable, OPTIMIZER, shardings),
+                None,
+                place_batch(make_batch(0, 16), mesh),
+            )
+            .compile()
+            .as_text()
+        )
     assert "all-to-all" not in text
     assert "all-gather" not in text
     assert "collective-permute" not in text

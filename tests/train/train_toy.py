@@ -1,4 +1,6 @@
-"""A stage small enough to compile in an instant: a bigram model over 16 tokens, one of its leaves held still."""
+"""A stage small enough to compile in an instant: a bigram model over 16 tokens, one of its leaves
+held still.
+"""
 
 import dataclasses
 import functools
@@ -46,7 +48,9 @@ def loss(student: Any, frozen: Any, batch: Batch) -> tuple[Mean, dict[str, Mean]
     weight = batch.loss_weight[:, 1:]
     right = (jnp.argmax(logits, -1) == batch.tokens[:, 1:]).astype(jnp.float32)
     total = jnp.sum(weight)
-    return Mean(-jnp.sum(picked * weight), total), {"accuracy": Mean(jnp.sum(right * weight), total)}
+    return Mean(-jnp.sum(picked * weight), total), {
+        "accuracy": Mean(jnp.sum(right * weight), total)
+    }
 
 
 def trainable(path: tuple[str, ...]) -> bool:
@@ -63,7 +67,12 @@ def make_batch(seed: int, rows: int = 8, time: int = 12) -> Batch:
     real = np.arange(time) < rng.integers(3, time + 1, (rows, 1))
     weight = (real & (np.arange(time) > 0)).astype(np.float32)
     positions = np.where(real, np.arange(time), 0).astype(np.int32)
-    return Batch(tokens=tokens * real, segment_ids=real.astype(np.int32), positions=positions, loss_weight=weight)
+    return Batch(
+        tokens=tokens * real,
+        segment_ids=real.astype(np.int32),
+        positions=positions,
+        loss_weight=weight,
+    )
 
 
 @dataclasses.dataclass
@@ -119,7 +128,10 @@ def run(folder: pathlib.Path, steps: int = 12, stage: Stage = STAGE, **options: 
             loop,
             checkpoints=checkpoints,
             metrics=metrics,
-            **{"evaluate": lambda params: {"norm": float(jnp.sum(params["norm"]["scale"]))}, **options},
+            **{
+                "evaluate": lambda params: {"norm": float(jnp.sum(params["norm"]["scale"]))},
+                **options,
+            },
         )
     finally:
         metrics.close()

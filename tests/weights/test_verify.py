@@ -12,12 +12,11 @@ from hypenet_jax.weights.verify import our_logits, their_logits, transformers_ca
 TIED = dataclasses.replace(QWEN3, tie_embeddings=True)
 
 
-def test_logits_of_a_folder_repeat_exactly(tmp_path):
-    save_hf(tmp_path, HYPENET, random_params(HYPENET), dtype="float32")
-    first = our_logits(tmp_path)
-    assert first.shape[-1] == 40
-    assert first.dtype == np.float32
-    np.testing.assert_array_equal(first, our_logits(tmp_path))
+def test_logits_of_a_folder_are_float32_whatever_is_stored(tmp_path):
+    save_hf(tmp_path, HYPENET, random_params(HYPENET), dtype="bfloat16")
+    logits = our_logits(tmp_path)
+    assert (logits.shape[-1], logits.dtype) == (40, np.float32)
+    assert np.isfinite(logits).all()
 
 
 def test_transformers_is_not_asked_about_hypenet(tmp_path):

@@ -1,0 +1,48 @@
+# make quickstart   install what is missing, then convert a small teacher and report (about 10 minutes on 2 cores)
+# make test         format, lint, types, rooms and tests
+# make install      only .venv
+# PYTHON=python3.12 make test   the same with another interpreter; .venv is made anew when it has another version
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CONFIG := configs/quickstart.py
+
+.PHONY: install install-test install-torch venv quickstart test test-torch check
+
+quickstart: install
+	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
+
+install: venv $(VENV)/installed
+install-test: venv $(VENV)/installed-test
+install-torch: venv $(VENV)/installed-torch
+
+# A .venv of another interpreter version, or one that was copied or moved, cannot be used.
+venv:
+	@want=$$($(PYTHON) -c 'import sys; print(sys.version_info[:2], "$(abspath $(VENV))")'); \
+	have=$$($(BIN)/python -c 'import sys; print(sys.version_info[:2], sys.prefix)' 2>/dev/null); \
+	if [ "$$want" != "$$have" ]; then rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
+
+$(VENV)/installed: pyproject.toml | venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-torch: pyproject.toml $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch]'
+	touch $@
+
+check: install-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --warnings
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+# What needs PyTorch: our logits against transformers'.
+test-torch: install-torch
+	$(BIN)/python -m pytest -m torch $(ARGS)

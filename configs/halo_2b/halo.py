@@ -1,0 +1,24 @@
+"""The whole conversion to HypeNet-2B:  python -m launch.halo configs/halo_2b/halo.py
+
+It keeps softmax attention in the published layers; a select stage can choose them anew, see configs/quickstart.py.
+"""
+
+from configs import published
+from configs.halo_2b import align, distill, finetune
+from hypenet_jax.config import HaloConfig
+
+
+def config(
+    teacher_folder: str = "models/Qwen3-1.7B",
+    text: str = "data/fineweb-edu",
+    run_dir: str = "runs/halo_2b",
+) -> HaloConfig:
+    """Stages 1, 2 and 3 in order.
+
+    Args:
+      teacher_folder: Hugging Face folder of the teacher.
+      text: folder of JSON lines.
+      run_dir: where everything goes.
+    """
+    stages = (align, distill, finetune)
+    return published.chain(*(stage.config(teacher_folder, text, run_dir) for stage in stages))

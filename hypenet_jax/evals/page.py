@@ -1,0 +1,353 @@
+"""One HTML page that shows a conversion: numbers first, then charts, then how it was done. Nothing is loaded from outside."""
+
+import dataclasses
+import html
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from hypenet_jax.evals.charts import (
+    Axis,
+    Bar,
+    Number,
+    Series,
+    bar_chart,
+    legend,
+    length_axis,
+    line_chart,
+    linear_axis,
+    log_axis,
+)
+from hypenet_jax.evals.page_style import STYLE
+from hypenet_jax.evals.report import Report, Row
+
+# A loss curve is drawn with at most this many points, each the mean of its neighbours.
+CURVE_POINTS = 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """The loss of one stage, step by step."""
+
+    stage: str
+    steps: Sequence[int]
+    losses: Sequence[Number]
+    loss_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """Stage 1's error of one layer relative to the variance of its target: at the first step and at the last."""
+
+    layer: int
+    first: Number
+    last: Number
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerScore:
+    """How much the model needs softmax attention in this layer, and whether it keeps it."""
+
+    layer: int
+    importance: Number
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One thing that must hold, for instance: needle accuracy at 2048 | 0.98 | at least 0.90 | passed."""
+
+    name: str
+    value: str
+    bound: str
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that a page shows; a part that is empty is left out.
+
+    Attributes:
+      title: heading of the page.
+      lead: one or two sentences below it.
+      models: names of models in the order of tables and colours; the first is the one others are compared with.
+      summary: (label, value) pairs, the headline of the page.
+      report: rows of "needle", "perplexity", "prefill_seconds", "decode_seconds", "state_bytes" are shown.
+      chance: needle accuracy of guessing.
+      tokens: tokens that each stage was trained on, in order.
+    """
+
+    title: str
+    lead: str
+    models: tuple[str, ...]
+    summary: tuple[tuple[str, str], ...]
+    report: Report
+    chance: Number | None = None
+    curves: tuple[Curve, ...] = ()
+    alignment: tuple[LayerError, ...] = ()
+    selection: tuple[LayerScore, ...] = ()
+    checks: tuple[Check, ...] = ()
+    tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+def write_page(path: str | os.PathLike[str], results: Results) -> None:
+    """Writes `render_page(results)` to a file, UTF-8, with the folders it needs."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(results), encoding="utf-8")
+
+
+def render_page(results: Results) -> str:
+    """The page as text: one HTML document without scripts and without anything to fetch. All given text is escaped."""
+    parts = [_headline(results), _retrieval(results), _perplexity(results), _speed(results)]
+    parts += [_conversion(results), _checks(results)]
+    title = html.escape(results.title)
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{title}</title><style>{STYLE}</style>'
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
+        f"<body><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _headline(results: Results) -> str:
+    tiles = "".join(
+        f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>"
+        for label, value in results.summary
+    )
+    heading = f"<h1>{html.escape(results.title)}</h1><p class='lead'>{html.escape(results.lead)}</p>"
+    return f"<header>{heading}<dl class='tiles'>{tiles}</dl></header>"
+
+
+def _retrieval(results: Results) -> str:
+    rows = results.report.select("needle")
+    if not rows.rows:
+        return ""
+    values = [end for row in rows.rows for end in (row.value, row.low, row.high) if end is not None]
+    y = linear_axis([*values, 1.0], _share, zero=True)
+    chance = None if results.chance is None else (results.chance, "chance")
+    chart = _by_length(results, rows, y, "Needle accuracy", "accuracy", chance)
+    counts = sorted({row.count for row in rows.rows})
+    note = (
+        "Share of questions at the end of a text that are answered with what was planted in it. "
+        f"{_range(counts)} texts per point, the same for every model; whiskers are 95 % intervals."
+    )
+    return _section("Finding a needle", note, _beside(chart, _table(results, rows, _share)))
+
+
+def _perplexity(results: Results) -> str:
+    rows = results.report.select("perplexity")
+    rows = Report(tuple(row for row in rows.rows if row.length and row.low is not None))
+    finite = [row.value for row in rows.rows if math.isfinite(row.value)]
+    if not finite:
+        return ""
+    chart = _by_length(results, rows, linear_axis(finite, _short), "Perplexity", "perplexity", None)
+    note = (
+        "Perplexity of the same final tokens of held-out text, with more or less context before them. "
+        "Lower is better; numbers compare along a row."
+    )
+    return _section("Using a longer context", note, _beside(chart, _table(results, rows, _short)))
+
+
+def _speed(results: Results) -> str:
+    shown = (
+        ("prefill_seconds", "Reading the context", "time", seconds_text),
+        ("decode_seconds", "Writing one more token", "time per token", seconds_text),
+        ("state_bytes", "Memory of the context", "state per sequence", bytes_text),
+    )
+    parts = []
+    for metric, title, label, text in shown:
+        rows = results.report.select(metric)
+        if rows.rows:
+            binary = metric == "state_bytes"
+            y = log_axis([row.value for row in rows.rows], text, binary=binary)
+            chart = _by_length(results, rows, y, title, label, None, intervals=False)
+            ratio = _ratios(results, rows)
+            parts.append(_figure(chart, title) + _table(results, rows, text, ratio))
+    if not parts:
+        return ""
+    note = "One sequence; medians of runs in turns. Both scales are logarithmic: equal steps are equal factors."
+    columns = "".join(f"<div>{part}</div>" for part in parts)
+    return _section("Speed and memory", note, f"<div class='columns'>{columns}</div>")
+
+
+def _ratios(results: Results, rows: Report) -> Callable[[Row], str]:
+    base = {row.length: row.value for row in rows.select(model=results.models[0]).rows}
+
+    def text(row: Row) -> str:
+        if row.model == results.models[0] or row.length not in base:
+            return ""
+        return f"{base[row.length] / row.value:.1f}× less"
+
+    return text
+
+
+def _conversion(results: Results) -> str:
+    parts = [_curve(curve) for curve in results.curves]
+    if results.alignment:
+        groups = [
+            (str(e.layer), (Bar(e.first, 0, f"layer {e.layer}, first step: {e.first:.3f}"),
+                            Bar(e.last, 2, f"layer {e.layer}, last step: {e.last:.3f}")))
+            for e in results.alignment
+        ]  # fmt: skip
+        title = "Imitating each layer"
+        chart = bar_chart(groups, title=title, labels=("layer", "relative error"), text=_short)
+        key = legend((("first step", 0), ("last step", 2)), lines=False)
+        parts.append(_figure(key + chart, title))
+    if results.selection:
+        groups = [(str(s.layer), (_importance_bar(s),)) for s in results.selection]
+        title = "Which layers keep softmax attention"
+        chart = bar_chart(groups, title=title, labels=("layer", "importance"), text=_short)
+        key = legend((("keeps softmax attention", 1), ("becomes lightning attention", 0)), lines=False)
+        parts.append(_figure(key + chart, title))
+    body = f"<div class='columns'>{''.join(f'<div>{part}</div>' for part in parts)}</div>" if parts else ""
+    if results.tokens:
+        lines = [(name, f"{count:,}") for name, count in results.tokens.items()]
+        lines.append(("all", f"{sum(results.tokens.values()):,}"))
+        body += _plain_table(("stage", "training tokens"), lines)
+    return _section("How it was converted", "", body) if body else ""
+
+
+def _importance_bar(score: LayerScore) -> Bar:
+    kept = "keeps softmax attention" if score.kept else "becomes lightning attention"
+    return Bar(score.importance, 1 if score.kept else 0, f"layer {score.layer}, {score.importance:.3g}: {kept}")
+
+
+def _curve(curve: Curve) -> str:
+    size = -(-len(curve.steps) // CURVE_POINTS)
+    starts = range(0, len(curve.steps), size)
+    steps = [_mean(curve.steps[i : i + size]) for i in starts]
+    losses = [_mean(curve.losses[i : i + size]) for i in starts]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return ""
+    x, y = linear_axis(steps, lambda step: f"{step:,.0f}", zero=True), linear_axis(finite, _short)
+    x = dataclasses.replace(x, high=max(steps), ticks=[tick for tick in x.ticks if tick <= max(steps)])
+    line = Series(curve.stage, 2, steps, losses)
+    labels = ("step", curve.loss_name)
+    return _figure(line_chart([line], x, y, title=curve.stage, labels=labels, points=False), curve.stage)
+
+
+def _checks(results: Results) -> str:
+    if not results.checks:
+        return ""
+    failed = sum(not check.passed for check in results.checks)
+    note = f"{len(results.checks)} checks, {failed} failed." if failed else f"All {len(results.checks)} checks passed."
+    lines = []
+    for check in results.checks:
+        cells = "".join(f"<td>{html.escape(text)}</td>" for text in (check.value, check.bound))
+        mark = "<td class='pass'>✓ passed</td>" if check.passed else "<td class='fail'>✗ failed</td>"
+        lines.append(f"<tr><th scope='row'>{html.escape(check.name)}</th>{cells}{mark}</tr>")
+    head = "".join(f"<th scope='col'>{name}</th>" for name in ("check", "value", "must be", ""))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return _section("Checks", note, f"<div class='wide checks'>{table}</div>")
+
+
+def _by_length(
+    results: Results,
+    rows: Report,
+    y: Axis,
+    title: str,
+    label: str,
+    reference: tuple[Number, str] | None,
+    *,
+    intervals: bool = True,
+) -> str:
+    series = []
+    for slot, model in enumerate(results.models):
+        mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.length)
+        if mine:
+            ends = [(row.low, row.high) for row in mine if row.low is not None] if intervals else []
+            lengths, values = [row.length for row in mine], [row.value for row in mine]
+            series.append(Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ()))
+    x = length_axis(rows.lengths, length_text)
+    labels = ("context length in tokens", label)
+    chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
+    return legend([(line.name, line.slot) for line in series]) + chart
+
+
+def _table(
+    results: Results, rows: Report, text: Callable[[Number], str], second: Callable[[Row], str] | None = None
+) -> str:
+    lines = []
+    for model in results.models:
+        mine = {row.length: row for row in rows.rows if row.model == model}
+        if not mine:
+            continue
+        cells = []
+        for length in rows.lengths:
+            cell = html.escape(text(mine[length].value)) if length in mine else "–"
+            more = second(mine[length]) if second and length in mine else ""
+            cells.append(f"<td>{cell}{f'<small>{html.escape(more)}</small>' if more else ''}</td>")
+        lines.append(f"<tr><th scope='row'>{html.escape(model)}</th>{''.join(cells)}</tr>")
+    head = "".join(f"<th scope='col'>{length_text(length)}</th>" for length in rows.lengths)
+    return (
+        "<div class='wide'><table><thead><tr><th scope='col'>context</th>"
+        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
+    body = "".join(
+        f"<tr><th scope='row'>{html.escape(first)}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in lines
+    )
+    return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _section(title: str, note: str, body: str) -> str:
+    said = f"<p class='note'>{html.escape(note)}</p>" if note else ""
+    return f"<section><h2>{html.escape(title)}</h2>{said}{body}</section>"
+
+
+def _beside(chart: str, table: str) -> str:
+    return f"<div class='columns'><div>{_figure(chart)}</div><div>{table}</div></div>"
+
+
+def _figure(chart: str, title: str = "") -> str:
+    caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
+    return f"<figure>{caption}{chart}</figure>"
+
+
+def seconds_text(seconds: Number) -> str:
+    """1.2 s, 35 ms, 0.74 ms, 80 µs."""
+    if seconds >= 1:
+        return f"{seconds:.3g} s"
+    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
+
+
+def bytes_text(count: Number) -> str:
+    """512 KiB, 4.1 MiB, 2 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000 or unit == "GiB":
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def length_text(length: Number) -> str:
+    """512, 2K, 128K: powers of two as people say them."""
+    whole = int(length)
+    return f"{whole // 1024}K" if whole >= 1024 and whole % 1024 == 0 else f"{whole}"
+
+
+def _share(value: Number) -> str:
+    return f"{value:.2f}"
+
+
+def _short(value: Number) -> str:
+    return f"{value:.3g}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _mean(values: Sequence[Number]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.evals import efficiency
+from hypenet_jax.evals.efficiency import cursor_at, filled_state, prefill_times, state_bytes
+from hypenet_jax.model.decoder import decode_state
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("capacity", [16, 100])
+def test_state_bytes_by_formula_are_those_of_the_arrays(teacher, student, capacity, dtype):
+    for subject in (teacher, student):
+        config = subject.decoder.config
+        state = decode_state(config, 1, capacity, dtype)
+        measured = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        assert state_bytes(config, capacity, dtype) == measured
+
+
+def test_every_model_is_timed_at_every_length_and_compared_with_the_first(
+    teacher, student, monkeypatch
+):
+    monkeypatch.setattr(efficiency, "PREFILL_PART", 32)
+    report = efficiency.efficiency([teacher, student], [64], rounds=2)
+    for metric in ("prefill", "decode"):
+        assert report.value(f"{metric}_seconds", "teacher", 64) > 0
+        assert report.select(f"{metric}_speedup").models == ("student",)
+    row = report.select("prefill_seconds", "student").rows[0]
+    assert row.low <= row.value <= row.high
+    assert row.count == 2
+    for model in ("teacher", "student"):
+        assert report.value("state_bytes", model) == report.value("state_bytes_formula", model)
+
+
+def test_a_filled_state_goes_on_where_a_read_context_would(student):
+    single = student.with_single_layers()
+    variables = {"params": single.params}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 32, (1, 12)), jnp.int32)
+    config = single.decoder.config
+    read = single.decoder.apply(variables, tokens, state=decode_state(config, 1, 16, jnp.float32))
+    filled = filled_state(single.decoder, 16).replace(cursor=cursor_at(16, 12))
+    assert jax.tree.structure(filled) == jax.tree.structure(read.state)
+    jax.tree.map(np.testing.assert_array_equal, filled.cursor, read.state.cursor)
+
+
+def test_single_layers_are_the_same_model(student):
+    tokens = jnp.arange(8, dtype=jnp.int32)[None]
+    single = student.with_single_layers()
+    hidden, again = (
+        s.decoder.apply({"params": s.params}, tokens).hidden for s in (student, single)
+    )
+    np.testing.assert_allclose(hidden, again, atol=1e-5)
+
+
+def test_a_length_that_does_not_split_into_parts_is_refused(student):
+    with pytest.raises(ValueError, match="length 3000 is not a multiple of 2048; use 2048"):
+        prefill_times([student], 3000, rounds=1)

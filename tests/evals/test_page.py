@@ -1,0 +1,98 @@
+import re
+
+import pytest
+
+from hypenet_jax.evals.page import (
+    Check,
+    Curve,
+    LayerError,
+    LayerScore,
+    Results,
+    bytes_text,
+    length_text,
+    render_page,
+    seconds_text,
+    write_page,
+)
+from hypenet_jax.evals.report import Report, Row, share
+
+MODELS = ("teacher <RoPE>", "student & co")
+
+
+@pytest.fixture
+def results() -> Results:
+    report = Report()
+    for hits, model in enumerate(MODELS, start=3):
+        for length in (128, 2048):
+            report = report.add(
+                share("needle", model, hits, 8, length=length),
+                Row("perplexity", model, 40.0 + hits, 64, length, 35.0, 50.0),
+                Row("prefill_seconds", model, length / 1e4 / hits, 3, length),
+                Row("decode_seconds", model, length / 1e7 / hits, 3, length),
+                Row("state_bytes", model, 1024.0 * length / hits, 1, length),
+            )
+    return Results(
+        title="A <title> & more",
+        lead="What was done.",
+        models=MODELS,
+        summary=(("needles", "<b>1.00</b>"),),
+        report=report,
+        chance=1 / 16,
+        curves=(Curve("stage 2", range(1000), [1 / (1 + i) for i in range(1000)], "KL"),),
+        alignment=(LayerError(0, 1.0, 0.2), LayerError(1, 0.5, 0.1)),
+        selection=(LayerScore(0, 108.0, True), LayerScore(1, -2.0, False)),
+        checks=(Check("finds needles", "0.5", "at least 0.9", False),),
+        tokens={"stage 1": 1000, "stage 2": 2000},
+    )
+
+
+def test_the_page_is_one_document_that_fetches_nothing(results, tmp_path):
+    write_page(tmp_path / "folder" / "page.html", results)
+    page = (tmp_path / "folder" / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    assert not re.search(r"http|<script|src=|href=|url\(|@import|<link|<iframe", page)
+
+
+def test_all_given_text_is_escaped(results):
+    page = render_page(results)
+    assert "A &lt;title&gt; &amp; more" in page
+    assert "&lt;b&gt;1.00&lt;/b&gt;" in page
+    assert "<b>" not in page
+    assert "<RoPE>" not in page
+
+
+def test_every_model_check_stage_and_layer_is_on_the_page(results):
+    page = render_page(results)
+    for text in ("teacher &lt;RoPE&gt;", "student &amp; co", "finds needles", "✗ failed", "3,000"):
+        assert text in page
+    assert page.count("layer 0") >= 3
+    assert page.count('role="img"') == page.count("aria-label=") == 8
+
+
+def test_long_curves_are_thinned(results):
+    points = re.findall(r'points="([^"]*)"', render_page(results))
+    assert max(len(line.split()) for line in points) <= 240
+
+
+def test_parts_without_numbers_are_left_out(results):
+    page = render_page(Results("t", "l", MODELS, (), Report()))
+    assert "<section>" not in page
+    assert "nan" not in page
+
+
+def test_every_picture_stays_inside_its_frame(results):
+    page = render_page(results)
+    for name, limit in (("x", 440), ("y", 280)):
+        places = [float(v) for v in re.findall(rf' {name}\d?="([-\d.]+)"', page)]
+        assert places
+        assert all(0 <= place <= limit for place in places)
+
+
+def test_numbers_are_written_with_their_units():
+    assert [seconds_text(s) for s in (1.234, 0.0351, 0.00074, 8e-5)] == [
+        "1.23 s", "35.1 ms", "0.74 ms", "80 µs",
+    ]  # fmt: skip
+    assert [bytes_text(b) for b in (12, 4096, 4.2e6, 3e9)] == [
+        "12 B", "4 KiB", "4.01 MiB", "2.79 GiB",
+    ]  # fmt: skip
+    assert [length_text(n) for n in (128, 2048, 3000)] == ["128", "2K", "3000"]

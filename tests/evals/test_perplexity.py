@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.data.batch import make_row, stack_rows
+from hypenet_jax.evals.perplexity import final_losses, held_out, perplexity_by_length, window_ends
+
+
+def _log_probs(subject, tokens):
+    variables = {"params": subject.params}
+    hidden = subject.decoder.apply(variables, jnp.asarray(tokens)).hidden
+    logits = subject.decoder.apply(variables, hidden, method="logits")
+    return np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+
+
+def _batch(text):
+    halves = np.repeat([1, 2, 0], [12, 16, 4]).astype(np.int32)
+    rows = [make_row(np.where(halves == 0, 0, text[i : i + 32]), halves) for i in (0, 50, 90)]
+    return stack_rows(rows)
+
+
+@pytest.mark.parametrize("length", [16, 40])
+def test_perplexity_is_that_of_all_logits_at_the_same_final_targets(student, text, length):
+    report = perplexity_by_length(student, text, [16, 40], num_windows=3, num_targets=8)
+    ends = window_ends(len(text), [16, 40], 3, 8)
+    windows = np.stack([text[end - length : end] for end in ends])
+    log_probs = _log_probs(student, windows)[:, -9:-1]
+    taken = np.take_along_axis(log_probs, windows[:, -8:, None], axis=2)
+    row = report.select(length=length).rows[0]
+    assert row.value == pytest.approx(np.exp(-taken.mean()), rel=1e-5)
+    assert row.count == 24
+    assert row.low < row.value < row.high
+
+
+def test_the_targets_do_not_depend_on_the_length():
+    ends = window_ends(400, [16, 64], 5, 8)
+    assert np.array_equal(ends, window_ends(400, [64, 32], 5, 8))
+    assert ends[-1] == 400
+    assert ends[0] == 64
+    assert np.all(np.diff(ends) >= 8)
+
+
+def test_batching_does_not_change_losses(student, text):
+    rows = text[: 7 * 24].reshape(7, 24)
+    one = final_losses(student, rows, 6, tokens_per_batch=24)
+    three = final_losses(student, rows, 6, tokens_per_batch=3 * 24)
+    assert one.shape == three.shape == (7, 6)
+    np.testing.assert_allclose(one, three, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "windows", "message"),
+    [([8, 16], 2, "no context before 8 targets"), ([300], 20, "need 452 tokens of text")],
+)
+def test_windows_that_cannot_be_cut_are_refused(text, lengths, windows, message):
+    with pytest.raises(ValueError, match=message):
+        window_ends(len(text), lengths, windows, 8)
+
+
+def test_held_out_numbers_are_those_of_all_logits(student, teacher, text):
+    batch = _batch(text)
+    report = held_out(student, [batch], teacher)
+    logits = [_placed_log_probs(subject, batch) for subject in (student, teacher)]
+    weights = batch.loss_weight[:, 1:]
+    taken = np.take_along_axis(logits[0][:, :-1], batch.tokens[:, 1:, None], axis=2)[:, :, 0]
+    entropy = -np.sum(taken * weights) / np.sum(weights)
+    hits = (np.argmax(logits[0][:, :-1], axis=-1) == batch.tokens[:, 1:]) * weights
+    gap = np.sum(np.exp(logits[1]) * (logits[1] - logits[0]), axis=-1)
+    kl = np.mean(gap[batch.segment_ids != 0])
+    expected = {"cross_entropy": entropy, "perplexity": np.exp(entropy), "kl": kl}
+    expected["top1"] = np.sum(hits) / np.sum(weights)
+    assert {row.metric for row in report.rows} == set(expected)
+    for name, value in expected.items():
+        assert report.value(name, "student", 32) == pytest.approx(value, rel=1e-5)
+
+
+def _placed_log_probs(subject, batch):
+    variables = {"params": subject.params}
+    placed = (batch.tokens, batch.positions, batch.segment_ids)
+    hidden = subject.decoder.apply(variables, *map(jnp.asarray, placed)).hidden
+    logits = subject.decoder.apply(variables, hidden, method="logits")
+    return np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+
+
+def test_a_model_has_no_distance_to_itself_and_batches_add_up(teacher, text):
+    batch = _batch(text)
+    once, twice = held_out(teacher, [batch], teacher), held_out(teacher, [batch, batch], teacher)
+    assert once.value("kl", "teacher") == pytest.approx(0.0, abs=1e-6)
+    assert twice.value("cross_entropy", "teacher") == pytest.approx(
+        once.value("cross_entropy", "teacher"), rel=1e-12
+    )
+    assert twice.rows[0].count == 2 * once.rows[0].count
+
+
+def test_no_text_is_refused(teacher):
+    with pytest.raises(ValueError, match="no token to predict"):
+        held_out(teacher, [])
