@@ -137,5 +137,6 @@ def evaluation() -> EvaluateConfig:
         race_lengths=(1024, 2048, 4096, 8192),
         heldout_rows=192,
         prompts=("def __init__(self", "import "),
+        sample_tokens=24,
         bounds=(),
     )

@@ -4,6 +4,8 @@ A loss is a pair (total, weight), so that micro-batches and devices can be added
 All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
+import typing
+
 import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +14,8 @@ from hypenet_jax.axes import Hidden, Scalar, Segments, Tokens, Weights
 from pallas_kernels import linear_cross_entropy, linear_kl
 
 
+# Not checked at construction: tree functions build it with shapes or shardings as leaves.
+@typing.no_type_check
 @flax.struct.dataclass
 class Mean:
     """A weighted sum over tokens and the sum of the weights; their ratio is the mean.

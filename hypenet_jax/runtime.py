@@ -1,4 +1,4 @@
-"""The process: joining the others, logging, seeds, signals and exit codes. Imports nothing of ours."""
+"""The process: joining the others, logging, seeds, signals, exit codes. Imports nothing of ours."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,8 @@ class Cluster:
         given = [value is not None for value in dataclasses.astuple(self)]
         if any(given) and not all(given):
             raise ValueError(
-                f"{self}: coordinator, num_processes and process_id must be given together, or none of them"
+                f"{self}: coordinator, num_processes and process_id must be given together, "
+                "or none of them"
             )
 
 

@@ -65,13 +65,13 @@ class MeshConfig:
         if not exact:
             raise ShardingError(
                 f"{self} needs {'a multiple of ' if -1 in self._sizes() else ''}{known} devices, "
-                f"there are {devices}; set one axis to -1 or make the product of sizes divide {devices}"
+                f"there are {devices}; set one axis to -1, or use sizes whose product is {devices}"
             )
         data, fsdp, sequence, tensor = (devices // known if s == -1 else s for s in self._sizes())
         return (data, fsdp, sequence, tensor)
 
 
-def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over these devices (None: all), its axes left to the compiler to propagate."""
     devices = jax.devices() if devices is None else devices
     sizes = config.sizes(len(devices))
@@ -110,8 +110,9 @@ def sharding_of(
             if axis in asked:
                 first = asked[axis]
                 raise ShardingError(
-                    f"{path}: dimensions {first} ({names[first]!r}) and {dimension} ({names[dimension]!r}) "
-                    f"both ask for mesh axis {axis!r}; give one of them a name that maps elsewhere"
+                    f"{path}: dimensions {first} ({names[first]!r}) and {dimension} "
+                    f"({names[dimension]!r}) both ask for mesh axis {axis!r}; "
+                    "give one of them a name that maps elsewhere"
                 )
             asked[axis] = dimension
         parts = math.prod(mesh.shape[axis] for axis in wanted)
@@ -199,13 +200,14 @@ def row_parts(mesh: Mesh) -> tuple[int, int]:
         or mine[0] % len(mine)
     ):
         raise ShardingError(
-            f"process {jax.process_index()} holds batch parts {mine} of {len(grid)}, not one aligned range; "
-            "make data * fsdp a multiple of the number of processes, or a divisor of it"
+            f"process {jax.process_index()} holds batch parts {mine} of {len(grid)}, "
+            "not one aligned range; make data * fsdp a multiple of the number of processes, "
+            "or a divisor of it"
         )
     return mine[0] // len(mine), len(grid) // len(mine)
 
 
-def _is_mine(device: jax.Device) -> bool:
+def _is_mine(device: Any) -> bool:
     return device.process_index == jax.process_index()
 
 

@@ -99,7 +99,7 @@ def table(rows: list[Row]) -> str:
         for r in rows
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths)) for line in cells)
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
 
 
 def _runs_here(case: Case, name: str) -> bool:

@@ -78,8 +78,8 @@ def test_too_few_kv_heads_for_the_tensor_axis_says_which_sizes_work():
     names = {"layer_0": {"k": {"kernel": ("embed", "kv_heads", "head_dim")}}}
     with pytest.raises(ShardingError) as error:
         shardings_of(shapes, names, paper_mesh(tensor=16))
-    message = "layer_0/k/kernel: dimension 1 ('kv_heads') of size 8 does not divide over mesh axis tensor of size 16"
-    assert message in str(error.value)
+    assert "layer_0/k/kernel: dimension 1 ('kv_heads') of size 8 does not" in str(error.value)
+    assert "mesh axis tensor of size 16" in str(error.value)
     assert "sizes of that axis that work: 1, 2, 4, 8" in str(error.value)
 
 

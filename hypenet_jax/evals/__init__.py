@@ -1,4 +1,6 @@
-"""Measurements by context length: needles, perplexity, speed; what they return, and a page that shows it."""
+"""Measurements by context length: needles, perplexity, speed; what they return, and a page that
+shows it.
+"""
 
 from hypenet_jax.evals.needle import needle_accuracy, retrieval
 from hypenet_jax.evals.perplexity import held_out, perplexity_by_length

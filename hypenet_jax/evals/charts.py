@@ -1,4 +1,6 @@
-"""Line and bar charts as SVG text: no library, no script, colours from the page's style so that dark mode works."""
+"""Line and bar charts as SVG text: no library, no script, colours from the page's style so that
+dark mode works.
+"""
 
 import dataclasses
 import html
@@ -71,11 +73,15 @@ def linear_axis(values: Sequence[Number], text: Text, *, zero: bool = False) -> 
         high = low + (abs(low) or 1.0)
     step = _round_step((high - low) / 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
-    return Axis(low, high, False, [low + i * step for i in range(round((high - low) / step) + 1)], text)
+    return Axis(
+        low, high, False, [low + i * step for i in range(round((high - low) / step) + 1)], text
+    )
 
 
 def log_axis(values: Sequence[Number], text: Text, *, binary: bool = False) -> Axis:
-    """A logarithmic axis with ticks 1, 2, 5, 10 ..., or at powers of two; fewer of them where those are too many."""
+    """A logarithmic axis with ticks 1, 2, 5, 10 ..., or at powers of two; fewer of them where those
+    are too many.
+    """
     low, high = min(values) / 1.15, max(values) * 1.15
     base = 2 if binary else 10
     exponents = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
@@ -105,12 +111,16 @@ def line_chart(
     reference: tuple[Number, str] | None = None,
     points: bool = True,
 ) -> str:
-    """Lines with points, whiskers for intervals, and a dotted line at the reference value with its name."""
+    """Lines with points, whiskers for intervals, and a dotted line at the reference value with its
+    name.
+    """
     parts = [_frame(y, labels), _x_ticks(x)]
     if reference is not None:
         value, name = reference
         height = _number(_y(y, value))
-        parts.append(f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+        parts.append(
+            f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>'
+        )
         parts.append(_label(WIDTH - RIGHT - 2, _y(y, value) - 5, name, "end"))
     for line in series:
         parts.append(_line(line, x, y, points))
@@ -189,7 +199,9 @@ def _frame(y: Axis, labels: tuple[str, str]) -> str:
     parts = []
     for tick in y.ticks:
         height = _number(_y(y, tick))
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>'
+        )
         parts.append(_label(LEFT - 7, _y(y, tick) + 4, y.text(tick), "end"))
     parts.append(_label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, labels[0], "middle", "name"))
     return "".join(parts) + _label(2, 13, labels[1], "start", "name")

@@ -1,6 +1,7 @@
 """Time to read a context, time per new token after it, and what is remembered, by context length.
 
-The models are timed in turns, so that a ratio between them comes from one run under the same disturbances.
+The models are timed in turns, so that a ratio between them comes from one run under the same
+disturbances.
 """
 
 import functools
@@ -20,7 +21,8 @@ from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
 from hypenet_jax.model.timeline import Cursor
 
-# A longer context is read in parts of this many tokens: activations stay bounded, and real servers do so too.
+# A longer context is read in parts of this many tokens: activations stay bounded, and real servers
+# do so too.
 PREFILL_PART = 2048
 DECODE_STEPS = 32
 
@@ -31,9 +33,10 @@ def efficiency(
     """All numbers of this file for these models at these context lengths, batch 1.
 
     Returns:
-      Rows "prefill_seconds", "decode_seconds" (per token), "state_bytes" and "state_bytes_formula"; for every model but
-      the first also "prefill_speedup" and "decode_speedup", how many times faster than the first it is. Times and
-      ratios are medians over the rounds, their low and high the extremes.
+      Rows "prefill_seconds", "decode_seconds" (per token), "state_bytes" and "state_bytes_formula";
+      for every model but the first also "prefill_speedup" and "decode_speedup", how many times
+      faster than the first it is. Times and ratios are medians over the rounds, their low and high
+      the extremes.
     """
     single = [subject.with_single_layers() for subject in subjects]
     report = Report()
@@ -47,10 +50,14 @@ def efficiency(
 
 
 def prefill_times(subjects: Sequence[Subject], length: int, *, rounds: int) -> Report:
-    """Seconds to read `length` tokens into a state and know the next one, in parts of at most PREFILL_PART tokens."""
+    """Seconds to read `length` tokens into a state and know the next one, in parts of at most
+    PREFILL_PART tokens.
+    """
     part = min(length, PREFILL_PART)
     if length % part:
-        raise ValueError(f"length {length} is not a multiple of {part}; use {length // part * part}")
+        raise ValueError(
+            f"length {length} is not a multiple of {part}; use {length // part * part}"
+        )
     tokens = np.random.default_rng(0).integers(0, 2**15, (1, length)).astype(np.int32)
 
     def read(subject: Subject) -> float:
@@ -70,12 +77,16 @@ def prefill_times(subjects: Sequence[Subject], length: int, *, rounds: int) -> R
 def decode_times(
     subjects: Sequence[Subject], length: int, *, rounds: int, steps: int = DECODE_STEPS
 ) -> Report:
-    """Seconds per token for the last `steps` greedy tokens of a context of `length`, each fed to the next step.
+    """Seconds per token for the last `steps` greedy tokens of a context of `length`, each fed to
+    the next step.
 
-    The caches hold random numbers instead of a text that was read: the time does not depend on what they hold.
+    The caches hold random numbers instead of a text that was read: the time does not depend on what
+    they hold.
     """
     if length <= steps:
-        raise ValueError(f"length {length} leaves no context before {steps} steps; use more than {steps}")
+        raise ValueError(
+            f"length {length} leaves no context before {steps} steps; use more than {steps}"
+        )
     states = {subject.name: filled_state(subject.decoder, length) for subject in subjects}
 
     def write(subject: Subject) -> float:
@@ -158,9 +169,11 @@ def bytes_rows(subject: Subject, length: int) -> tuple[Row, Row]:
 
 
 def state_bytes(config: ModelConfig, capacity: int, dtype: jnp.dtype) -> int:
-    """Bytes of one row's state: sum over softmax layers of 2 S K H b, over lightning layers of 4 N H H, and 4 (S + 4).
+    """Bytes of one row's state: sum over softmax layers of 2 S K H b, over lightning layers of 4 N
+    H H, and 4 (S + 4).
 
-    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by all layers.
+    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by
+    all layers.
     """
     return sum(_mixer_bytes(spec, capacity, dtype) for spec in config.mixers) + 4 * (capacity + 4)
 

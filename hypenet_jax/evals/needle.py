@@ -1,6 +1,7 @@
 """Retrieval: does a model find, at the end of a long text, what was planted somewhere in it?
 
-Chance is one in `catalogue.entries` for a model that knows the class alone. Every model is asked the same questions.
+Chance is one in `catalogue.entries` for a model that knows the class alone. Every model is asked
+the same questions.
 """
 
 import functools
@@ -34,7 +35,9 @@ class Questions(NamedTuple):
 
 
 class Quiz(NamedTuple):
-    """Rows with several queries each: answer q of a row is what the token at `places` q should be followed by."""
+    """Rows with several queries each: answer q of a row is what the token at `places` q should be
+    followed by.
+    """
 
     tokens: Int[np.ndarray, "R T"]
     places: Int[np.ndarray, "R Q"]
@@ -54,8 +57,9 @@ def needle_accuracy(
 ) -> Report:
     """Share of questions at the end of a context that a model answers, by context length.
 
-    The answer is the argmax over the whole vocabulary, not over the entries of the class; only the logits of the last
-    position are formed. Depths are spread evenly. One compilation per model and length.
+    The answer is the argmax over the whole vocabulary, not over the entries of the class; only the
+    logits of the last position are formed. Depths are spread evenly. One compilation per model and
+    length.
 
     Args:
       catalogue: the planted tokens.
@@ -84,7 +88,9 @@ def questions(
     count: int,
     seed: int,
 ) -> Questions:
-    """Question i lies at depth (i + 1/2) / count; each has random numbers of its own, so batching cannot change it."""
+    """Question i lies at depth (i + 1/2) / count; each has random numbers of its own, so batching
+    cannot change it.
+    """
     asked = [
         needle_sequence(
             catalogue,
@@ -100,9 +106,7 @@ def questions(
     return Questions(np.stack([question.tokens for question in asked]), answers)
 
 
-def count_hits(
-    ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH
-) -> int:
+def count_hits(ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH) -> int:
     """How many questions are answered right."""
     guesses = [
         np.argmax(np.asarray(ask(batch)), axis=-1)[:real]
@@ -136,7 +140,8 @@ def retrieval(
     seed: int,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Report:
-    """Share of all queries in short rows that a model answers, near ones included: the score that selects layers.
+    """Share of all queries in short rows that a model answers, near ones included: the score that
+    selects layers.
 
     Returns:
       One row "retrieval"; its count is num_rows * queries.
@@ -164,7 +169,9 @@ def quiz(
     plant = NeedleRows(catalogue, 1.0, num_needles, num_needles, queries)
     plant.check(length)
     if len(text) < length:
-        raise ValueError(f"{len(text)} tokens of text cannot fill a row of {length}; give more text")
+        raise ValueError(
+            f"{len(text)} tokens of text cannot fill a row of {length}; give more text"
+        )
     rows = []
     for i in range(num_rows):
         rng = np.random.default_rng((seed, length, i))

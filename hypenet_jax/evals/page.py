@@ -1,4 +1,6 @@
-"""One HTML page that shows a conversion: numbers first, then charts, then how it was done. Nothing is loaded from outside."""
+"""One HTML page that shows a conversion: numbers first, then charts, then how it was done. Nothing
+is loaded from outside.
+"""
 
 import dataclasses
 import html
@@ -38,7 +40,9 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class LayerError:
-    """Stage 1's error of one layer relative to the variance of its target: at the first step and at the last."""
+    """Stage 1's error of one layer relative to the variance of its target: at the first step and at
+    the last.
+    """
 
     layer: int
     first: Number
@@ -56,7 +60,9 @@ class LayerScore:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing that must hold, for instance: needle accuracy at 2048 | 0.98 | at least 0.90 | passed."""
+    """One thing that must hold, for instance: needle accuracy at 2048 | 0.98 | at least 0.90 |
+    passed.
+    """
 
     name: str
     value: str
@@ -71,9 +77,11 @@ class Results:
     Attributes:
       title: heading of the page.
       lead: one or two sentences below it.
-      models: names of models in the order of tables and colours; the first is the one others are compared with.
+      models: names of models in the order of tables and colours; the first is the one others are
+        compared with.
       summary: (label, value) pairs, the headline of the page.
-      report: rows of "needle", "perplexity", "prefill_seconds", "decode_seconds", "state_bytes" are shown.
+      report: rows of "needle", "perplexity", "prefill_seconds", "decode_seconds", "state_bytes"
+        are shown.
       chance: needle accuracy of guessing.
       tokens: tokens that each stage was trained on, in order.
     """
@@ -99,7 +107,9 @@ def write_page(path: str | os.PathLike[str], results: Results) -> None:
 
 
 def render_page(results: Results) -> str:
-    """The page as text: one HTML document without scripts and without anything to fetch. All given text is escaped."""
+    """The page as text: one HTML document without scripts and without anything to fetch. All given
+    text is escaped.
+    """
     parts = [_headline(results), _retrieval(results), _perplexity(results), _speed(results)]
     parts += [_conversion(results), _checks(results)]
     title = html.escape(results.title)
@@ -118,7 +128,9 @@ def _headline(results: Results) -> str:
         f"<div><dt>{html.escape(label)}</dt><dd>{html.escape(value)}</dd></div>"
         for label, value in results.summary
     )
-    heading = f"<h1>{html.escape(results.title)}</h1><p class='lead'>{html.escape(results.lead)}</p>"
+    heading = (
+        f"<h1>{html.escape(results.title)}</h1><p class='lead'>{html.escape(results.lead)}</p>"
+    )
     return f"<header>{heading}<dl class='tiles'>{tiles}</dl></header>"
 
 
@@ -154,18 +166,18 @@ def _perplexity(results: Results) -> str:
 
 def _speed(results: Results) -> str:
     shown = (
-        ("prefill_seconds", "Reading the context", "time", seconds_text),
-        ("decode_seconds", "Writing one more token", "time per token", seconds_text),
-        ("state_bytes", "Memory of the context", "state per sequence", bytes_text),
+        ("prefill_seconds", "Reading the context", "time", seconds_text, "faster"),
+        ("decode_seconds", "Writing one more token", "time per token", seconds_text, "faster"),
+        ("state_bytes", "Memory of the context", "state per sequence", bytes_text, "smaller"),
     )
     parts = []
-    for metric, title, label, text in shown:
+    for metric, title, label, text, better in shown:
         rows = results.report.select(metric)
         if rows.rows:
             binary = metric == "state_bytes"
             y = log_axis([row.value for row in rows.rows], text, binary=binary)
             chart = _by_length(results, rows, y, title, label, None, intervals=False)
-            ratio = _ratios(results, rows)
+            ratio = _ratios(results, rows, better)
             parts.append(_figure(chart, title) + _table(results, rows, text, ratio))
     if not parts:
         return ""
@@ -174,13 +186,13 @@ def _speed(results: Results) -> str:
     return _section("Speed and memory", note, f"<div class='columns'>{columns}</div>")
 
 
-def _ratios(results: Results, rows: Report) -> Callable[[Row], str]:
+def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]:
     base = {row.length: row.value for row in rows.select(model=results.models[0]).rows}
 
     def text(row: Row) -> str:
         if row.model == results.models[0] or row.length not in base:
             return ""
-        return f"{base[row.length] / row.value:.1f}× less"
+        return f"{base[row.length] / row.value:.1f}× {better}"
 
     return text
 
@@ -201,9 +213,15 @@ def _conversion(results: Results) -> str:
         groups = [(str(s.layer), (_importance_bar(s),)) for s in results.selection]
         title = "Which layers keep softmax attention"
         chart = bar_chart(groups, title=title, labels=("layer", "importance"), text=_short)
-        key = legend((("keeps softmax attention", 1), ("becomes lightning attention", 0)), lines=False)
+        key = legend(
+            (("keeps softmax attention", 1), ("becomes lightning attention", 0)), lines=False
+        )
         parts.append(_figure(key + chart, title))
-    body = f"<div class='columns'>{''.join(f'<div>{part}</div>' for part in parts)}</div>" if parts else ""
+    body = (
+        f"<div class='columns'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
+        if parts
+        else ""
+    )
     if results.tokens:
         lines = [(name, f"{count:,}") for name, count in results.tokens.items()]
         lines.append(("all", f"{sum(results.tokens.values()):,}"))
@@ -213,7 +231,11 @@ def _conversion(results: Results) -> str:
 
 def _importance_bar(score: LayerScore) -> Bar:
     kept = "keeps softmax attention" if score.kept else "becomes lightning attention"
-    return Bar(score.importance, 1 if score.kept else 0, f"layer {score.layer}, {score.importance:.3g}: {kept}")
+    return Bar(
+        score.importance,
+        1 if score.kept else 0,
+        f"layer {score.layer}, {score.importance:.3g}: {kept}",
+    )
 
 
 def _curve(curve: Curve) -> str:
@@ -225,21 +247,31 @@ def _curve(curve: Curve) -> str:
     if not finite:
         return ""
     x, y = linear_axis(steps, lambda step: f"{step:,.0f}", zero=True), linear_axis(finite, _short)
-    x = dataclasses.replace(x, high=max(steps), ticks=[tick for tick in x.ticks if tick <= max(steps)])
+    x = dataclasses.replace(
+        x, high=max(steps), ticks=[tick for tick in x.ticks if tick <= max(steps)]
+    )
     line = Series(curve.stage, 2, steps, losses)
     labels = ("step", curve.loss_name)
-    return _figure(line_chart([line], x, y, title=curve.stage, labels=labels, points=False), curve.stage)
+    return _figure(
+        line_chart([line], x, y, title=curve.stage, labels=labels, points=False), curve.stage
+    )
 
 
 def _checks(results: Results) -> str:
     if not results.checks:
         return ""
     failed = sum(not check.passed for check in results.checks)
-    note = f"{len(results.checks)} checks, {failed} failed." if failed else f"All {len(results.checks)} checks passed."
+    note = (
+        f"{len(results.checks)} checks, {failed} failed."
+        if failed
+        else f"All {len(results.checks)} checks passed."
+    )
     lines = []
     for check in results.checks:
         cells = "".join(f"<td>{html.escape(text)}</td>" for text in (check.value, check.bound))
-        mark = "<td class='pass'>✓ passed</td>" if check.passed else "<td class='fail'>✗ failed</td>"
+        mark = (
+            "<td class='pass'>✓ passed</td>" if check.passed else "<td class='fail'>✗ failed</td>"
+        )
         lines.append(f"<tr><th scope='row'>{html.escape(check.name)}</th>{cells}{mark}</tr>")
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("check", "value", "must be", ""))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
@@ -262,7 +294,9 @@ def _by_length(
         if mine:
             ends = [(row.low, row.high) for row in mine if row.low is not None] if intervals else []
             lengths, values = [row.length for row in mine], [row.value for row in mine]
-            series.append(Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ()))
+            series.append(
+                Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ())
+            )
     x = length_axis(rows.lengths, length_text)
     labels = ("context length in tokens", label)
     chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
@@ -270,7 +304,10 @@ def _by_length(
 
 
 def _table(
-    results: Results, rows: Report, text: Callable[[Number], str], second: Callable[[Row], str] | None = None
+    results: Results,
+    rows: Report,
+    text: Callable[[Number], str],
+    second: Callable[[Row], str] | None = None,
 ) -> str:
     lines = []
     for model in results.models:
@@ -298,7 +335,9 @@ def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         + "</tr>"
         for first, *rest in lines
     )
-    return f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _section(title: str, note: str, body: str) -> str:

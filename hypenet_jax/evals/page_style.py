@@ -7,7 +7,7 @@ STYLE = """
 --pass:#6cc989;--fail:#ff8a80;--s0:#9aa5b1;--s1:#ff7d73;--s2:#58b7ee;--s3:#e8b04a;--s4:#bb9af0;--s5:#6fcb96}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:40px 20px 64px}
+main{max-width:1100px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}
 h2{font-size:21px;margin:52px 0 4px;letter-spacing:-.005em}
 .lead{font-size:18px;color:var(--soft);margin:0 0 24px;max-width:70ch}
@@ -27,8 +27,8 @@ figure>svg{display:block;width:100%;height:auto}
 .legend svg{flex:none}
 .wide{overflow-x:auto;margin:6px 0 0}
 table{border-collapse:collapse;font-size:14.5px;font-variant-numeric:tabular-nums}
-th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child{text-align:left;padding-left:0}
+th,td{padding:6px 9px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7em}
 thead th{color:var(--soft);font-weight:500}
 tbody th{font-weight:500}
 td small{display:block;color:var(--soft);font-size:12px;line-height:1.3}
@@ -45,6 +45,6 @@ svg .name{font-size:12.5px}
 .s3{stroke:var(--s3);color:var(--s3)}.s4{stroke:var(--s4);color:var(--s4)}.s5{stroke:var(--s5);color:var(--s5)}
 .fill{fill:currentColor;stroke:none}
 @media (max-width:520px){main{padding:24px 16px 48px}h1{font-size:25px}.lead{font-size:16.5px}
-.tiles{grid-template-columns:repeat(2,1fr)}.tiles dd{font-size:19px}th,td{padding:5px 9px}}
+.tiles{grid-template-columns:repeat(2,1fr)}.tiles dd{font-size:19px}th,td{padding:5px 7px}}
 @media print{main{max-width:none;padding:0}}
 """

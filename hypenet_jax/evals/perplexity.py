@@ -100,9 +100,7 @@ def _final_losses(
     labels = tokens[:, -num_targets:].reshape(-1)
     head = output_head(params, decoder.config)
     weights = jnp.ones(labels.shape, jnp.float32)
-    _, losses = linear_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), head, labels, weights
-    )
+    _, losses = linear_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), head, labels, weights)
     return constrain(losses.reshape(-1, num_targets), (None, None))
 
 

@@ -81,6 +81,7 @@ class Layer(nn.Module):
         x = x + wrote
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
         x = x + mlp(RMSNorm(shape, names, eps, name="mlp_norm")(x))
+        x = nn.with_logical_constraint(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
         return x, (state, Tap(read, wrote) if self.tap else None)
 
 

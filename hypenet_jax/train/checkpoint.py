@@ -99,8 +99,8 @@ class Checkpoints:
             ) from error
         if not written:
             raise CheckpointError(
-                f"{self.folder}: step {step} was not saved, because steps {self.steps()} are there; "
-                "use another folder, or remove the newer steps"
+                f"{self.folder}: step {step} was not saved, because steps {self.steps()} "
+                "are there; use another folder, or remove the newer steps"
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
@@ -127,7 +127,8 @@ class Checkpoints:
             self._set_aside(step)
         if any(self.folder.glob("corrupt-*")):
             raise CorruptCheckpoint(
-                f"{self.folder}: no good checkpoint is left; start in another folder, or bring one back"
+                f"{self.folder}: no good checkpoint is left; start in another folder, "
+                "or bring one back"
             )
         return None
 
@@ -207,7 +208,8 @@ def check_origin(about: Mapping[str, Any], origin: Origin, where: str) -> None:
     """
     if about["stage"] != origin.stage:
         raise CheckpointError(
-            f"{where}: written by stage {about['stage']!r}, this is stage {origin.stage!r}; use another folder"
+            f"{where}: written by stage {about['stage']!r}, this is stage {origin.stage!r}; "
+            "use another folder"
         )
     saved, now = _flat(about["config"]), _flat(json.loads(json.dumps(origin.config)))
     keys = [key for key in sorted(saved.keys() | now.keys()) if not _is_free(key, origin.free)]
@@ -221,7 +223,8 @@ def check_origin(about: Mapping[str, Any], origin: Origin, where: str) -> None:
         )
     if about["parent"] != origin.parent:
         raise CheckpointError(
-            f"{where}: started from weights {about['parent']}, this run from {origin.parent}; use another folder"
+            f"{where}: started from weights {about['parent']}, this run from {origin.parent}; "
+            "use another folder"
         )
 
 

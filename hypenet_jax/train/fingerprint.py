@@ -23,7 +23,7 @@ _SALT = np.uint32(0x9E3779B9)
 
 
 def leaf_facts(tree: Any) -> Facts:
-    """Facts of every leaf, as JSON can hold them; the same on every mesh and number of processes."""
+    """Facts of every leaf, as JSON holds them; the same on every mesh and number of processes."""
     shapes = leaf_shapes(tree)
     numbers = np.asarray(_fingerprints(list(_leaves(tree).values()))).tolist()
     return {

@@ -55,7 +55,7 @@ class Handoff:
 
 
 def save_params(folder: str | os.PathLike[str], params: Params, origin: Origin) -> str:
-    """Writes final weights with their origin, replacing what was there; returns their fingerprint."""
+    """Writes final weights and their origin over what was there; returns their fingerprint."""
     facts = leaf_facts(params)
     about = {
         "stage": origin.stage,
@@ -85,7 +85,8 @@ def read_handoff(folder: str | os.PathLike[str], expected_stage: str) -> Handoff
     about = unsealed(_read(folder, about=ocp_args.JsonRestore())["about"], str(folder))
     if about["stage"] != expected_stage:
         raise CheckpointError(
-            f"{folder}: written by stage {about['stage']!r}, wanted are weights of stage {expected_stage!r}"
+            f"{folder}: written by stage {about['stage']!r}, "
+            f"wanted are weights of stage {expected_stage!r}"
         )
     return Handoff(**{field.name: about[field.name] for field in dataclasses.fields(Handoff)})
 

@@ -179,6 +179,6 @@ class _Recorder:
             self._metrics.flush()
             places = ", ".join(f"{step} (position {place})" for step, place in self._bad)
             raise NumericsError(
-                f"{len(self._bad)} updates in a row were not finite and none was applied: steps {places}; "
-                "look at these batches, or lower peak_lr"
+                f"{len(self._bad)} updates in a row were not finite and none was applied: "
+                f"steps {places}; look at these batches, or lower peak_lr"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 
 import flax.traverse_util
 import jax
@@ -46,8 +47,8 @@ class OptimizerConfig:
         rates = (self.peak_lr, self.final_lr, self.eps)
         if not all(math.isfinite(x) and x > 0 for x in rates) or self.final_lr > self.peak_lr:
             raise ValueError(
-                f"peak_lr {self.peak_lr}, final_lr {self.final_lr}, eps {self.eps}: all must be positive "
-                "and final_lr at most peak_lr"
+                f"peak_lr {self.peak_lr}, final_lr {self.final_lr}, eps {self.eps}: "
+                "all must be positive and final_lr at most peak_lr"
             )
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(
@@ -55,8 +56,8 @@ class OptimizerConfig:
             )
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.weight_decay >= 0):
             raise ValueError(
-                f"b1 {self.b1} and b2 {self.b2} must lie in [0, 1), weight_decay {self.weight_decay} "
-                "must not be negative"
+                f"b1 {self.b1} and b2 {self.b2} must lie in [0, 1), "
+                f"weight_decay {self.weight_decay} must not be negative"
             )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(
@@ -67,9 +68,9 @@ class OptimizerConfig:
 def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Float[Array, ""]:
     """Learning rate of the next update after `applied` updates.
 
-    peak * f(n) with f(n) = n/W for n < W, else r + (1-r) (1 + cos(pi p)) / 2, p = (n-W)/(N-W), r =
-    final/peak. n is the number of the update, from 1: the first has peak/W, the last final. With
-    `first_update_at_zero` n is one less, as in the published code.
+    peak * f(n) with f(n) = n/W for n < W, else r + (1-r) (1 + cos(pi p)) / 2, p = (n-W)/(N-W),
+    r = final/peak. n is the number of the update, from 1: the first has peak/W, the last final.
+    With `first_update_at_zero` n is one less, as in the published code.
     """
     warmup, floor = config.warmup_steps, config.final_lr / config.peak_lr
     n = jnp.asarray(applied, jnp.float32) + (0.0 if config.first_update_at_zero else 1.0)
@@ -79,16 +80,13 @@ def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Flo
 
 
 def decays(path: tuple[str, ...], ndim: int) -> bool:
-    """Whether weight decay applies. The name decides before the rank: stacked norm scales are [R,
-    D] and stay exempt.
-    """
+    """Whether weight decay applies. Name before rank: stacked norm scales are [R, D], yet exempt."""
     return ndim > 1 and path[-1] not in NEVER_DECAYED
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Clip, Adam, decoupled weight decay, learning rate: pure functions over a tree of float32
-    parameters.
+    """Clip, Adam, decoupled weight decay, learning rate: pure functions over float32 trees.
 
     The state is optax's ScaleByAdamState; its `count` is the number of updates applied, which the
     schedule reads.
@@ -97,30 +95,33 @@ class Optimizer:
     config: OptimizerConfig
 
     def init(self, params: Params) -> optax.ScaleByAdamState:
-        return self._adam().init(params)
+        return typing.cast(optax.ScaleByAdamState, self._adam().init(params))
 
     def update(
         self, gradients: Params, state: optax.ScaleByAdamState, params: Params
     ) -> tuple[Params, optax.ScaleByAdamState, dict[str, Scalar]]:
-        """One update: new parameters, new state, and the facts `grad_norm` (before clipping) and
-        `learning_rate`.
-        """
+        """New parameters, new state, and `grad_norm` (before clipping) and `learning_rate`."""
         config = self.config
         norm = optax.tree.norm(gradients)
-        rate = learning_rate(config, state.count)
+        rate = learning_rate(config, jnp.asarray(state.count))
         if config.clip_norm is not None:
             factor = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, config.clip_norm))
             gradients = jax.tree.map(lambda g: g * factor, gradients)
-        directions, state = self._adam().update(gradients, state)
+        directions, new = self._adam().update(gradients, state)
 
         def moved(path: tuple[str, ...], value: Array, direction: Array) -> Array:
             decay = config.weight_decay if decays(path, value.ndim) else 0.0
             return value - rate * (direction + decay * value if decay else direction)
 
-        values, directions = map(flax.traverse_util.flatten_dict, (params, directions))
-        params = {path: moved(path, value, directions[path]) for path, value in values.items()}
+        values: dict = flax.traverse_util.flatten_dict(params)
+        steps: dict = flax.traverse_util.flatten_dict(directions)
+        params = {path: moved(path, value, steps[path]) for path, value in values.items()}
         facts = {"grad_norm": norm, "learning_rate": rate}
-        return flax.traverse_util.unflatten_dict(params), state, facts
+        return (
+            flax.traverse_util.unflatten_dict(params),
+            typing.cast(optax.ScaleByAdamState, new),
+            facts,
+        )
 
     def _adam(self) -> optax.GradientTransformation:
         return optax.scale_by_adam(self.config.b1, self.config.b2, self.config.eps)

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import math
 import sys
 import time
 from typing import Any
@@ -19,7 +20,7 @@ class ProgressLines:
     def __init__(self, steps: int, name: str, *, seconds: float = 10.0) -> None:
         self._steps, self._name, self._seconds = steps, name, seconds
         self._rate = _Rate(steps)
-        self._last = 0.0
+        self._last = -math.inf
 
     def resume(self, step: int) -> None:
         self._rate.start(step)

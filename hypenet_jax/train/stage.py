@@ -1,32 +1,11 @@
 """Stage: all the loop knows of a method."""
 
 import dataclasses
-import typing
 from collections.abc import Callable
 
-import flax.struct
-
-from hypenet_jax.axes import Params, Scalar
+from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-
-
-# Not checked at construction: tree functions build it with shapes as leaves.
-@typing.no_type_check
-@flax.struct.dataclass
-class Mean:
-    """A mean not yet divided, so that parts of a batch add up exactly: mean = total / weight.
-
-    Attributes:
-      total: weighted sum over tokens (or examples), float32.
-      weight: sum of those weights, float32.
-    """
-
-    total: Scalar
-    weight: Scalar
-
-    def value(self) -> Scalar:
-        return self.total / self.weight
-
+from hypenet_jax.losses import Mean
 
 Loss = Callable[[Params, Params | None, Batch], tuple[Mean, dict[str, Mean]]]
 

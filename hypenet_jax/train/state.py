@@ -83,7 +83,7 @@ def abstract_state(
     optimizer: Optimizer,
     shardings: Params | None = None,
 ) -> TrainState:
-    """Shapes (and shardings) of `create_state` of parameters of these shapes, with no memory used."""
+    """Shapes (and shardings) of `create_state` for these shapes of parameters; uses no memory."""
     state = jax.eval_shape(lambda params: create_state(params, trainable, optimizer), shapes)
     if shardings is None:
         return state
@@ -97,7 +97,8 @@ def abstract_state(
 def state_shardings(shardings: Params, trainable: Callable[[Path], bool]) -> Any:
     """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
     moving, _ = split(shardings, trainable)
-    everywhere = replicated(jax.tree.leaves(shardings)[0].mesh)
+    # Any: the fields hold shardings here, not the arrays they are declared as.
+    everywhere: Any = replicated(jax.tree.leaves(shardings)[0].mesh)
     opt_state = optax.ScaleByAdamState(count=everywhere, mu=moving, nu=moving)
     return TrainState(everywhere, shardings, opt_state)
 

@@ -1,4 +1,4 @@
-"""One training step: micro-batches, one division, clip, update; a non-finite update is not applied."""
+"""One training step: micro-batches, one division, clip, update; or no update if not finite."""
 
 from collections.abc import Callable
 from typing import Any

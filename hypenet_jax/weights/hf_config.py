@@ -77,7 +77,7 @@ def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         d_mlp=fields["intermediate_size"],
         mixers=tuple(_mixer(fields, kind) for kind in _plan(fields)),
         tie_embeddings=fields["tie_word_embeddings"],
-        norm_eps=fields["rms_norm_eps"],
+        norm_eps=float(fields["rms_norm_eps"]),
     )
 
 
@@ -135,7 +135,8 @@ def _plan(fields: Mapping[str, Any]) -> list[str]:
 
 def _mixer(fields: Mapping[str, Any], kind: str) -> MixerSpec:
     new = fields.get("rope_parameters") or {}
-    theta = float(new["rope_theta"] if "rope_theta" in new else fields["rope_theta"])
+    base = new.get("rope_theta")
+    theta = float(fields["rope_theta"] if base is None else base)
     if kind == LIGHTNING:
         return LightningSpec(
             num_heads=fields["lightning_nh"],

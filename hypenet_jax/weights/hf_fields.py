@@ -4,6 +4,8 @@ Everything else is refused by name. `problems` finds all that is wrong with a fi
 """
 
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,9 @@ SCALES = ("1/sqrt(d)", "1/d", "1")
 HYPE_BASE = 362.0
 """The constant a of the string "hype" without a number, as in the official code."""
 
-# What is read, and the type it must have.
+LARGEST = 2**31 - 1
+
+# What is read, and the type it must have; numbers are positive.
 COMMON: Mapping[str, type] = {
     "vocab_size": int,
     "hidden_size": int,
@@ -97,12 +101,17 @@ def logit_scale_from_hf(value: Any) -> LogLengthScale | float | None:
     Raises:
       ValueError: anything else, or a constant a below 2.
     """
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
+    if value is None:
+        return None
+    if _is_a(value, float):
+        return float(value)
     words = value.split() if isinstance(value, str) else []
     if words[:1] != ["hype"] or len(words) > 2:
-        raise ValueError(f'{value!r} is none of null, a number, "hype", "hype 500"')
-    return LogLengthScale(float(words[1]) if len(words) == 2 else HYPE_BASE)
+        raise ValueError(f'{value!r} is none of null, a positive number, "hype", "hype 500"')
+    base = float(words[1]) if len(words) == 2 else HYPE_BASE
+    if not math.isfinite(base):
+        raise ValueError(f"{value!r}: the constant must be finite")
+    return LogLengthScale(base)
 
 
 def logit_scale_to_hf(scale: LogLengthScale | float | None) -> str | float | None:
@@ -118,6 +127,7 @@ def problems(fields: Mapping[str, Any]) -> Iterator[str]:
         return
     hybrid = kind == "hypenet"
     yield from _field_problems(fields, hybrid)
+    yield from _head_problems(fields)
     yield from _window_problems(fields)
     yield from _rotary_problems(fields)
     if hybrid:
@@ -144,41 +154,59 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
         yield f"unknown fields that may change the computation: {', '.join(sorted(unknown))}"
 
 
+def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    heads: Any = fields.get("num_attention_heads")
+    kv_heads: Any = fields.get("num_key_value_heads")
+    width: Any = fields.get("head_dim")
+    if _is_a(heads, int) and _is_a(kv_heads, int) and heads % kv_heads:
+        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    if _is_a(width, int) and width % 2:
+        yield f"head_dim {width} is odd; rotary positions turn pairs"
+
+
 def _is_a(value: Any, kind: type) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is str:
         return isinstance(value, str)
-    return isinstance(value, int if kind is int else int | float) and value > 0
+    largest = LARGEST if kind is int else sys.float_info.max
+    return isinstance(value, int if kind is int else int | float) and 0 < value <= largest
 
 
 def _window_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         window = fields["sliding_window"]
         yield f"sliding_window is {window} and use_sliding_window does not say false"
-    kinds = set(fields.get("layer_types") or ()) - {"full_attention"}
-    if kinds:
-        yield f"layer_types names {sorted(kinds)}; only full_attention is supported"
+    kinds = fields.get("layer_types")
+    if kinds is not None and not _is_list_of(kinds, "full_attention"):
+        yield f"layer_types {kinds!r} is not supported, only full_attention"
+
+
+def _is_list_of(values: Any, *allowed: str) -> bool:
+    return isinstance(values, list) and all(value in allowed for value in values)
 
 
 def _rotary_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    new, scaling = fields.get("rope_parameters"), fields.get("rope_scaling")
-    bases = {
-        base
-        for base in (fields.get("rope_theta"), (new or {}).get("rope_theta"))
-        if base is not None
-    }
-    if len(bases) != 1:
-        yield (
-            f"rope_theta and rope_parameters disagree about the rotary base: {sorted(bases)}"
-            if bases
-            else "neither rope_theta nor rope_parameters gives the rotary base"
-        )
-    for name, value in (("rope_scaling", scaling), ("rope_parameters", new)):
-        plain = {"rope_theta", "rope_type", "type"} >= set(value or ())
-        types = {(value or {}).get(key) for key in ("rope_type", "type")} - {None}
-        if not plain or not types <= {"default"}:
-            yield f"{name} {value} is not supported, only null or the default type"
+    new = fields.get("rope_parameters")
+    for name, keys in (("rope_scaling", set()), ("rope_parameters", {"rope_theta"})):
+        if not _is_default_rotary(fields.get(name), {"rope_type", "type", *keys}):
+            yield f"{name} {fields[name]!r} is not supported, only null or the default type"
+    given = [fields.get("rope_theta"), new.get("rope_theta") if isinstance(new, dict) else None]
+    bases = [base for base in given if base is not None]
+    if not bases:
+        yield "neither rope_theta nor rope_parameters gives the rotary base"
+    elif not all(_is_a(base, float) for base in bases):
+        yield f"rope_theta must be float, got {bases!r}"
+    elif len(set(bases)) > 1:
+        yield f"rope_theta and rope_parameters disagree about the rotary base: {bases}"
+
+
+def _is_default_rotary(value: Any, keys: set[str]) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not value.keys() <= keys:
+        return False
+    return all(value[key] in ("default", None) for key in ("rope_type", "type") if key in value)
 
 
 def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -189,10 +217,8 @@ def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     kinds = fields[given[0]]
     if not isinstance(kinds, list) or len(kinds) != fields.get("num_hidden_layers"):
         yield f"{given[0]} must list num_hidden_layers names, got {kinds!r}"
-        return
-    unknown = sorted({str(kind) for kind in kinds} - {SOFTMAX, LIGHTNING})
-    if unknown:
-        yield f"{given[0]} names {unknown}; supported are {SOFTMAX} and {LIGHTNING}"
+    elif not _is_list_of(kinds, SOFTMAX, LIGHTNING):
+        yield f"{given[0]} {kinds} is not supported, only {SOFTMAX} and {LIGHTNING}"
 
 
 def _mixer_problems(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """A teacher and a student of two layers that compile in a moment."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,24 @@ def teacher() -> Subject:
 @pytest.fixture(scope="session")
 def student() -> Subject:
     return _subject("student", hypenet(TEACHER, (1,)), 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_probs(decoder, params, tokens, positions, segment_ids):
+    hidden = decoder.apply({"params": params}, tokens, positions, segment_ids).hidden
+    return jax.nn.log_softmax(decoder.apply({"params": params}, hidden, method="logits"), axis=-1)
+
+
+@pytest.fixture
+def log_probs():
+    """All log probabilities of a subject at tokens (and their positions and segments), which only tests may form."""
+
+    def every(subject: Subject, tokens, positions=None, segment_ids=None) -> np.ndarray:
+        return np.asarray(
+            _log_probs(subject.decoder, subject.params, tokens, positions, segment_ids), np.float64
+        )
+
+    return every
 
 
 @pytest.fixture

@@ -1,17 +1,8 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hypenet_jax.data.batch import make_row, stack_rows
 from hypenet_jax.evals.perplexity import final_losses, held_out, perplexity_by_length, window_ends
-
-
-def _log_probs(subject, tokens):
-    variables = {"params": subject.params}
-    hidden = subject.decoder.apply(variables, jnp.asarray(tokens)).hidden
-    logits = subject.decoder.apply(variables, hidden, method="logits")
-    return np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
 
 
 def _batch(text):
@@ -21,12 +12,14 @@ def _batch(text):
 
 
 @pytest.mark.parametrize("length", [16, 40])
-def test_perplexity_is_that_of_all_logits_at_the_same_final_targets(student, text, length):
+def test_perplexity_is_that_of_all_logits_at_the_same_final_targets(
+    student, text, log_probs, length
+):
     report = perplexity_by_length(student, text, [16, 40], num_windows=3, num_targets=8)
     ends = window_ends(len(text), [16, 40], 3, 8)
     windows = np.stack([text[end - length : end] for end in ends])
-    log_probs = _log_probs(student, windows)[:, -9:-1]
-    taken = np.take_along_axis(log_probs, windows[:, -8:, None], axis=2)
+    expected = log_probs(student, windows)[:, -9:-1]
+    taken = np.take_along_axis(expected, windows[:, -8:, None], axis=2)
     row = report.select(length=length).rows[0]
     assert row.value == pytest.approx(np.exp(-taken.mean()), rel=1e-5)
     assert row.count == 24
@@ -58,10 +51,11 @@ def test_windows_that_cannot_be_cut_are_refused(text, lengths, windows, message)
         window_ends(len(text), lengths, windows, 8)
 
 
-def test_held_out_numbers_are_those_of_all_logits(student, teacher, text):
+def test_held_out_numbers_are_those_of_all_logits(student, teacher, text, log_probs):
     batch = _batch(text)
     report = held_out(student, [batch], teacher)
-    logits = [_placed_log_probs(subject, batch) for subject in (student, teacher)]
+    placed = batch.tokens, batch.positions, batch.segment_ids
+    logits = [log_probs(subject, *placed) for subject in (student, teacher)]
     weights = batch.loss_weight[:, 1:]
     taken = np.take_along_axis(logits[0][:, :-1], batch.tokens[:, 1:, None], axis=2)[:, :, 0]
     entropy = -np.sum(taken * weights) / np.sum(weights)
@@ -73,14 +67,6 @@ def test_held_out_numbers_are_those_of_all_logits(student, teacher, text):
     assert {row.metric for row in report.rows} == set(expected)
     for name, value in expected.items():
         assert report.value(name, "student", 32) == pytest.approx(value, rel=1e-5)
-
-
-def _placed_log_probs(subject, batch):
-    variables = {"params": subject.params}
-    placed = (batch.tokens, batch.positions, batch.segment_ids)
-    hidden = subject.decoder.apply(variables, *map(jnp.asarray, placed)).hidden
-    logits = subject.decoder.apply(variables, hidden, method="logits")
-    return np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
 
 
 def test_a_model_has_no_distance_to_itself_and_batches_add_up(teacher, text):

@@ -30,7 +30,7 @@ MODELS = {
     "hypenet": "03-hypenet-mixed",
     "teacher": "07-stage1-alignment/teacher",
 }
-MADE = ("input_ids", "position_ids", "labels", "student_logits", "teacher_logits", "z_proj", "o_norm")
+INPUTS = ("input_ids", "position_ids", "labels", "student_logits", "teacher_logits")
 
 
 def main(folder: pathlib.Path) -> None:
@@ -63,8 +63,12 @@ def thinned(official: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
         name: value[places(value.shape)] if value.dtype == np.float32 else value
         for name, value in official.items()
-        if name.startswith("grad.") or not name.removesuffix(".weight").endswith(MADE)
+        if name not in INPUTS and not is_new_weight(name)
     }
+
+
+def is_new_weight(name: str) -> bool:
+    return name.startswith("student_init") and ("z_proj" in name or "o_norm" in name)
 
 
 def places(shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:

@@ -13,22 +13,30 @@ from hypenet_jax.model.decoder import decode_state
 TOLERANCE = 3e-4
 LIGHTNING, SOFTMAX = (1, 2, 4), (0, 3)
 CAPACITY = 112
+LENGTHS = (1, 40, 80)
 
 
 @pytest.fixture(scope="module")
 def go_on(load):
-    """(state or None for an empty one, tokens) -> (logits, state): one compilation for each number of tokens."""
+    """(state or None for an empty one, tokens) -> (logits, state).
+
+    Tokens are padded to one of LENGTHS, so that three compilations serve all; padding must not matter.
+    """
     decoder, params = load("hypenet")
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def call(params, state, tokens):
-        output = decoder.apply({"params": params}, tokens, state=state)
+    def call(params, state, tokens, segment_ids):
+        output = decoder.apply({"params": params}, tokens, None, segment_ids, state)
         return decoder.apply({"params": params}, output.hidden, method="logits"), output.state
 
     def run(state, tokens):
         if state is None:
             state = decode_state(decoder.config, tokens.shape[0], CAPACITY, jnp.float32)
-        return call(params, state, jnp.asarray(tokens))
+        time = tokens.shape[1]
+        padding = min(length for length in LENGTHS if length >= time) - time
+        padded, segments = (np.pad(x, ((0, 0), (0, padding))) for x in (tokens, np.ones_like(tokens)))
+        logits, state = call(params, state, jnp.asarray(padded), jnp.asarray(segments))
+        return logits[:, :time], state
 
     return run
 

@@ -27,11 +27,6 @@ class Alignment:
     student: dict
     batch: Batch
 
-    @property
-    def taps(self):
-        text = (self.batch.tokens, self.batch.positions, self.batch.segment_ids)
-        return self.teacher.apply({"params": self.frozen}, *text, taps=True).taps
-
 
 @pytest.fixture(scope="module")
 def alignment(load):
@@ -69,43 +64,44 @@ def test_keys_and_values_of_the_student_repeat_each_head_in_place(alignment, gol
         golden.close(f"alignment/student_init.{name}", widened[name], atol=1e-6)
 
 
-def test_mixer_outputs_and_the_loss_of_each_layer_are_the_official_ones(alignment, golden):
+@pytest.fixture(scope="module")
+def stage_one(alignment):
+    """Everything of stage 1 in one compilation: (taps, imitations, both losses, gradients of the first)."""
+    teacher, frozen, batch = alignment.teacher, alignment.frozen, alignment.batch
+    mse, l2norm = (align_stage(AlignConfig(loss), teacher).loss for loss in ("mse", "l2norm"))
+
     @jax.jit
     def run(student):
-        taps = alignment.taps
-        return taps.outputs, imitate(student, alignment.teacher, taps, alignment.batch)
+        text = (batch.tokens, batch.positions, batch.segment_ids)
+        taps = teacher.apply({"params": frozen}, *text, taps=True).taps
+        mean = lambda student, loss: loss(student, frozen, batch)[0].value()  # noqa: E731
+        loss, gradients = jax.value_and_grad(mean)(student, mse)
+        losses = {"loss_mse": loss, "loss_l2norm": mean(student, l2norm)}
+        return taps, imitate(student, teacher, taps, batch), losses, gradients
 
-    targets, imitations = run(alignment.student)
-    golden.close("alignment/teacher_mixer_out", targets, atol=3e-4)
+    return run(alignment.student)
+
+
+def test_mixer_outputs_and_the_loss_of_each_layer_are_the_official_ones(stage_one, golden):
+    taps, imitations, _, _ = stage_one
+    golden.close("alignment/teacher_mixer_out", taps.outputs, atol=3e-4)
     golden.close("alignment/student_mixer_out", imitations, atol=3e-4)
-    weights = alignment.batch.loss_weight
-    gaps = [squared_gap(*pair, weights) for pair in zip(imitations, targets, strict=True)]
-    golden.close("alignment/loss_mse_per_layer", [g.total / g.weight for g in gaps], rtol=1e-5)
+    gaps = np.mean(np.square(imitations - taps.outputs, dtype=np.float64), axis=(1, 2, 3))
+    golden.close("alignment/loss_mse_per_layer", gaps, rtol=1e-5)
 
 
-def test_stage_one_has_the_official_loss_and_gradients(alignment, golden):
-    stage = align_stage(AlignConfig(), alignment.teacher)
+@pytest.mark.parametrize("name", ["loss_mse", "loss_l2norm"])
+def test_stage_one_has_the_official_loss(name, stage_one, golden):
+    golden.close(f"alignment/{name}", stage_one[2][name], rtol=1e-5)
 
-    @jax.jit
-    @jax.value_and_grad
-    def run(student):
-        loss, _ = stage.loss(student, alignment.frozen, alignment.batch)
-        return loss.total / loss.weight
 
-    loss, gradients = run(alignment.student)
-    golden.close("alignment/loss_mse", loss, rtol=1e-5)
-    for name, gradient in official_layout(alignment.teacher.config, gradients["mixers"]):
+def test_stage_one_has_the_official_gradients(alignment, stage_one, golden):
+    gradients = stage_one[3]["mixers"]
+    for name, gradient in official_layout(alignment.teacher.config, gradients):
         norm = np.linalg.norm(gradient.astype(np.float64))
         golden.close(f"alignment/grad_norm.{name}", norm, rtol=1e-5)
         if name.startswith(("layer_0.", "layer_3.")):
             golden.close(f"alignment/grad.{name}", gradient, rtol=1e-5)
-
-
-def test_the_alternative_alignment_loss_is_the_official_one(alignment, golden):
-    stage = align_stage(AlignConfig("l2norm"), alignment.teacher)
-    run = jax.jit(lambda student: stage.loss(student, alignment.frozen, alignment.batch)[0])
-    loss = run(alignment.student)
-    golden.close("alignment/loss_l2norm", loss.total / loss.weight, rtol=1e-5)
 
 
 def test_distillation_has_the_official_loss_and_gradient(golden):

@@ -7,6 +7,7 @@ import pytest
 
 from hypenet_jax.losses import next_token
 from hypenet_jax.model.decoder import Decoder, Layer, decode_state, output_head
+from hypenet_jax.model.mixers import LightningState
 from hypenet_jax.model.stacking import stack_layers
 
 TOLERANCE = 3e-4
@@ -14,25 +15,33 @@ MODELS = ["qwen3", "hypenet"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_every_layer_and_the_logits_are_those_of_the_official_code(model, golden, load):
+def test_every_layer_state_and_logit_is_that_of_the_official_code(model, golden, load):
     decoder, params = load(model)
     is_layer = lambda module, _: isinstance(module, Layer)  # noqa: E731
     tokens = jnp.asarray(golden_recipe.tokens(model))
+    start = decode_state(decoder.config, *tokens.shape, jnp.float32)
 
     @jax.jit
     def run(params):
         output, kept = decoder.apply(
-            {"params": params}, tokens, capture_intermediates=is_layer, mutable=["intermediates"]
+            {"params": params},
+            tokens,
+            state=start,
+            capture_intermediates=is_layer,
+            mutable=["intermediates"],
         )
         logits = decoder.apply({"params": params}, output.hidden, method="logits")
-        return output.hidden, logits, kept["intermediates"]
+        return output, logits, kept["intermediates"]
 
-    hidden, logits, layers = run(params)
+    output, logits, layers = run(params)
     for i in range(decoder.config.num_layers):
         stream = layers[f"layer_{i}"]["__call__"][0][0]
         golden.close(f"{model}/hidden.layer_{i}", stream, atol=TOLERANCE)
-    golden.close(f"{model}/hidden.final_norm", hidden, atol=TOLERANCE)
+    golden.close(f"{model}/hidden.final_norm", output.hidden, atol=TOLERANCE)
     golden.close(f"{model}/logits", logits, atol=TOLERANCE)
+    for i, state in enumerate(output.state.layers):
+        if isinstance(state, LightningState):
+            golden.close(f"{model}/recurrent_state.layer_{i}", state.memory, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -50,13 +59,3 @@ def test_scanned_layers_give_the_same_logits_and_the_official_loss(model, golden
     logits, loss = run(stack_layers(params, decoder.config))
     golden.close(f"{model}/logits", logits, atol=TOLERANCE)
     golden.close(f"{model}/loss_ce", loss.total / loss.weight, rtol=1e-5)
-
-
-def test_recurrent_states_after_the_whole_text_are_those_of_the_official_code(golden, load):
-    decoder, params = load("hypenet")
-    tokens = jnp.asarray(golden_recipe.tokens("hypenet"))
-    state = decode_state(decoder.config, *tokens.shape, jnp.float32)
-    run = jax.jit(lambda params: decoder.apply({"params": params}, tokens, state=state).state)
-    layers = run(params).layers
-    for i in (1, 2, 4):
-        golden.close(f"hypenet/recurrent_state.layer_{i}", layers[i].memory, atol=TOLERANCE)

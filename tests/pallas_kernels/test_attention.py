@@ -22,14 +22,14 @@ def small_blocks(monkeypatch, request):
         monkeypatch.setattr(chunked, "KEY_BLOCK", 64)
 
 
-def inputs(length=150, keys=150, heads=6, kv_heads=3, width=8, dtype=jnp.float32):
+def inputs(length=102, keys=102, heads=6, kv_heads=3, width=8, dtype=jnp.float32):
     rng = np.random.default_rng(0)
     q = rng.standard_normal((2, length, heads, width))
     k, v = rng.standard_normal((2, 2, keys, kv_heads, width))
     return tuple(jnp.asarray(x, dtype) for x in (q, k, v))
 
 
-def seen(case, length=150):
+def seen(case, length=102):
     """What is visible: arguments of `attention`."""
     rng = np.random.default_rng(1)
     segments = np.repeat([[0, 1, 2, 0, 2, 3], [7, 7, 0, 0, 5, 5]], length // 6, axis=1)
@@ -53,22 +53,19 @@ def run(q, k, v, implementation=None, **visible):
     return attention(q, k, v, scale=SCALE, implementation=implementation, **visible)
 
 
+@functools.cache
+def float64(case, dtype=jnp.float32):
+    function = functools.partial(oracles.attention, scale=SCALE, **seen(case))
+    return oracles.value_and_gradients(function, *inputs(dtype=dtype))
+
+
 @every
 @pytest.mark.parametrize(
     "case", ["causal", "segments", "slots", "slots and segments", "beyond the last slot"]
 )
 def test_outputs_and_gradients_match_float64(implementation, case):
     arrays, visible = inputs(), seen(case)
-    names = ("query_slots", "query_segments", "key_segments")
-    slots, query_segments, key_segments = (visible[n] if n in visible else None for n in names)
-    definition = functools.partial(
-        oracles.attention,
-        slots=slots,
-        query_segments=query_segments,
-        key_segments=key_segments,
-        scale=SCALE,
-    )
-    out, grads = oracles.value_and_gradients(definition, *arrays)
+    out, grads = float64(case)
 
     @jax.jit
     def both(*arrays):
@@ -85,16 +82,16 @@ def test_outputs_and_gradients_match_float64(implementation, case):
 @every
 def test_bfloat16_gives_bfloat16_close_to_float64(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
-    want = oracles.attention(*(np.asarray(x, np.float64) for x in arrays), None, None, None, SCALE)
+    want, _ = float64("causal", jnp.bfloat16)
     out = run(*arrays, implementation=implementation)
     assert out.dtype == jnp.bfloat16
     oracles.assert_close(out, want, 6e-3)
     grads = jax.grad(lambda *a: jnp.sum(run(*a, implementation=implementation) ** 2), (0, 1, 2))
-    assert [x.dtype for x in grads(*arrays)] == [jnp.bfloat16] * 3
+    assert [x.dtype for x in jax.eval_shape(grads, *arrays)] == [jnp.bfloat16] * 3
 
 
 @every
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 129])
+@pytest.mark.parametrize("length", [1, 33, 64])
 def test_any_length_and_head_count(implementation, length):
     arrays = inputs(length=length, keys=length, heads=5, kv_heads=5)
     out = run(*arrays, implementation=implementation)
@@ -110,12 +107,12 @@ def test_query_heads_of_a_group_are_neighbours(implementation):
 
 
 @every
-@pytest.mark.parametrize("start", [0, 1, 70, 149])
+@pytest.mark.parametrize("start", [0, 60, 101])
 def test_a_cache_read_from_any_slot_equals_the_full_pass(implementation, start):
     q, k, v = inputs()
     whole = run(q, k, v, implementation=implementation)
     room = [jnp.pad(x, ((0, 0), (0, 50), (0, 0), (0, 0)), constant_values=9.0) for x in (k, v)]
-    slots = jnp.broadcast_to(jnp.arange(start, 150)[None], (2, 150 - start))
+    slots = jnp.broadcast_to(jnp.arange(start, 102)[None], (2, 102 - start))
     rest = run(q[:, start:], *room, implementation=implementation, query_slots=slots)
     oracles.assert_close(rest, whole[:, start:], 1e-6)
 
@@ -123,11 +120,11 @@ def test_a_cache_read_from_any_slot_equals_the_full_pass(implementation, start):
 @every
 def test_packed_documents_equal_separate_ones(implementation):
     q, k, v = inputs()
-    segments = jnp.broadcast_to(jnp.repeat(jnp.asarray([4, 9]), 75)[None], (2, 150))
+    segments = jnp.broadcast_to(jnp.repeat(jnp.asarray([4, 9]), 51)[None], (2, 102))
     packed = run(
         q, k, v, implementation=implementation, query_segments=segments, key_segments=segments
     )
-    for part in (slice(0, 75), slice(75, 150)):
+    for part in (slice(0, 51), slice(51, 102)):
         alone = run(q[:, part], k[:, part], v[:, part], implementation=implementation)
         oracles.assert_close(packed[:, part], alone, 1e-6)
 
@@ -143,10 +140,10 @@ def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients(implementati
         )
         return jnp.sum(jnp.sin(out + 1)), out
 
-    grads, out = jax.grad(loss, (0, 1, 2), has_aux=True)(*arrays)
+    grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
     assert not np.any(np.asarray(out)[np.asarray(segments) == 0])
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in grads)
-    nothing = run(*arrays, implementation=implementation, query_slots=jnp.full((2, 150), -1))
+    nothing = run(*arrays, implementation=implementation, query_slots=jnp.full((2, 102), -1))
     assert not np.any(nothing)
 
 
@@ -155,7 +152,7 @@ def test_no_output_depends_on_a_later_token(implementation):
     def early(*arrays):
         return jnp.sum(run(*arrays, implementation=implementation)[:, :70] ** 2)
 
-    for gradient in jax.grad(early, (0, 1, 2))(*inputs()):
+    for gradient in jax.jit(jax.grad(early, (0, 1, 2)))(*inputs()):
         assert not np.any(gradient[:, 70:])
 
 
@@ -188,10 +185,10 @@ def test_a_kernel_of_another_device_is_refused(name):
 
 def test_arguments_that_do_not_belong_together_are_refused():
     q, k, v = inputs()
-    segments = jnp.ones((2, 150), jnp.int32)
+    segments = jnp.ones((2, 102), jnp.int32)
     with pytest.raises(ValueError, match="5 query heads, not a multiple of its 3"):
         attention(q[:, :, :5], k, v, scale=SCALE)
-    with pytest.raises(ValueError, match="10 queries and 150 keys; give query_slots"):
+    with pytest.raises(ValueError, match="10 queries and 102 keys; give query_slots"):
         attention(q[:, :10], k, v, scale=SCALE)
     with pytest.raises(ValueError, match="give both or neither"):
         attention(q, k, v, scale=SCALE, query_segments=segments)

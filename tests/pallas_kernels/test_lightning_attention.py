@@ -15,7 +15,7 @@ SCALE = 0.25
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 
 
-def inputs(batch=2, length=150, heads=3, width=16, dtype=jnp.float32, seed=0):
+def inputs(batch=2, length=130, heads=3, width=16, dtype=jnp.float32, seed=0):
     rng = np.random.default_rng(seed)
     tokens = [rng.standard_normal((batch, length, heads, width)) for _ in range(3)]
     state = rng.standard_normal((batch, heads, width, width))
@@ -27,11 +27,11 @@ def decays(heads=3):
     return -jnp.asarray(np.geomspace(0.85, 2**-8, heads), jnp.float32)
 
 
-def documents(length=150):
+def documents(length=130):
     """Left, right and interior padding, documents of one token, and a row that is one document."""
     rows = np.ones((2, length), np.int32)
     rows[0, :7], rows[0, 7:40], rows[0, 40:52], rows[0, 52:60] = 0, 3, 0, 3
-    rows[0, 60], rows[0, 61:130], rows[0, 130:] = 9, 4, 0
+    rows[0, 60], rows[0, 61:120], rows[0, 120:] = 9, 4, 0
     return rows
 
 
@@ -50,14 +50,27 @@ def gradients(q, k, v, state, log_decay, segment_ids=None, implementation=None):
     return jax.grad(loss, (0, 1, 2, 3))(q, k, v, state)
 
 
+def definition(arrays, log_decay, segment_ids=None):
+    return oracles.recurrence(*arrays, log_decay, segment_ids, SCALE)
+
+
+@functools.cache
+def float64(packed):
+    function = functools.partial(
+        oracles.lightning,
+        log_decay=decays(),
+        segment_ids=documents() if packed else None,
+        scale=SCALE,
+    )
+    return oracles.value_and_gradients(function, *inputs())
+
+
 @every
 @pytest.mark.parametrize("packed", [False, True])
 def test_outputs_state_and_gradients_match_float64(implementation, packed):
     arrays, log_decay, segments = inputs(), decays(), documents() if packed else None
-    definition = functools.partial(
-        oracles.lightning, log_decay=log_decay, segment_ids=segments, scale=SCALE
-    )
-    out, grads = oracles.value_and_gradients(definition, *arrays)
+    out, grads = float64(packed)
+    oracles.assert_close(out, definition(arrays, log_decay, segments), 1e-12)
     tolerance = oracles.TOLERANCE["float32"]
     oracles.assert_close(run(*arrays, log_decay, segments, implementation), out, tolerance)
     oracles.assert_close(gradients(*arrays, log_decay, segments, implementation), grads, tolerance)
@@ -66,7 +79,7 @@ def test_outputs_state_and_gradients_match_float64(implementation, packed):
 @every
 def test_bfloat16_loses_only_the_rounding_of_its_output(implementation):
     arrays, log_decay = inputs(dtype=jnp.bfloat16), decays()
-    want = oracles.lightning(*(np.asarray(x, np.float64) for x in arrays), log_decay, None, SCALE)
+    want = definition(arrays, log_decay)
     out, state = run(*arrays, log_decay, None, implementation)
     assert (out.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
     oracles.assert_close(out, want[0], 2.5e-3)
@@ -74,18 +87,18 @@ def test_bfloat16_loses_only_the_rounding_of_its_output(implementation):
 
 
 @every
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 128])
+@pytest.mark.parametrize("length", [1, 63, 64, 65])
 def test_any_length_equals_the_recurrence(implementation, length):
     arrays, log_decay = inputs(length=length, heads=5, width=8), decays(5)
     got = run(*arrays, log_decay, None, implementation)
-    oracles.assert_close(got, run(*arrays, log_decay, None, "recurrent"), 5e-6)
+    oracles.assert_close(got, definition(arrays, log_decay), 5e-6)
 
 
 @every
-@pytest.mark.parametrize("cut", [1, 50, 64])
+@pytest.mark.parametrize("cut", [1, 66])
 def test_two_halves_equal_the_whole(implementation, cut):
     q, k, v, state = inputs()
-    log_decay, segments = decays(), jnp.ones((2, 150), jnp.int32)
+    log_decay, segments = decays(), jnp.ones((2, 130), jnp.int32)
     whole = run(q, k, v, state, log_decay, segments, implementation)
     first, middle = run(q[:, :cut], k[:, :cut], v[:, :cut], state, log_decay, None, implementation)
     second, last = run(q[:, cut:], k[:, cut:], v[:, cut:], middle, log_decay, None, implementation)
@@ -94,14 +107,13 @@ def test_two_halves_equal_the_whole(implementation, cut):
 
 @every
 def test_packed_documents_equal_separate_ones(implementation):
-    q, k, v, state = inputs(batch=1)
-    log_decay, segments = decays(), jnp.asarray(np.repeat([[5, 2, 6]], 50, axis=1))
+    q, k, v, state = inputs()
+    segments = jnp.asarray(np.repeat([[5, 2], [6, 1]], 65, axis=1))
+    log_decay = decays()
     packed, last = run(q, k, v, state, log_decay, segments, implementation)
-    for start in (0, 50, 100):
-        part = [x[:, start : start + 50] for x in (q, k, v)]
-        before = state if start == 0 else jnp.zeros_like(state)
-        out, memory = run(*part, before, log_decay, None, implementation)
-        oracles.assert_close(packed[:, start : start + 50], out, 5e-6)
+    for part, before in ((slice(65), state), (slice(65, 130), jnp.zeros_like(state))):
+        out, memory = run(*(x[:, part] for x in (q, k, v)), before, log_decay, None, implementation)
+        oracles.assert_close(packed[:, part], out, 5e-6)
     oracles.assert_close(last, memory, 5e-6)
 
 
@@ -109,11 +121,11 @@ def test_packed_documents_equal_separate_ones(implementation):
 @pytest.mark.parametrize("garbage", [7.0, np.nan])
 def test_padding_on_any_side_changes_nothing(implementation, garbage):
     arrays, log_decay = inputs(length=90), decays()
-    out, last = run(*arrays, log_decay, None, implementation)
+    out, last = definition(arrays, log_decay)
     places = np.r_[5:40, 60:115]
-    segments = np.zeros((2, 140), np.int32)
+    segments = np.zeros((2, 130), np.int32)
     segments[:, places] = 1
-    padded = [jnp.full((2, 140, 3, 16), garbage).at[:, places].set(x) for x in arrays[:3]]
+    padded = [jnp.full((2, 130, 3, 16), garbage).at[:, places].set(x) for x in arrays[:3]]
     got, memory = run(*padded, arrays[3], log_decay, segments, implementation)
     oracles.assert_close((got[:, places], memory), (out, last), 5e-6)
     assert not np.any(np.delete(np.asarray(got), places, axis=1))
@@ -123,24 +135,23 @@ def test_padding_on_any_side_changes_nothing(implementation, garbage):
 
 @every
 def test_no_output_depends_on_a_later_token(implementation):
-    q, k, v, state = inputs(batch=1, length=70, heads=2, width=4)
+    q, k, v, state = inputs()
 
     def early(q, k, v):
-        return jnp.sum(run(q, k, v, state, decays(2), None, implementation)[0][:, :65] ** 2)
+        return jnp.sum(run(q, k, v, state, decays(), None, implementation)[0][:, :70] ** 2)
 
-    for gradient in jax.grad(early, (0, 1, 2))(q, k, v):
-        assert not np.any(gradient[:, 65:])
-        assert np.all(np.any(gradient[:, :65], axis=(2, 3)))
+    for gradient in jax.jit(jax.grad(early, (0, 1, 2)))(q, k, v):
+        assert not np.any(gradient[:, 70:])
+        assert np.all(np.any(gradient[:, :70], axis=(2, 3)))
 
 
 @every
 @pytest.mark.parametrize("log_decay", [0.0, -1e-6, -1.0, -80.0, -1e4])
 def test_no_decay_is_too_weak_or_too_strong(implementation, log_decay):
-    arrays, log_decay = inputs(length=140, heads=1, width=4), jnp.full(1, log_decay)
-    for segments in (None, documents(140)):
+    arrays, log_decay = inputs(), jnp.full(3, log_decay)
+    for segments in (None, documents()):
         got = run(*arrays, log_decay, segments, implementation)
-        want = oracles.lightning(*(np.asarray(x) for x in arrays), log_decay, segments, SCALE)
-        oracles.assert_close(got, want, 1e-5)
+        oracles.assert_close(got, definition(arrays, log_decay, segments), 5e-6)
         grads = gradients(*arrays, log_decay, segments, implementation)
         assert all(bool(jnp.all(jnp.isfinite(x))) for x in grads)
 
@@ -151,22 +162,22 @@ def test_an_old_state_still_counts_after_a_thousand_tokens(implementation):
     slow = -jnp.asarray([2.0**-8])
     with_state = run(q, k, v, state, slow, None, implementation)[1]
     without = run(q, k, v, jnp.zeros_like(state), slow, None, implementation)[1]
-    oracles.assert_close(with_state - without, np.exp(-1000 / 256) * state, 1e-4)
+    oracles.assert_close(with_state - without, np.exp(-1000 / 256) * state, 1e-3)
 
 
 @every
 def test_the_decay_is_a_constant(implementation):
-    arrays = inputs(length=10, width=4)
+    arrays = inputs()
 
     def loss(log_decay):
         return jnp.sum(run(*arrays, log_decay, None, implementation)[0])
 
-    assert not np.any(jax.grad(loss)(decays()))
+    assert not np.any(jax.jit(jax.grad(loss))(decays()))
 
 
 def test_no_state_is_a_state_of_zeros():
-    q, k, v, state = inputs(length=20)
-    without = lightning_attention(q, k, v, decays(), scale=SCALE)
+    q, k, v, state = inputs()
+    without = jax.jit(lambda *a: lightning_attention(*a, scale=SCALE))(q, k, v, decays())
     oracles.assert_close(without, run(q, k, v, jnp.zeros_like(state), decays()), 1e-7)
 
 

@@ -1,5 +1,7 @@
 """Equal programs of different tests are compiled once."""
 
+import gc
+
 import jax
 import pytest
 
@@ -17,3 +19,10 @@ def compiled_once(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def collected():
+    """Garbage of this test is collected before the next one, which would be blamed for it."""
+    yield
+    gc.collect()

@@ -11,8 +11,9 @@ from hypenet_jax.train.checkpoint import Checkpoints, Origin
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.state import create_state
 
-# A read that fails leaves dropped coroutines behind in the library that reads.
+# A read that fails leaves dropped coroutines in the library that reads; they are collected here.
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -109,7 +110,7 @@ def test_after_a_corrupt_step_its_number_can_be_saved_again(tmp_path, opened):
     filled(opened, tmp_path)
     array_data(tmp_path, 2).write_bytes(b"")
     checkpoints = opened(tmp_path)
-    state, _ = checkpoints.restore(new_state())
+    checkpoints.restore(new_state())
     assert checkpoints.steps() == [1]
     checkpoints.save(state_at(2), 20)
     checkpoints.wait()
@@ -240,6 +241,10 @@ def test_a_failing_save_is_one_short_error(tmp_path, opened, monkeypatch, method
     checkpoints = opened(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, method, full)
-        with pytest.raises(CheckpointError, match="disk full$"):
-            checkpoints.save(state_at(1), 1)
-            checkpoints.wait()
+        with pytest.raises(CheckpointError, match=r"disk full$"):
+            save_and_wait(checkpoints)
+
+
+def save_and_wait(checkpoints):
+    checkpoints.save(state_at(1), 1)
+    checkpoints.wait()

@@ -9,8 +9,9 @@ from hypenet_jax.train.checkpoint import Origin
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.handoff import load_params, read_handoff, save_params
 
-# A read that fails leaves dropped coroutines behind in the library that reads.
+# A read that fails leaves dropped coroutines in the library that reads; they are collected here.
 pytestmark = [
+    pytest.mark.usefixtures("collected"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
@@ -48,7 +49,7 @@ def test_weights_load_onto_a_mesh(tmp_path, params):
 
 def test_weights_of_another_stage_are_refused(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
-    with pytest.raises(CheckpointError, match="written by stage 'align', wanted .* 'distill'"):
+    with pytest.raises(CheckpointError, match=r"written by stage 'align', wanted .* 'distill'"):
         read_handoff(tmp_path / "final", "distill")
     with pytest.raises(CheckpointError, match="written by stage 'align'"):
         load_params(tmp_path / "final", "distill")

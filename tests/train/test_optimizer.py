@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import jax
@@ -48,6 +49,11 @@ def test_no_warm_up_starts_at_or_below_the_peak():
     assert 0.9e-3 < float(learning_rate(config, 0)) <= 1e-3
 
 
+def gradient(step, param):
+    """Larger than the clipping norm and smaller, in turn."""
+    return jnp.sin(param * 7 + step) * (10.0 if step % 2 else 0.01)
+
+
 def test_updates_are_those_of_optax():
     config = dataclasses.replace(CONFIG, weight_decay=0.1, warmup_steps=0)
     ours = Optimizer(config)
@@ -58,9 +64,7 @@ def test_updates_are_those_of_optax():
     params = {"a": {"kernel": jax.random.normal(jax.random.key(1), (4, 4))}}
     state, their_state, their_params = ours.init(params), theirs.init(params), params
     for step in range(4):
-        gradients = jax.tree.map(
-            lambda p: jnp.sin(p * 7 + step) * (10.0 if step % 2 else 0.01), params
-        )
+        gradients = jax.tree.map(functools.partial(gradient, step), params)
         params, state, _ = ours.update(gradients, state, params)
         updates, their_state = theirs.update(gradients, their_state, their_params)
         their_params = optax.apply_updates(their_params, updates)

@@ -106,7 +106,7 @@ def step_of(accumulate: int) -> Step:
 
 
 def run(folder: pathlib.Path, steps: int = 12, stage: Stage = STAGE, **options: Any) -> TrainState:
-    """One call of a training command: the same every time, going on from whatever is in the folder."""
+    """One call of a training command, the same every time: goes on from what is in the folder."""
     loop = LoopConfig(
         steps=steps,
         accumulate=2,

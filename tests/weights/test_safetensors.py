@@ -92,8 +92,8 @@ def test_a_loaded_model_runs_in_its_own_type(tmp_path):
     decoder, params = load_hf(tmp_path / "out")
     assert (decoder.config, decoder.dtype, decoder.scan) == (TIED, jnp.float32, False)
     tokens = jnp.zeros((1, 6), jnp.int32)
-    out = jax.eval_shape(lambda: decoder.apply({"params": params}, tokens))
-    assert (out.hidden.shape, out.hidden.dtype) == ((1, 6, 24), jnp.float32)
+    hidden = jax.eval_shape(lambda: decoder.apply({"params": params}, tokens).hidden)
+    assert (hidden.shape, hidden.dtype) == ((1, 6, 24), jnp.float32)
 
 
 def test_a_head_that_repeats_the_tied_embedding_is_left_out(tmp_path):

@@ -1,0 +1,143 @@
+"""A teacher of two layers, the text it reads, and programs that are compiled once."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.axes import Params
+from hypenet_jax.data.batch import Batch, make_row, stack_rows
+from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.model.stacking import unstack_layers
+
+CONFIG = ModelConfig(30, 16, 24, (SoftmaxSpec(4, 2, 8, rope_theta=1e4),) * 2, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A decoder with its parameters, in runs and in single layers."""
+
+    decoder: Decoder
+    params: Params
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    @property
+    def single(self) -> Params:
+        return unstack_layers(self.params)
+
+    def hidden(self, batch: Batch) -> np.ndarray:
+        return np.asarray(_hidden(self.decoder, self.params, batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _hidden(decoder: Decoder, params: Params, batch: Batch) -> jax.Array:
+    text = (batch.tokens, batch.positions, batch.segment_ids)
+    return decoder.apply({"params": params}, *text).hidden
+
+
+def _random(config: ModelConfig, seed: int) -> Model:
+    """All weights random, norms included."""
+    decoder = Decoder(config, jnp.float32, start=Initialization(std=0.3, embedding_std=1.0))
+    leaves, tree = jax.tree.flatten(init_params(decoder, jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return Model(decoder, jax.tree.unflatten(tree, leaves))
+
+
+@pytest.fixture(scope="session")
+def model():
+    """Any model with random weights: `model(config, seed)`."""
+    return _random
+
+
+@pytest.fixture(scope="session")
+def teacher() -> Model:
+    return _random(CONFIG, 0)
+
+
+@pytest.fixture(scope="session")
+def mixers(teacher: Model) -> Any:
+    """Stage-1 mixers of all layers, stacked."""
+    spec = aligned_spec(teacher.config)
+    return lightning_mixers(teacher.config, teacher.single, spec, jax.random.key(1))
+
+
+def _batch(*rows: tuple[int, ...]) -> Batch:
+    """Rows of documents of these lengths, filled up with padding to twelve tokens."""
+    rng, made = np.random.default_rng(0), []
+    for lengths in rows:
+        segments = np.zeros(12, np.int32)
+        segments[: sum(lengths)] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        tokens = rng.integers(0, CONFIG.vocab_size, 12).astype(np.int32)
+        made.append(make_row(tokens * (segments > 0), segments))
+    return jax.tree.map(jnp.asarray, stack_rows(made))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Two documents and padding; one document."""
+    return _batch((5, 4), (12,))
+
+
+@pytest.fixture
+def whole(batch: Batch) -> Batch:
+    """The second row alone, twice: no padding."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf[1], leaf[1]]), batch)
+
+
+@pytest.fixture
+def spoiled():
+    """The same text with other tokens where there is padding."""
+
+    def change(batch: Batch) -> Batch:
+        return batch.replace(tokens=jnp.where(batch.segment_ids == 0, 17, batch.tokens))
+
+    return change
+
+
+@pytest.fixture
+def unpacked():
+    """Each document of a batch as a row of its own."""
+
+    def cut(batch: Batch) -> Batch:
+        rows = []
+        for tokens, segments in zip(batch.tokens, batch.segment_ids, strict=True):
+            for number in range(1, int(segments.max()) + 1):
+                mine = np.asarray(tokens)[np.asarray(segments) == number]
+                padded = np.pad(mine, (0, len(tokens) - len(mine)))
+                alone = (np.arange(len(tokens)) < len(mine)).astype(np.int32)
+                rows.append(make_row(padded.astype(np.int32), alone))
+        return jax.tree.map(jnp.asarray, stack_rows(rows))
+
+    return cut
+
+
+@pytest.fixture(scope="session")
+def compiled():
+    """`compiled(stage)`: (student, frozen, batch) -> ((loss, metrics), gradients of the mean loss for student, frozen)."""
+
+    @functools.cache
+    def of(stage):
+        def mean(student, frozen, batch):
+            loss, metrics = stage.loss(student, frozen, batch)
+            return loss.value(), (loss, metrics)
+
+        def run(student, frozen, batch):
+            wanted = (0,) if frozen is None else (0, 1)
+            gradients, found = jax.grad(mean, wanted, has_aux=True)(student, frozen, batch)
+            return found, gradients
+
+        return jax.jit(run)
+
+    return of

@@ -1,0 +1,47 @@
+import dataclasses
+
+import pytest
+from conftest import tiny_hybrid, tiny_teacher
+
+from hypenet_jax.model.config import hypenet, with_logit_scale
+from hypenet_jax.model.hype import LogLengthScale
+from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
+
+
+def test_named_layers_keep_softmax_without_positions_and_with_a_gate():
+    student = hypenet(tiny_teacher(), (3, 1))
+    assert student.softmax_layers == (1, 3)
+    assert student.mixers[1] == SoftmaxSpec(4, 2, 8, rope_theta=None, output_gate=True)
+    assert student.mixers[0] == LightningSpec(4, 8, rope_theta=1e4)
+    assert dataclasses.replace(student, mixers=tiny_teacher().mixers) == tiny_teacher()
+
+
+def test_rotary_positions_stay_in_softmax_layers_where_asked():
+    assert hypenet(tiny_teacher(), (0,), rope_in_softmax=True).mixers[0].rope_theta == 1e4
+
+
+@pytest.mark.parametrize("layers", [(4,), (-1,), (0, 0)])
+def test_layers_out_of_range_or_named_twice_are_refused(layers):
+    with pytest.raises(ValueError, match="distinct indices from 0 to 3"):
+        hypenet(tiny_teacher(), layers)
+
+
+def test_a_student_is_no_teacher():
+    with pytest.raises(ValueError, match="layer 1 of the teacher is not softmax attention"):
+        hypenet(tiny_hybrid(), (0, 3))
+
+
+def test_runs_are_maximal_ranges_of_equal_mixers():
+    assert tiny_hybrid().runs == (range(0, 1), range(1, 3), range(3, 4))
+    assert tiny_teacher().runs == (range(0, 4),)
+
+
+def test_the_logit_scale_is_set_in_softmax_layers_alone():
+    scaled = with_logit_scale(tiny_hybrid(), LogLengthScale(500.0))
+    assert [scaled.mixers[i].logit_scale for i in (0, 3)] == [LogLengthScale(500.0)] * 2
+    assert scaled.mixers[1:3] == tiny_hybrid().mixers[1:3]
+
+
+def test_query_heads_must_share_key_heads_evenly():
+    with pytest.raises(ValueError, match="not a multiple"):
+        SoftmaxSpec(6, 4, 8)
