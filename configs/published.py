@@ -16,7 +16,11 @@ from hypenet_jax.train.optimizer import OptimizerConfig
 
 SHORT, LONG = 512, 16_384  # context of stages 1 and 2, and of stage 3
 ALIGN_STEPS, DISTILL_STEPS, FINETUNE_STEPS = 20_000, 20_000, 500
-ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = 32, 96, 128  # per step: 8 devices x 4, x 12, and 8 x 16 micro-batches
+ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = (
+    32,
+    96,
+    128,
+)  # per step: 8 devices x 4, x 12, and 8 x 16 micro-batches
 WARMUP = 50
 
 

@@ -16,7 +16,7 @@ from hypenet_jax.data import (
     standard_library,
     tokens_after,
 )
-from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
+from hypenet_jax.evals.config import Candidate, EvaluateConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -98,15 +98,32 @@ def config(
     recurrent = StudentConfig(())
     distill = DistillConfig("align")
     runs = (
-        run("teacher_short", FinetuneConfig(None, start), short_text,
-            training(short_steps, 3e-3, 3e-3, warmup=50, weight_decay=0.1), None),
-        run("teacher", FinetuneConfig("teacher_short"), teacher_text,
-            training(teacher_steps, 1.8e-3, 1e-4, weight_decay=0.1), None, "float32"),
+        run(
+            "teacher_short",
+            FinetuneConfig(None, start),
+            short_text,
+            training(short_steps, 3e-3, 3e-3, warmup=50, weight_decay=0.1),
+            None,
+        ),
+        run(
+            "teacher",
+            FinetuneConfig("teacher_short"),
+            teacher_text,
+            training(teacher_steps, 1.8e-3, 1e-4, weight_decay=0.1),
+            None,
+            "float32",
+        ),
         run("align", AlignConfig(), align_text, training(align_steps, 1e-3, 1e-5), None),
         run("select", SelectConfig("align", keep=1, rows=96, eps=0.01), align_text, None, None),
         run("distill", distill, distill_text, training(distill_steps, 1e-3, 1e-5), selected),
-        run("finetune", FinetuneConfig("distill"), finetune_text,
-            training(finetune_steps, 3e-4, 3e-5), selected, "float32"),
+        run(
+            "finetune",
+            FinetuneConfig("distill"),
+            finetune_text,
+            training(finetune_steps, 3e-4, 3e-5),
+            selected,
+            "float32",
+        ),
         run("rope_distill", distill, distill_text, training(distill_steps, 1e-3, 1e-5), with_rope),
         run("recurrent_distill", distill, distill_text, training(100, 1e-3, 1e-5), recurrent),
     )

@@ -104,7 +104,9 @@ class RunConfig:
             raise ConfigError(f"{self.name}: every stage but select needs a training section")
         makes_teacher = isinstance(self.stage, FinetuneConfig) and self.student is None
         if self.teacher_folder is None and not makes_teacher:
-            raise ConfigError(f"{self.name}: teacher_folder is needed for every stage with a teacher")
+            raise ConfigError(
+                f"{self.name}: teacher_folder is needed for every stage with a teacher"
+            )
 
     @property
     def folder(self) -> pathlib.Path:
@@ -146,7 +148,9 @@ class HaloConfig:
         """
         found = [run for run in self.runs if run.name == name]
         if not found:
-            raise ConfigError(f"no stage {name!r}; the stages are {[run.name for run in self.runs]}")
+            raise ConfigError(
+                f"no stage {name!r}; the stages are {[run.name for run in self.runs]}"
+            )
         return found[0]
 
 

@@ -34,9 +34,7 @@ class Mean:
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)
 
 
-def next_token(
-    hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights
-) -> Mean:
+def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights) -> Mean:
     """Cross entropy of each token given those before it: sum_t w_t (-log p(x_t | x_<t)), in nats.
 
     Args:

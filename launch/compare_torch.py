@@ -31,7 +31,13 @@ class Arguments:
 
 def parse() -> Arguments:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("rounds", 15), ("steps", 3), ("rows", 32), ("length", 128), ("threads", 2)):
+    for name, value in (
+        ("rounds", 15),
+        ("steps", 3),
+        ("rows", 32),
+        ("length", 128),
+        ("threads", 2),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     return Arguments(**vars(parser.parse_args()))
 

@@ -1,6 +1,6 @@
 """One stage; killed anywhere, the same command goes on.
 
-    python -m launch.train CONFIG [arguments of the config] [--training.loop.steps 100 ...]
+python -m launch.train CONFIG [arguments of the config] [--training.loop.steps 100 ...]
 """
 
 import sys

@@ -9,7 +9,6 @@ import dataclasses
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch

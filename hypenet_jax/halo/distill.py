@@ -39,9 +39,7 @@ def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> 
     def loss(params: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
         assert frozen is not None
         text = (batch.tokens, batch.positions, batch.segment_ids)
-        want = jax.lax.stop_gradient(
-            teacher.apply({"params": frozen}, *text, taps=compare_hidden)
-        )
+        want = jax.lax.stop_gradient(teacher.apply({"params": frozen}, *text, taps=compare_hidden))
         have = student.apply({"params": params}, *text, taps=compare_hidden)
         weights = real_tokens(batch.segment_ids)
         kl = distillation(

@@ -30,9 +30,7 @@ def finetune_stage(student: Decoder) -> Stage:
     """Trains every parameter on the text itself."""
 
     def loss(params: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
-        output = student.apply(
-            {"params": params}, batch.tokens, batch.positions, batch.segment_ids
-        )
+        output = student.apply({"params": params}, batch.tokens, batch.positions, batch.segment_ids)
         head = output_head(params, student.config)
         return next_token(output.hidden, head, batch.tokens, batch.loss_weight), {}
 

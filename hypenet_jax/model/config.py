@@ -38,7 +38,9 @@ class ModelConfig:
     def runs(self) -> tuple[range, ...]:
         """Maximal ranges of neighbouring layers with equal mixers: each is one scan, its parameters stacked."""
         starts = [i for i, spec in enumerate(self.mixers) if i == 0 or spec != self.mixers[i - 1]]
-        return tuple(range(a, b) for a, b in zip(starts, [*starts[1:], self.num_layers], strict=True))
+        return tuple(
+            range(a, b) for a, b in zip(starts, [*starts[1:], self.num_layers], strict=True)
+        )
 
 
 def with_logit_scale(config: ModelConfig, scale: LogLengthScale | float | None) -> ModelConfig:
@@ -82,12 +84,12 @@ def hypenet(
 
 def _kept(spec: MixerSpec, rope: bool) -> SoftmaxSpec:
     assert isinstance(spec, SoftmaxSpec)
-    return dataclasses.replace(
-        spec, rope_theta=spec.rope_theta if rope else None, output_gate=True
-    )
+    return dataclasses.replace(spec, rope_theta=spec.rope_theta if rope else None, output_gate=True)
 
 
 def _replaced(layer: int, spec: MixerSpec) -> LightningSpec:
     if not isinstance(spec, SoftmaxSpec) or spec.rope_theta is None:
-        raise ValueError(f"layer {layer} of the teacher is not softmax attention with rotary positions: {spec}")
+        raise ValueError(
+            f"layer {layer} of the teacher is not softmax attention with rotary positions: {spec}"
+        )
     return LightningSpec(spec.num_heads, spec.head_dim, spec.rope_theta)

@@ -209,9 +209,11 @@ def logical_axes(decoder: Decoder) -> Params:
 
 def _init(decoder: Decoder, key: jax.Array) -> Params:
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return decoder.init(key, tokens)["params"] if decoder.config.tie_embeddings else decoder.init(
-        key, tokens, method=_touch_all
-    )["params"]
+    return (
+        decoder.init(key, tokens)["params"]
+        if decoder.config.tie_embeddings
+        else decoder.init(key, tokens, method=_touch_all)["params"]
+    )
 
 
 def _touch_all(decoder: Decoder, tokens: Tokens) -> Logits:

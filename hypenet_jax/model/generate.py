@@ -163,7 +163,9 @@ def _check(
     vocabulary = decoder.config.vocab_size
     lengths = [prompts.shape[1]] if segment_ids is None else np.count_nonzero(segment_ids, axis=1)
     if prompts.shape[0] == 0 or min(lengths) == 0:
-        raise ValueError("a prompt is empty; give at least one token, such as the end-of-text token")
+        raise ValueError(
+            "a prompt is empty; give at least one token, such as the end-of-text token"
+        )
     if count < 1:
         raise ValueError(f"max_new_tokens {count} writes nothing; use at least 1")
     if prompts.min() < 0 or prompts.max() >= vocabulary:

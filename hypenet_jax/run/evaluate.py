@@ -54,7 +54,9 @@ def evaluate(config: HaloConfig) -> bool:
     write_report(folder, config, report, checks, samples)
     print(report.table())
     for check in checks:
-        print(f"{'ok    ' if check.passed else 'MISSED'} {check.name}: {check.value}, {check.bound}")
+        print(
+            f"{'ok    ' if check.passed else 'MISSED'} {check.name}: {check.value}, {check.bound}"
+        )
     print(f"report: {folder / 'index.html'}")
     return all(check.passed for check in checks)
 
@@ -168,9 +170,7 @@ def _check(bound: Bound, report: Report) -> Check:
     return Check(name, f"{value:.4g}", " and ".join(wanted), bound.holds(value))
 
 
-def _samples(
-    asked: EvaluateConfig, subject: Subject, prepared: Prepared
-) -> list[tuple[str, str]]:
+def _samples(asked: EvaluateConfig, subject: Subject, prepared: Prepared) -> list[tuple[str, str]]:
     """Each prompt and how the student continues it, greedily."""
     tokenizer = prepared.tokenizer()
     samples = []

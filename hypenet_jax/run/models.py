@@ -1,13 +1,10 @@
 """Teacher and student of a run: their plans, their decoders, their weights on the mesh."""
 
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from hypenet_jax.axes import Params
 from hypenet_jax.config import ConfigError, RunConfig
@@ -17,10 +14,8 @@ from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.stacking import stack_layers
-from hypenet_jax.sharding import sharding_of, shardings_of
+from hypenet_jax.sharding import shardings_of
 from hypenet_jax.weights import read_hf
-
-log = logging.getLogger("hypenet_jax")
 
 
 def student_config(run: RunConfig) -> ModelConfig:
@@ -56,8 +51,7 @@ def load_teacher(run: RunConfig, mesh: Mesh) -> tuple[Decoder, Params]:
     """
     assert run.teacher_folder is not None
     decoder = dataclasses.replace(decoder_of(run.teacher, run), remat="none")
-    single = dataclasses.replace(decoder, scan=False)
-    found, params = read_hf(run.teacher_folder, dtype=decoder.dtype, place=_placer(single, mesh))
+    found, params = read_hf(run.teacher_folder, dtype=decoder.dtype, mesh=mesh)
     if found != run.teacher:
         different = [
             f"{f.name}: {getattr(found, f.name)} there, {getattr(run.teacher, f.name)} in the config"
@@ -89,21 +83,6 @@ def decoder_shardings(decoder: Decoder, mesh: Mesh) -> Params:
 def mixer_shardings(teacher: Decoder, mesh: Mesh) -> Params:
     """Where the stage-1 mixers of all layers lie, stacked on axis 0."""
     layers = teacher.config.num_layers
-    plan = dataclasses.replace(
-        teacher.config, mixers=(aligned_spec(teacher.config),) * layers
-    )
+    plan = dataclasses.replace(teacher.config, mixers=(aligned_spec(teacher.config),) * layers)
     whole = decoder_shardings(Decoder(plan, scan=True), mesh)
     return whole[f"layers_0_{layers - 1}"]["mixer"]
-
-
-def _placer(decoder: Decoder, mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    names = _by_path(logical_axes(decoder))
-    return lambda path, shape: sharding_of(names[path], shape, mesh, path)
-
-
-def _by_path(tree: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        found |= _by_path(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return found

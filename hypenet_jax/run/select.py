@@ -11,9 +11,11 @@ from hypenet_jax.evals import Report, Subject, held_out, retrieval
 from hypenet_jax.halo.select import (
     SelectConfig,
     SweptDecoder,
-    select as choose,
     sweep,
     write_selection,
+)
+from hypenet_jax.halo.select import (
+    select as choose,
 )
 from hypenet_jax.run.models import load_teacher, mixer_shardings
 from hypenet_jax.run.train import is_done, origin_of, prepared_data

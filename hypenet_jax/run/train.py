@@ -193,9 +193,7 @@ def _distill(run: RunConfig, stage: DistillConfig, mesh: Mesh) -> Plan:
         return stack_layers(params, student.config)
 
     params = jax.jit(start, out_shardings=where)(frozen, aligned["mixers"])
-    return Plan(
-        distill_stage(stage, student, teacher), params, where, frozen, handoff.fingerprint
-    )
+    return Plan(distill_stage(stage, student, teacher), params, where, frozen, handoff.fingerprint)
 
 
 def _finetune(run: RunConfig, stage: FinetuneConfig, mesh: Mesh) -> Plan:

@@ -80,7 +80,7 @@ def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Flo
 
 
 def decays(path: tuple[str, ...], ndim: int) -> bool:
-    """Whether weight decay applies. Name before rank: stacked norm scales are [R, D], yet exempt."""
+    """Whether weight decay applies. Name before rank: stacked norm scales, [R, D], are exempt."""
     return ndim > 1 and path[-1] not in NEVER_DECAYED
 
 

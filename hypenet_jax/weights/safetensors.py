@@ -13,16 +13,17 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.decoder import Decoder, logical_axes
+from hypenet_jax.sharding import sharding_of
 from hypenet_jax.weights.hf_config import CheckpointError, read_config
-from hypenet_jax.weights.names import HEAD, Tensor, nest, tensors
+from hypenet_jax.weights.names import HEAD, Tensor, flatten, nest, tensors
 from hypenet_jax.weights.shards import DTYPES, Stored, check_tensors, find_tensors
 
 Place: TypeAlias = Callable[[str, tuple[int, ...]], NamedSharding]
@@ -30,29 +31,31 @@ Place: TypeAlias = Callable[[str, tuple[int, ...]], NamedSharding]
 
 
 def load_hf(
-    folder: str | PathLike[str], *, dtype: DTypeLike | None = None, place: Place | None = None
+    folder: str | PathLike[str], *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> tuple[Decoder, Params]:
     """A checkpoint folder as a model that runs: `decoder.apply({"params": params}, tokens)`.
 
     Args:
       folder: as transformers or `save_hf` write it; model_type "qwen3" or "hypenet".
       dtype: of the parameters and of the computation; None keeps what is stored.
-      place: where each parameter lives; None puts all on this process's first device.
+      mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this
+        process's first device.
     Returns:
       A decoder with one module per layer (scan=False), and its parameters.
     Raises:
       CheckpointError: the folder is not exactly a model that is computed here; lists all reasons.
     """
-    config, params = read_hf(folder, dtype=dtype, place=place)
+    config, params = read_hf(folder, dtype=dtype, mesh=mesh)
     return Decoder(config, dtype=params["embed"]["embedding"].dtype, scan=False), params
 
 
 def read_hf(
-    folder: str | PathLike[str], *, dtype: DTypeLike | None = None, place: Place | None = None
+    folder: str | PathLike[str], *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
     """Architecture and parameters (single layers) of a folder; see `load_hf`."""
     folder = pathlib.Path(folder).absolute()
     config = read_config(folder)
+    place = None if mesh is None else _places(config, mesh)
     wanted = tensors(config)
     stored = find_tensors(folder)
     check_tensors(folder, stored, wanted)
@@ -70,6 +73,11 @@ def read_hf(
             sharding = place(t.ours, t.our_shape) if place else None
             leaves[t.ours] = _rearranged(arrays.pop(t.theirs), t.split, t.order, sharding)
     return config, nest({t.ours: leaves[t.ours] for t in wanted})
+
+
+def _places(config: ModelConfig, mesh: Mesh) -> Place:
+    names = flatten(logical_axes(Decoder(config, scan=False)))
+    return lambda path, shape: sharding_of(names[path], shape, mesh, path)
 
 
 def _read(

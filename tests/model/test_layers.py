@@ -40,7 +40,8 @@ def test_the_mlp_is_silu_of_the_gate_times_up():
     draws = np.random.default_rng(0)
     gate, up, down = (draws.standard_normal(s).astype(np.float32) for s in ((8, 12), (8, 12), (12, 8)))
     x = draws.standard_normal((1, 3, 8)).astype(np.float32)
-    params = {"gate": {"kernel": gate}, "up": {"kernel": up}, "down": {"kernel": down}}
+    kernels = {"gate": gate, "up": up, "down": down}
+    params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
     mlp = GatedMLP(8, 12, Initialization(), jnp.float32)
     g = x @ gate
     want = (g / (1 + np.exp(-g)) * (x @ up)) @ down

@@ -2,7 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypenet_jax.model.timeline import overflow, place, start_cursor
+from hypenet_jax.model import timeline as source
+from hypenet_jax.model.timeline import overflow, start_cursor
+
+place = jax.jit(source.place, static_argnums=(0, 1))
 
 
 def timeline(segment_ids, cursor=None):

@@ -70,7 +70,7 @@ def test_parameters_are_read_to_where_they_live(tmp_path, mesh_config):
     def place(path, shape):
         return sharding_of(names[path], shape, mesh, path)
 
-    _, read = read_hf(tmp_path / "out", place=place)
+    _, read = read_hf(tmp_path / "out", mesh=mesh)
     for path, leaf in flatten(read).items():
         assert leaf.sharding.is_equivalent_to(place(path, leaf.shape), leaf.ndim), path
     assert_bit_equal(read, params)

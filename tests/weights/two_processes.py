@@ -19,13 +19,7 @@ def main(port: str, process: str, source: str, target: str) -> None:
         lambda event, value, **_: read.update({event: read.get(event, 0) + value})
     )
     mesh = make_mesh(MeshConfig(fsdp=4))
-
-    def place(path: str, shape: tuple[int, ...]) -> jax.NamedSharding:
-        largest = shape.index(max(shape))
-        spec = [None] * largest + ["fsdp"] if shape[largest] % 4 == 0 else []
-        return jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-    config, params = read_hf(source, place=place)
+    config, params = read_hf(source, mesh=mesh)
     save_hf(target, config, params, dtype="float32", max_shard_bytes=100_000)
     print("bytes", int(read["/jax/orbax/read/safetensors/bytes_read"]))
 
