@@ -13,8 +13,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
 from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.decoder import Decoder, Output, Tap, init_params
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.model.stacking import unstack_layers
 
@@ -37,22 +36,29 @@ class Model:
         return unstack_layers(self.params)
 
     def hidden(self, batch: Batch) -> np.ndarray:
-        return np.asarray(_hidden(self.decoder, self.params, batch))
+        return np.asarray(_read(self.decoder, self.params, batch).hidden)
+
+    def taps(self, batch: Batch) -> Tap:
+        return _read(self.decoder, self.params, batch).taps
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _hidden(decoder: Decoder, params: Params, batch: Batch) -> jax.Array:
+def _read(decoder: Decoder, params: Params, batch: Batch) -> Output:
     text = (batch.tokens, batch.positions, batch.segment_ids)
-    return decoder.apply({"params": params}, *text).hidden
+    return decoder.apply({"params": params}, *text, taps=True)
 
 
 def _random(config: ModelConfig, seed: int) -> Model:
     """All weights random, norms included."""
-    decoder = Decoder(config, jnp.float32, start=Initialization(std=0.3, embedding_std=1.0))
-    leaves, tree = jax.tree.flatten(init_params(decoder, jax.random.key(seed)))
-    rng = np.random.default_rng(seed)
-    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return Model(decoder, jax.tree.unflatten(tree, leaves))
+    decoder, rng = Decoder(config, jnp.float32), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+
+    def leaf(path, shape):
+        drawn = rng.normal(size=shape.shape).astype(np.float32)
+        name = path[-1].key
+        return 1 + 0.1 * drawn if name == "scale" else drawn * {"kernel": 0.3, "embedding": 1}[name]
+
+    return Model(decoder, jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(leaf, shapes)))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +76,8 @@ def teacher() -> Model:
 def mixers(teacher: Model) -> Any:
     """Stage-1 mixers of all layers, stacked."""
     spec = aligned_spec(teacher.config)
-    return lightning_mixers(teacher.config, teacher.single, spec, jax.random.key(1))
+    make = jax.jit(lambda key: lightning_mixers(teacher.config, teacher.single, spec, key))
+    return make(jax.random.key(1))
 
 
 def _batch(*rows: tuple[int, ...]) -> Batch:
@@ -86,14 +93,14 @@ def _batch(*rows: tuple[int, ...]) -> Batch:
 
 @pytest.fixture
 def batch() -> Batch:
-    """Two documents and padding; one document."""
-    return _batch((5, 4), (12,))
+    """A row of two documents and padding, one of a single document, one of padding alone."""
+    return _batch((5, 4), (12,), ())
 
 
 @pytest.fixture
 def whole(batch: Batch) -> Batch:
-    """The second row alone, twice: no padding."""
-    return jax.tree.map(lambda leaf: jnp.stack([leaf[1], leaf[1]]), batch)
+    """The second row three times: no padding."""
+    return jax.tree.map(lambda leaf: jnp.stack([leaf[1]] * 3), batch)
 
 
 @pytest.fixture

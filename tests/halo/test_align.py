@@ -29,18 +29,26 @@ def changed(mixers, layer):
 
 def gaps(teacher, mixers, batch):
     """Student outputs minus teacher outputs, "L B T D": each layer by itself, without the stage."""
-    text = (batch.tokens, batch.positions, batch.segment_ids)
-    taps = teacher.decoder.apply({"params": teacher.params}, *text, taps=True).taps
+    taps = teacher.taps(batch)
     spec = aligned_spec(teacher.config)
     widths = {"d_model": teacher.config.d_model, "norm_eps": teacher.config.norm_eps}
     mixer = make_mixer(spec, start=Initialization(), dtype=jnp.float32, **widths)
     timeline, _ = place(*batch.tokens.shape, batch.positions, batch.segment_ids, None)
-    found = []
-    for i in range(teacher.config.num_layers):
-        mine = jax.tree.map(lambda leaf, i=i: leaf[i], mixers)
-        wrote, _ = mixer.apply({"params": mine}, taps.inputs[i], timeline, None)
-        found.append(np.asarray(wrote - taps.outputs[i], np.float64))
-    return np.stack(found)
+
+    @jax.jit
+    def every(mixers):
+        wrote = [
+            mixer.apply({"params": mine}, taps.inputs[i], timeline, None)[0]
+            for i, mine in enumerate(_layers(mixers))
+        ]
+        return jnp.stack(wrote) - taps.outputs
+
+    return np.asarray(every(mixers), np.float64)
+
+
+def _layers(mixers):
+    count = len(mixers["q"]["kernel"])
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], mixers) for i in range(count)]
 
 
 def test_the_loss_is_the_mean_square_over_layers_real_tokens_and_width(teacher, mixers, batch, run):

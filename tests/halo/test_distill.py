@@ -1,0 +1,121 @@
+"""Stage 2: the student follows the teacher's distributions, and the teacher stands still."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
+from hypenet_jax.model.config import hypenet
+from hypenet_jax.model.stacking import stack_layers
+
+PLAIN, WARM = DistillConfig("align"), DistillConfig("align", temperature=2.0, hidden_weight=0.5)
+
+
+@pytest.fixture(scope="module")
+def student(teacher, mixers):
+    """Layer 0 lightning, layer 1 softmax."""
+    config = hypenet(teacher.config, (1,))
+    start = jax.jit(
+        lambda key: distill_start(teacher.config, teacher.single, config, mixers, key)
+    )
+    params = stack_layers(start(jax.random.key(2)), config)
+    return dataclasses.replace(teacher, decoder=teacher.decoder.clone(config=config), params=params)
+
+
+@pytest.fixture(scope="module")
+def run(teacher, student, compiled):
+    """(config, batch) -> ((loss, metrics), (gradients of the student, of the teacher))."""
+    stages = {
+        config: distill_stage(config, student.decoder, teacher.decoder) for config in (PLAIN, WARM)
+    }
+    return lambda config, batch: compiled(stages[config])(student.params, teacher.params, batch)
+
+
+def divergences(student, teacher, batch, temperature=1.0):
+    """KL(teacher || student) at every token, "B T", in float64 from all logits."""
+
+    def log_probs(model):
+        table = np.asarray(model.params["embed"]["embedding"], np.float64)
+        logits = model.hidden(batch).astype(np.float64) @ table.T / temperature
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    p, q = log_probs(teacher), log_probs(student)
+    return temperature**2 * np.sum(np.exp(p) * (p - q), axis=-1)
+
+
+def test_the_loss_is_the_mean_divergence_over_all_real_tokens(teacher, student, batch, run):
+    (loss, metrics), _ = run(PLAIN, batch)
+    real = np.asarray(batch.segment_ids) > 0
+    wanted = divergences(student, teacher, batch)[real].mean()
+    assert float(loss.value()) == pytest.approx(wanted, rel=1e-4)
+    assert float(loss.weight) == real.sum()
+    assert metrics["kl"].total == loss.total
+
+
+def test_temperature_softens_both_sides_and_its_square_multiplies(teacher, student, batch, run):
+    (_, metrics), _ = run(WARM, batch)
+    real = np.asarray(batch.segment_ids) > 0
+    wanted = divergences(student, teacher, batch, temperature=2.0)[real].mean()
+    assert float(metrics["kl"].value()) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_hidden_weight_adds_the_mean_relative_gap_of_the_streams(teacher, student, batch, run):
+    (loss, metrics), _ = run(WARM, batch)
+    want, have = (model.taps(batch).inputs[1:].astype(np.float64) for model in (teacher, student))
+    real = np.asarray(batch.segment_ids) > 0
+    ratios = [
+        np.mean((h[real] - w[real]) ** 2) / np.mean((w[real] - w[real].mean(0)) ** 2)
+        for h, w in zip(np.asarray(have), np.asarray(want), strict=True)
+    ]
+    assert float(metrics["hidden_gap"].value()) == pytest.approx(np.mean(ratios), rel=1e-4)
+    wanted = metrics["kl"].value() + 0.5 * metrics["hidden_gap"].value()
+    assert float(loss.value()) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("config", [PLAIN, WARM])
+def test_every_weight_of_the_student_moves_and_none_of_the_teacher(batch, run, config):
+    _, (student, frozen) = run(config, batch)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(student):
+        assert np.abs(np.asarray(leaf)).max() > 0, path
+    for leaf in jax.tree.leaves(frozen):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_a_student_that_is_the_teacher_has_no_loss_and_no_gradient(teacher, batch, compiled):
+    stage = distill_stage(PLAIN, teacher.decoder, teacher.decoder)
+    (loss, _), (gradient, _) = compiled(stage)(teacher.params, teacher.params, batch)
+    assert float(loss.value()) == pytest.approx(0.0, abs=1e-6)
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [PLAIN, WARM])
+def test_tokens_of_the_padding_change_nothing(batch, spoiled, run, config):
+    (plain, _), (gradient, _) = run(config, batch)
+    (other, _), (same, _) = run(config, spoiled(batch))
+    assert float(plain.total) == pytest.approx(float(other.total), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), gradient, same
+    )
+
+
+def test_packed_documents_count_as_if_each_had_its_own_row(batch, unpacked, run):
+    (packed, _), _ = run(PLAIN, batch)
+    (alone, _), _ = run(PLAIN, unpacked(batch))
+    assert float(packed.total) == pytest.approx(float(alone.total), rel=1e-4)
+    assert packed.weight == alone.weight
+
+
+def test_it_starts_from_stage_one_mixers_and_the_teachers_attention(teacher, student, mixers):
+    start = student.single
+    jax.tree.map(
+        lambda ours, stacked: np.testing.assert_array_equal(ours, stacked[0]),
+        start["layer_0"]["mixer"],
+        mixers,
+    )
+    for name, leaf in teacher.single["layer_1"]["mixer"].items():
+        jax.tree.map(np.testing.assert_array_equal, start["layer_1"]["mixer"][name], leaf)
+    assert jnp.array_equal(start["embed"]["embedding"], teacher.params["embed"]["embedding"])
