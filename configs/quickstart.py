@@ -12,11 +12,12 @@ from hypenet_jax.data import (
     DataConfig,
     NeedleRows,
     TextFiles,
+    TokenizerFile,
     TrainedTokenizer,
     standard_library,
     tokens_after,
 )
-from hypenet_jax.evals.config import Candidate, EvaluateConfig
+from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -44,8 +45,8 @@ TEACHER = ModelConfig(
 
 
 def needles(row_fraction: float) -> NeedleRows:
-    """4 to 8 needles and 4 questions in this share of the rows; answers weigh four times an ordinary token."""
-    return NeedleRows(CATALOGUE, row_fraction, min_needles=4, max_needles=8, queries=4)
+    """4 to 8 needles and 8 questions in this share of the rows; answers weigh four times an ordinary token."""
+    return NeedleRows(CATALOGUE, row_fraction, min_needles=4, max_needles=8, queries=8)
 
 
 def training(
@@ -61,21 +62,27 @@ def training(
 def config(
     run_dir: str = "runs/quickstart",
     seed: int = 0,
-    text: str = standard_library().folder,
+    data: str = standard_library().folder,
+    teacher: str | None = None,
 ) -> HaloConfig:
     """A whole conversion of a small teacher on two CPU cores.
 
     Args:
       run_dir: where everything goes.
       seed: of the models and of the order of the data.
-      text: folder of Python files to read.
+      data: folder of Python files to read.
+      teacher: Hugging Face folder of a teacher that an earlier quickstart made; None trains one.
     """
-    source = TextFiles(text, standard_library().patterns, standard_library().exclude)
-    tokenizer = TrainedTokenizer(TEXT_VOCABULARY, CATALOGUE.token_names())
+    source = TextFiles(data, standard_library().patterns, standard_library().exclude)
+    tokenizer = (
+        TrainedTokenizer(TEXT_VOCABULARY, CATALOGUE.token_names())
+        if teacher is None
+        else TokenizerFile(teacher)
+    )
     corpus = CorpusConfig(f"{run_dir}/data", source, tokenizer, LONG_LENGTH, 0.05, seed=0)
-    teacher_folder = f"{run_dir}/teacher/hf"
+    teacher_folder = teacher or f"{run_dir}/teacher/hf"
 
-    def data(length: int, rows: int, first: int, share: float) -> DataConfig:
+    def rows(length: int, rows: int, first: int, share: float) -> DataConfig:
         return DataConfig(corpus, length, rows, first, seed, needles=needles(share))
 
     def run(name, stage, data, training, student, export=None):
@@ -84,15 +91,15 @@ def config(
             name, run_dir, TEACHER, made, student, stage, data, training, MeshConfig(), seed, export
         )
 
-    short_text = data(64, 32, 0, 0.75)
-    short_steps, teacher_steps, align_steps, distill_steps, finetune_steps = 110, 250, 150, 200, 60
-    teacher_text = data(TRAINED_LENGTH, 24, tokens_after(short_text, short_steps), 0.5)
-    align_text = data(TRAINED_LENGTH, 16, tokens_after(teacher_text, teacher_steps), 0.5)
-    distill_text = data(TRAINED_LENGTH, 16, tokens_after(align_text, align_steps), 0.5)
-    finetune_text = data(LONG_LENGTH, 4, tokens_after(distill_text, distill_steps), 0.5)
+    short_text = rows(64, 32, 0, 0.75)
+    short_steps, teacher_steps, align_steps, distill_steps, finetune_steps = 120, 250, 150, 200, 60
+    teacher_text = rows(TRAINED_LENGTH, 24, tokens_after(short_text, short_steps), 0.5)
+    align_text = rows(TRAINED_LENGTH, 16, tokens_after(teacher_text, teacher_steps), 0.5)
+    distill_text = rows(TRAINED_LENGTH, 16, tokens_after(align_text, align_steps), 0.5)
+    finetune_text = rows(LONG_LENGTH, 4, tokens_after(distill_text, distill_steps), 0.5)
 
     # Sharper attention and quiet outputs at the start: the retrieval head forms within a hundred steps.
-    start = Initialization(std=0.02, embedding_std=0.1, output_gain=0.1, query_norm=2.0)
+    start = Initialization(std=0.088, embedding_std=0.1, output_gain=0.1, query_norm=2.0)
     selected = StudentConfig(None, "select", logit_scale=float(TRAINED_LENGTH))
     with_rope = StudentConfig(None, "select", rope_in_softmax=True)
     recurrent = StudentConfig(())
@@ -127,7 +134,7 @@ def config(
         run("rope_distill", distill, distill_text, training(distill_steps, 1e-3, 1e-5), with_rope),
         run("recurrent_distill", distill, distill_text, training(100, 1e-3, 1e-5), recurrent),
     )
-    return HaloConfig(run_dir, runs, evaluation())
+    return HaloConfig(run_dir, runs if teacher is None else runs[2:], evaluation())
 
 
 def evaluation() -> EvaluateConfig:
@@ -155,5 +162,18 @@ def evaluation() -> EvaluateConfig:
         heldout_rows=192,
         prompts=("def __init__(self", "import "),
         sample_tokens=24,
-        bounds=(),
+        bounds=(
+            Bound("needle", "teacher", TRAINED_LENGTH, at_least=0.97),
+            Bound("alignment_error_drop", "align", at_least=0.5),
+            Bound("alignment_error_worst", "align", at_most=0.45),
+            Bound("heldout_kl", "HypeNet, stage 2", TRAINED_LENGTH, at_most=0.12),
+            Bound("perplexity_gap", "HypeNet, stage 2", at_most=0.15),
+            Bound("needle", "recurrent only", TRAINED_LENGTH, at_most=0.75),
+            Bound("needle", "HypeNet", 2048, at_least=0.9),
+            Bound("needle", "teacher", 2048, at_most=0.4),
+            Bound("needle", "RoPE kept", 2048, at_most=0.45),
+            Bound("needle_gain", "HypeNet, log scaling", 4096, at_least=0.0),
+            Bound("prefill_speedup", "HypeNet", 8192, at_least=3.0),
+            Bound("decode_speedup", "HypeNet", 8192, at_least=2.0),
+        ),
     )

@@ -6,15 +6,15 @@ from hypenet_jax.model.presets import qwen3_1p7b
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-1.7B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-1.7B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_2b",
 ) -> RunConfig:
     """HALO stage 1, HypeNet-2B.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
-    return published.align(qwen3_1p7b(), teacher_folder, text, run_dir)
+    return published.align(qwen3_1p7b(), teacher, data, run_dir)

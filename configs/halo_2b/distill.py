@@ -6,21 +6,21 @@ from hypenet_jax.model.presets import HYPENET_2B_SOFTMAX_LAYERS, qwen3_1p7b
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-1.7B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-1.7B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_2b",
 ) -> RunConfig:
     """HALO stage 2, HypeNet-2B.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
     return published.distill(
         qwen3_1p7b(),
-        teacher_folder,
-        text,
+        teacher,
+        data,
         run_dir,
         softmax_layers=HYPENET_2B_SOFTMAX_LAYERS,
         peak_lr=1e-4,

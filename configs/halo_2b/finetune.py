@@ -8,21 +8,21 @@ LOGIT_SCALE = 500.0  # constant a of log(t + a) / log(a): README of the release
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-1.7B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-1.7B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_2b",
 ) -> RunConfig:
     """HALO stage 3, HypeNet-2B.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
     return published.finetune(
         qwen3_1p7b(),
-        teacher_folder,
-        text,
+        teacher,
+        data,
         run_dir,
         softmax_layers=HYPENET_2B_SOFTMAX_LAYERS,
         logit_scale=LOGIT_SCALE,

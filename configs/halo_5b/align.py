@@ -6,15 +6,15 @@ from hypenet_jax.model.presets import qwen3_4b
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-4B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-4B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_5b",
 ) -> RunConfig:
     """HALO stage 1, HypeNet-5B.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
-    return published.align(qwen3_4b(), teacher_folder, text, run_dir)
+    return published.align(qwen3_4b(), teacher, data, run_dir)

@@ -9,16 +9,16 @@ from hypenet_jax.config import HaloConfig
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-4B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-4B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_5b",
 ) -> HaloConfig:
     """Stages 1, 2 and 3 in order.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
     stages = (align, distill, finetune)
-    return published.chain(*(stage.config(teacher_folder, text, run_dir) for stage in stages))
+    return published.chain(*(stage.config(teacher, data, run_dir) for stage in stages))

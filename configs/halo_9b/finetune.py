@@ -8,21 +8,21 @@ LOGIT_SCALE = 362.0  # constant a of log(t + a) / log(a): the release's default
 
 
 def config(
-    teacher_folder: str = "models/Qwen3-8B",
-    text: str = "data/fineweb-edu",
+    teacher: str = "models/Qwen3-8B",
+    data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_9b",
 ) -> RunConfig:
     """HALO stage 3, HypeNet-9B.
 
     Args:
-      teacher_folder: Hugging Face folder of the teacher.
-      text: folder of JSON lines.
+      teacher: Hugging Face folder of the teacher.
+      data: folder of JSON lines.
       run_dir: where everything goes.
     """
     return published.finetune(
         qwen3_8b(),
-        teacher_folder,
-        text,
+        teacher,
+        data,
         run_dir,
         softmax_layers=HYPENET_9B_SOFTMAX_LAYERS,
         logit_scale=LOGIT_SCALE,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from hypenet_jax.axes import Params, Tokens
@@ -168,17 +169,16 @@ def bytes_rows(subject: Subject, length: int) -> tuple[Row, Row]:
     )
 
 
-def state_bytes(config: ModelConfig, capacity: int, dtype: jnp.dtype) -> int:
-    """Bytes of one row's state: sum over softmax layers of 2 S K H b, over lightning layers of 4 N
-    H H, and 4 (S + 4).
+def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
+    """Bytes of one row's state: 2 S K H b per softmax layer, 4 N H H per lightning layer, and 4 (S + 4).
 
-    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by
-    all layers.
+    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by all
+    layers.
     """
     return sum(_mixer_bytes(spec, capacity, dtype) for spec in config.mixers) + 4 * (capacity + 4)
 
 
-def _mixer_bytes(spec: MixerSpec, capacity: int, dtype: jnp.dtype) -> int:
+def _mixer_bytes(spec: MixerSpec, capacity: int, dtype: DTypeLike) -> int:
     match spec:
         case SoftmaxSpec():
             return 2 * capacity * spec.num_kv_heads * spec.head_dim * jnp.dtype(dtype).itemsize

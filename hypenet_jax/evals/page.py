@@ -192,7 +192,7 @@ def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]
     def text(row: Row) -> str:
         if row.model == results.models[0] or row.length not in base:
             return ""
-        return f"{base[row.length] / row.value:.1f}× {better}"
+        return f"{base[row.length] / row.value:.1f}\u00d7 {better}"
 
     return text
 
@@ -316,7 +316,7 @@ def _table(
             continue
         cells = []
         for length in rows.lengths:
-            cell = html.escape(text(mine[length].value)) if length in mine else "–"
+            cell = html.escape(text(mine[length].value)) if length in mine else "\u2013"
             more = second(mine[length]) if second and length in mine else ""
             cells.append(f"<td>{cell}{f'<small>{html.escape(more)}</small>' if more else ''}</td>")
         lines.append(f"<tr><th scope='row'>{html.escape(model)}</th>{''.join(cells)}</tr>")

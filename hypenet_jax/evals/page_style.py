@@ -1,4 +1,4 @@
-"""How the page looks: one column of text, charts in as many columns as fit, light or dark as the reader's device is."""
+"""How the page looks: one column of text, charts in columns where they fit, light or dark as the device is."""
 
 STYLE = """
 :root{--paper:#fcfcfb;--ink:#1c1f23;--soft:#5b636d;--line:#dfe2e6;--card:#f3f4f5;--pass:#20703a;--fail:#b3261e;
@@ -6,7 +6,8 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root{--paper:#15181b;--ink:#e8eaec;--soft:#a3abb5;--line:#343a41;--card:#1e2226;
 --pass:#6cc989;--fail:#ff8a80;--s0:#9aa5b1;--s1:#ff7d73;--s2:#58b7ee;--s3:#e8b04a;--s4:#bb9af0;--s5:#6fcb96}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1100px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}
 h2{font-size:21px;margin:52px 0 4px;letter-spacing:-.005em}
@@ -16,7 +17,8 @@ h2{font-size:21px;margin:52px 0 4px;letter-spacing:-.005em}
 .columns{align-items:start}
 .tiles div{background:var(--card);border-radius:8px;padding:12px 14px;display:flex;flex-direction:column}
 .tiles dt{font-size:13.5px;line-height:1.35;color:var(--soft)}
-.tiles dd{margin:auto 0 0;padding-top:4px;font-size:22px;font-weight:600;line-height:1.25;font-variant-numeric:tabular-nums}
+.tiles dd{margin:auto 0 0;padding-top:4px;font-size:22px;font-weight:600;line-height:1.25;
+font-variant-numeric:tabular-nums}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:28px 36px}
 .columns>div{min-width:0}
 figure{margin:0 0 10px;max-width:560px}

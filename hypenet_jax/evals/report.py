@@ -96,7 +96,7 @@ class Report:
         return tuple(sorted({row.length for row in self.rows if row.length is not None}))
 
     def to_json_lines(self) -> str:
-        """One JSON object per row, rows and keys sorted, numbers in the shortest form that reads back to the same bits."""
+        """One JSON object per row, rows and keys sorted, numbers as short as reads back to the same bits."""
         rows = sorted(self.rows, key=lambda row: row.key)
         return "".join(json.dumps(_plain(row), sort_keys=True) + "\n" for row in rows)
 

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
@@ -111,7 +111,7 @@ def _write(
     params: Params,
     state: DecodeState,
     logits: Float[Array, "B V"],
-    keys: PRNGKeyArray,
+    keys: Key[Array, "B"],
     count: int,
     sampling: Sampling,
     stop_token: int | None,
@@ -136,7 +136,7 @@ def _write(
     return jax.lax.while_loop(going, one, start).written
 
 
-def draw(logits: Float[Array, "B V"], keys: PRNGKeyArray, sampling: Sampling) -> Int[Array, "B"]:
+def draw(logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: Sampling) -> Int[Array, "B"]:
     """One token per row from its logits, each row with a key of its own."""
     if sampling.temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)

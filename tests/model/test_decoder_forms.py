@@ -12,7 +12,8 @@ from hypenet_jax.model.stacking import is_stacked, stack_layers, unstack_layers
 
 def assert_same_tree(have, want, **tolerance):
     assert jax.tree.structure(have) == jax.tree.structure(want)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), have, want)
+    for one, other in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(one, other, **tolerance)
 
 
 @pytest.fixture(scope="module")

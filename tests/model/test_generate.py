@@ -1,81 +1,152 @@
+"""Generation: greedy is the argmax of full passes, rows do not see each other, draws follow their key."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, TIME, VOCABULARY
 
+from hypenet_jax.model import generate as module
+from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.generate import Sampling, draw, generate
-from hypenet_jax.model.stacking import stack_layers
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.mixers import SoftmaxSpec
 
-NEW = 5
-LENGTHS = (16, 9, 4)
-
-
-def greedy_by_hand(hybrid, tokens):
-    """Each row's prompt continued by the likeliest token of a pass over everything so far."""
-    table = np.asarray(hybrid.params["embed"]["embedding"])
-    rows, at = np.zeros((BATCH, TIME), np.int32), np.asarray(LENGTHS)
-    for row, prompt, n in zip(rows, tokens, LENGTHS, strict=True):
-        row[:n] = prompt[:n]
-    for step in range(NEW):
-        hidden = hybrid.hidden(rows)[np.arange(BATCH), at + step - 1]
-        rows[np.arange(BATCH), at + step] = np.argmax(hidden @ table.T, axis=-1)
-    return np.stack([row[n : n + NEW] for row, n in zip(rows, LENGTHS, strict=True)])
+NEW = 6
+TEACHER = ModelConfig(24, 16, 24, (SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2, True)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_greedy_generation_is_as_full_passes_whichever_side_is_padded(side, hybrid, tokens):
-    prompts, real = np.zeros((2, BATCH, LENGTHS[0]), np.int32)
-    for i, n in enumerate(LENGTHS):
-        slots = slice(LENGTHS[0] - n, None) if side == "left" else slice(n)
-        prompts[i, slots], real[i, slots] = tokens[i, :n], 1
-    params = stack_layers(hybrid.params, hybrid.config)
-    written = generate(hybrid.decoder, params, prompts, max_new_tokens=NEW, segment_ids=real)
-    np.testing.assert_array_equal(written, greedy_by_hand(hybrid, tokens))
+def model(config):
+    decoder = Decoder(config, jnp.float32, start=Initialization(std=0.5, embedding_std=1.0))
+    return decoder, jax.jit(lambda key: init_params(decoder, key))(jax.random.key(0))
 
 
-def test_a_row_that_stopped_is_filled_up(hybrid, tokens):
-    free = generate(hybrid.decoder, hybrid.params, tokens[:, :16], max_new_tokens=NEW)
-    stop = int(free[0, 1])
-    written = generate(
-        hybrid.decoder, hybrid.params, tokens[:, :16], max_new_tokens=NEW, stop_token=stop
+@pytest.fixture(scope="module")
+def student():
+    """One lightning and one softmax layer."""
+    return model(hypenet(TEACHER, (1,)))
+
+
+@pytest.fixture
+def prompts():
+    return np.random.default_rng(1).integers(0, TEACHER.vocab_size, (2, 5)).astype(np.int32)
+
+
+@pytest.fixture
+def write(student):
+    """Continues prompts with the student."""
+    return lambda prompts, **options: generate(
+        *student, prompts, **{"max_new_tokens": NEW, **options}
     )
-    for row, want in zip(written, free, strict=True):
-        ends = np.flatnonzero(want == stop)
-        end = ends[0] if len(ends) else NEW
-        np.testing.assert_array_equal(row[:end], want[:end])
-        assert np.all(row[end:] == stop)
 
 
-def test_draws_stay_among_the_likeliest():
-    logits = jnp.tile(jnp.log(jnp.asarray([[0.5, 0.3, 0.15, 0.05]])), (400, 1))
-    keys = jax.random.split(jax.random.key(0), 400)
-    seen = lambda sampling: set(np.unique(draw(logits, keys, sampling)).tolist())  # noqa: E731
-    assert seen(Sampling()) == {0}
-    assert seen(Sampling(temperature=1.0)) == {0, 1, 2, 3}
-    assert seen(Sampling(temperature=1.0, top_k=2)) == {0, 1}
-    assert seen(Sampling(temperature=1.0, top_p=0.6)) == {0, 1}
-    share = np.mean(np.asarray(draw(logits, keys, Sampling(temperature=1.0))) == 0)
-    assert 0.4 < share < 0.6
+@pytest.mark.parametrize("config", [TEACHER, hypenet(TEACHER, (1,))])
+def test_greedy_writes_the_likeliest_token_of_a_full_pass_at_every_place(config, prompts):
+    decoder, params = model(config)
+    new = generate(decoder, params, prompts, max_new_tokens=NEW)
+    assert new.shape == (2, NEW)
+
+    @jax.jit
+    def best(tokens):
+        hidden = decoder.apply({"params": params}, tokens).hidden
+        return jnp.argmax(decoder.apply({"params": params}, hidden, method="logits"), -1)
+
+    full = np.concatenate([prompts, new], axis=1)
+    np.testing.assert_array_equal(new, np.asarray(best(full))[:, prompts.shape[1] - 1 : -1])
+    assert len(np.unique(new)) > 2
 
 
-@pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}])
-def test_senseless_sampling_is_refused(fields):
-    with pytest.raises(ValueError, match="temperature >= 0"):
-        Sampling(**fields)
+def test_shorter_prompts_padded_on_either_side_write_what_they_write_alone(write, prompts):
+    alone = [write(prompts[:1]), write(prompts[1:, :3])]
+    for pad in ((0, 2), (2, 0)):
+        ragged, real = prompts.copy(), np.ones_like(prompts)
+        ragged[1] = np.pad(prompts[1, :3], pad, constant_values=7)
+        real[1] = np.pad(np.ones(3, np.int32), pad)
+        np.testing.assert_array_equal(write(ragged, segment_ids=real), np.concatenate(alone))
+
+
+def test_prompts_read_in_parts_are_prompts_read_at_once(write, prompts, monkeypatch):
+    whole = write(prompts)
+    ragged, real = prompts.copy(), np.ones_like(prompts)
+    real[1, 2:] = 0
+    short = write(ragged, segment_ids=real)
+    monkeypatch.setattr(module, "PREFILL_PART", 2)
+    np.testing.assert_array_equal(write(prompts), whole)
+    np.testing.assert_array_equal(write(ragged, segment_ids=real), short)
+
+
+def test_the_stop_token_ends_a_row_and_fills_it_up(write, prompts):
+    free = write(prompts)
+    stop = int(free[0, 2])
+    stopped = write(prompts, stop_token=stop)
+    for before, after in zip(free, stopped, strict=True):
+        ends = np.flatnonzero(before == stop)
+        end = int(ends[0]) if len(ends) else NEW
+        np.testing.assert_array_equal(after[:end], before[:end])
+        assert (after[end:] == stop).all()
+
+
+def test_the_same_key_draws_the_same_and_another_key_does_not(write, prompts):
+    hot = Sampling(temperature=2.0)
+    first, same, other = (
+        write(prompts, sampling=hot, key=jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+def test_what_a_row_draws_does_not_depend_on_the_rows_beside_it(write, prompts):
+    hot = {"sampling": Sampling(temperature=2.0), "key": jax.random.key(3)}
+    np.testing.assert_array_equal(write(prompts, **hot)[:1], write(prompts[:1], **hot))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6)])
+def test_a_draw_among_the_likeliest_alone_is_greedy(write, prompts, sampling):
+    drawn = write(prompts, sampling=sampling, key=jax.random.key(0))
+    np.testing.assert_array_equal(drawn, write(prompts))
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("sampling", "allowed"),
     [
-        {"prompts": np.full((1, 4), VOCABULARY, np.int32)},
-        {"segment_ids": np.zeros((1, 4), np.int32)},
-        {"max_new_tokens": 0},
-        {"sampling": Sampling(temperature=1.0)},
+        (Sampling(1.0), {0, 1, 2, 3}),
+        (Sampling(1.0, top_k=2), {0, 2}),
+        (Sampling(1.0, top_p=0.7), {0, 2}),
+        (Sampling(1.0, top_k=9, top_p=0.9), {0, 1, 2}),
     ],
-    ids=["unknown token", "empty prompt", "nothing to write", "draws without a key"],
 )
-def test_what_cannot_be_continued_is_refused(change, hybrid):
-    arguments = {"prompts": np.ones((1, 4), np.int32), "max_new_tokens": 2} | change
-    with pytest.raises(ValueError, match=r".+"):
-        generate(hybrid.decoder, hybrid.params, **arguments)
+def test_draws_have_the_probabilities_of_the_tokens_that_are_left(sampling, allowed):
+    probabilities = np.asarray([0.5, 0.2, 0.25, 0.05])
+    count = 4000
+    logits = jnp.broadcast_to(jnp.log(jnp.asarray(probabilities, jnp.float32))[None], (count, 4))
+    drawn = np.asarray(draw(logits, jax.random.split(jax.random.key(0), count), sampling))
+    share = np.bincount(drawn, minlength=4) / count
+    left = np.where([i in allowed for i in range(4)], probabilities, 0)
+    np.testing.assert_allclose(share, left / left.sum(), atol=0.03)
+    assert set(np.flatnonzero(share)) == allowed
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"prompts": np.zeros((1, 0), np.int32)}, "prompt is empty"),
+        ({"prompts": np.zeros((0, 3), np.int32)}, "prompt is empty"),
+        ({"segment_ids": np.asarray([[1, 1, 1], [0, 0, 0]])}, "prompt is empty"),
+        ({"prompts": np.full((1, 3), 24, np.int32)}, "vocabulary of 24"),
+        ({"prompts": np.full((1, 3), -1, np.int32)}, "vocabulary of 24"),
+        ({"max_new_tokens": 0}, "use at least 1"),
+        ({"sampling": Sampling(1.0)}, "give a key"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(write, options, said):
+    given = {"prompts": np.zeros((2, 3), np.int32), **options}
+    with pytest.raises(ValueError, match=said):
+        write(given.pop("prompts"), **given)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_settings_of_draws_that_mean_nothing_are_refused(fields):
+    with pytest.raises(ValueError, match="are needed"):
+        Sampling(**fields)

@@ -1,0 +1,129 @@
+"""One training step of every stage is the same on one device and on any mesh of eight."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from tiny_chain import TEACHER
+
+from hypenet_jax.axes import Params
+from hypenet_jax.data.batch import Batch, make_row, stack_rows
+from hypenet_jax.halo.align import AlignConfig, align_stage
+from hypenet_jax.halo.distill import DistillConfig, distill_stage
+from hypenet_jax.halo.finetune import finetune_stage
+from hypenet_jax.model.config import hypenet
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.run.models import decoder_shapes, decoder_shardings, mixer_shardings
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, place_batch
+from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
+from hypenet_jax.train.stage import Stage
+from hypenet_jax.train.state import create_state
+from hypenet_jax.train.step import make_train_step
+
+MESHES = {
+    "data": (MeshConfig(data=8, fsdp=1), 1),
+    "fsdp": (MeshConfig(fsdp=8), 1),
+    "all": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+}
+CONFIG = dataclasses.replace(TEACHER, vocab_size=32)
+TEACHER_DECODER = Decoder(CONFIG, jnp.float32)
+STUDENT_DECODER = Decoder(hypenet(CONFIG, (1,)), jnp.float32, remat="full")
+# The large eps makes an update proportional to its gradient: Adam's own is the sign of a tiny one, which is noise.
+OPTIMIZER = Optimizer(OptimizerConfig(peak_lr=0.1, final_lr=0.1, warmup_steps=0, steps=2, eps=1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A stage with the shapes and shardings of what it trains."""
+
+    stage: Stage
+    shapes: Params
+    shardings: Callable[[Mesh], Params]
+    frozen: bool
+
+
+def _mixer_shapes() -> Params:
+    """Those of a decoder whose layers are all lightning."""
+    shapes = decoder_shapes(Decoder(hypenet(CONFIG, ()), jnp.float32))
+    return {"mixers": shapes["layers_0_1"]["mixer"]}
+
+
+CASES = {
+    "align": Case(
+        align_stage(AlignConfig(), TEACHER_DECODER),
+        _mixer_shapes(),
+        lambda mesh: {"mixers": mixer_shardings(TEACHER_DECODER, mesh)},
+        frozen=True,
+    ),
+    "distill": Case(
+        distill_stage(DistillConfig("align"), STUDENT_DECODER, TEACHER_DECODER),
+        decoder_shapes(STUDENT_DECODER),
+        lambda mesh: decoder_shardings(STUDENT_DECODER, mesh),
+        frozen=True,
+    ),
+    "finetune": Case(
+        finetune_stage(STUDENT_DECODER),
+        decoder_shapes(STUDENT_DECODER),
+        lambda mesh: decoder_shardings(STUDENT_DECODER, mesh),
+        frozen=False,
+    ),
+}
+
+
+def values(shapes: Params, seed: int) -> Params:
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: 0.2 * rng.normal(size=x.shape).astype(np.float32) + 0.1, shapes)
+
+
+def rows() -> Batch:
+    """Eight rows with padding of different lengths; some hold two documents."""
+    rng, made = np.random.default_rng(0), []
+    for i in range(8):
+        segments = np.where(np.arange(12) < 12 - i, 1 + (np.arange(12) > 5 + i % 2), 0)
+        made.append(make_row(rng.integers(0, 32, 12).astype(np.int32), segments.astype(np.int32)))
+    return stack_rows(made)
+
+
+def step(case: Case, mesh: Mesh, accumulate: int) -> tuple[Any, dict[str, float]]:
+    where = case.shardings(mesh)
+    params = jax.device_put(values(case.shapes, 0), where)
+    frozen = None
+    if case.frozen:
+        shapes = decoder_shapes(TEACHER_DECODER)
+        frozen = jax.device_put(values(shapes, 1), decoder_shardings(TEACHER_DECODER, mesh))
+    with on_mesh(mesh):
+        state = create_state(params, case.stage.trainable, OPTIMIZER, where)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        run = make_train_step(case.stage, OPTIMIZER, accumulate=accumulate, shardings=shardings)
+        state, metrics = run(state, frozen, place_batch(rows(), mesh))
+    return jax.device_get(state.params), jax.device_get(metrics)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The step of a stage on one device, computed once."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return {name: step(case, mesh, 1) for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("mesh", MESHES)
+def test_new_parameters_and_metrics_are_those_of_one_device(alone, name, mesh):
+    config, accumulate = MESHES[mesh]
+    params, metrics = step(CASES[name], make_mesh(config), accumulate)
+    wanted_params, wanted_metrics = alone[name]
+    start = values(CASES[name].shapes, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        wanted, before = (dict(jax.tree_util.tree_leaves_with_path(t))[path] for t in (wanted_params, start))
+        assert np.abs(wanted - before).max() > 1e-6, path
+        np.testing.assert_allclose(
+            leaf, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=str(path)
+        )
+    assert metrics.keys() == wanted_metrics.keys()
+    for key, value in metrics.items():
+        np.testing.assert_allclose(value, wanted_metrics[key], rtol=1e-5, err_msg=key)

@@ -1,0 +1,237 @@
+"""Every file in configs/: it loads, its numbers are the published ones, its stages follow each other; and `load` itself."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from hypenet_jax.config import (
+    ConfigError,
+    HaloConfig,
+    RunConfig,
+    StudentConfig,
+    load,
+    resolved,
+)
+from hypenet_jax.data import tokens_after
+from hypenet_jax.halo.distill import DistillConfig
+from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.select import SelectConfig
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.run.models import decoder_shapes, decoder_shardings, student_config
+from hypenet_jax.sharding import MESH_AXES
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").rglob("*.py")
+    if path.name not in ("__init__.py", "published.py")
+)
+SIZES = ("halo_2b", "halo_5b", "halo_9b")
+ALIGN = "configs/halo_2b/align.py"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def kind(path):
+    return HaloConfig if path.endswith(("halo.py", "quickstart.py")) else RunConfig
+
+
+def stages(path):
+    config = load(path, kind(path))
+    return config.runs if isinstance(config, HaloConfig) else (config,)
+
+
+def predicted_tokens(run):
+    return run.training.loop.steps * run.data.sequences_per_step * run.data.context_length
+
+
+def count(shapes):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_config_loads_as_a_function_of_named_arguments(path):
+    config = load(path, kind(path), ["--run-dir", "elsewhere"])
+    runs = config.runs if isinstance(config, HaloConfig) else (config,)
+    assert {config.run_dir, *(run.run_dir for run in runs)} == {"elsewhere"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_resolved_config_is_json_and_reads_back_equal(path):
+    plain = resolved(load(path, kind(path)))
+    assert json.loads(json.dumps(plain)) == plain
+    assert plain["kind"] == kind(path).__name__
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_the_wrong_launcher_is_told_which_one_is_right(path):
+    other, right = (
+        (RunConfig, "launch.halo") if kind(path) is HaloConfig else (HaloConfig, "launch.train")
+    )
+    with pytest.raises(ConfigError, match=f"use python -m {right}"):
+        load(path, other)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if kind(path) is HaloConfig])
+def test_each_stage_starts_where_the_text_of_its_parent_ended(path):
+    config = load(path, HaloConfig)
+    starts = 0
+    for run in config.runs:
+        parent = getattr(run.stage, "start_from", None)
+        if parent is None or isinstance(run.stage, SelectConfig):
+            continue
+        before = config.run(parent)
+        assert config.runs.index(before) < config.runs.index(run)
+        assert run.data.first_token == tokens_after(before.data, before.training.loop.steps)
+        assert run.data.corpus == before.data.corpus
+        assert run.data.seed == before.data.seed
+        starts += 1
+    assert starts >= 2
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_learning_rates_end_with_the_loop(path):
+    for run in stages(path):
+        if run.training is not None:
+            assert run.training.optimizer.steps == run.training.loop.steps
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_stages_read_a_third_one_and_one_billion_tokens(size):
+    billions = [predicted_tokens(run) / 1e9 for run in stages(f"configs/{size}/halo.py")]
+    assert billions == pytest.approx([0.33, 0.98, 1.05], rel=0.01)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_whole_conversion_is_its_stages_by_themselves(size):
+    names = ("align", "distill", "finetune")
+    assert stages(f"configs/{size}/halo.py") == tuple(
+        stages(f"configs/{size}/{name}.py")[0] for name in names
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "peak"), [("halo_2b", 1e-4), ("halo_5b", 5e-5), ("halo_9b", 3e-5)]
+)
+def test_published_learning_rates(size, peak):
+    rates = [
+        (run.training.optimizer.peak_lr, run.training.optimizer.final_lr)
+        for run in stages(f"configs/{size}/halo.py")
+    ]
+    assert rates == [(1e-3, 1e-5), (peak, 1e-5), (1e-5, 1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("size", "teacher_count", "student_count"),
+    [("halo_2b", 1.72e9, 1.97e9), ("halo_5b", 4.02e9, 5.1e9), ("halo_9b", 8.19e9, 9.6e9)],
+)
+def test_full_size_models_have_the_published_sizes_and_split_over_eight_devices(
+    size, teacher_count, student_count
+):
+    """Shapes only; nothing of them is in memory."""
+    mesh = AbstractMesh((1, 8, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+    run = stages(f"configs/{size}/finetune.py")[0]
+    for config, wanted in ((run.teacher, teacher_count), (student_config(run), student_count)):
+        decoder = Decoder(config)
+        shapes = decoder_shapes(decoder)
+        assert count(shapes) == pytest.approx(wanted, rel=0.05)
+        local = jax.tree.map(
+            lambda leaf, where: math.prod(where.shard_shape(leaf.shape)),
+            shapes,
+            decoder_shardings(decoder, mesh),
+        )
+        assert sum(jax.tree.leaves(local)) == pytest.approx(count(shapes) / 8, rel=0.001)
+
+
+def test_overrides_are_typed():
+    words = ["--training.loop.steps", "7", "--mesh.tensor", "2", "--training.dtype", "float32"]
+    run = load(ALIGN, RunConfig, [*words, "--stage.loss", "l2norm", "--text", "here"])
+    assert run.training.loop.steps == 7
+    assert run.mesh.tensor == 2
+    assert (run.training.dtype, run.stage.loss) == ("float32", "l2norm")
+    assert run.data.corpus.source.folder == "here"
+    rest = dataclasses.replace(run, training=None, mesh=None, stage=SelectConfig("align", 1, 1))
+    plain = load(ALIGN, RunConfig, ["--text", "here"])
+    assert rest == dataclasses.replace(plain, training=None, mesh=None, stage=rest.stage)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--training.loop.stps", "7"], "--training.loop.steps"),
+        (["--teacher-foldr", "x"], "--teacher-folder"),
+        (["--training.loop.steps", "many"], "many"),
+        (["--training.dtype", "float16"], "bfloat16"),
+    ],
+)
+def test_an_unknown_or_ill_typed_argument_ends_with_code_two_and_what_would_work(
+    capsys, words, said
+):
+    with pytest.raises(SystemExit) as end:
+        load(ALIGN, RunConfig, words)
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+
+
+def test_an_argument_of_the_function_that_is_misspelt_is_named_too(capsys):
+    with pytest.raises(SystemExit) as end:
+        load("configs/quickstart.py", HaloConfig, ["--sed", "1"])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert "--seed" in printed.out + printed.err
+
+
+def test_a_config_may_be_a_plain_value(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text(
+        f"from configs.halo_2b.align import config as make\nconfig = make(run_dir={str(tmp_path)!r})\n"
+    )
+    run = load(str(path), RunConfig, ["--seed", "3"])
+    assert (run.run_dir, run.seed) == (str(tmp_path), 3)
+
+
+@pytest.mark.parametrize("text", [None, "x = 1\n"])
+def test_a_file_that_is_no_config_is_refused(tmp_path, text):
+    path = tmp_path / "nothing.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"no config file|defines no `config`"):
+        load(str(path), RunConfig)
+
+
+def test_a_student_needs_its_layers_or_who_selects_them():
+    for fields in ({"softmax_layers": None}, {"softmax_layers": (1,), "selected_by": "select"}):
+        with pytest.raises(ConfigError, match="not both or neither"):
+            StudentConfig(**fields)
+
+
+def test_every_stage_but_select_needs_a_training_section_and_a_teacher():
+    run = load(ALIGN, RunConfig)
+    with pytest.raises(ConfigError, match="training section"):
+        dataclasses.replace(run, training=None)
+    with pytest.raises(ConfigError, match="training section"):
+        dataclasses.replace(run, stage=SelectConfig("align", keep=1, rows=1))
+    with pytest.raises(ConfigError, match="teacher_folder"):
+        dataclasses.replace(run, teacher_folder=None)
+    made = dataclasses.replace(run, stage=FinetuneConfig(None), teacher_folder=None)
+    assert made.teacher_folder is None
+
+
+def test_two_stages_of_one_name_are_refused():
+    config = load("configs/halo_2b/halo.py", HaloConfig)
+    with pytest.raises(ConfigError, match="share a name"):
+        HaloConfig(config.run_dir, (config.runs[0], config.runs[0]))
+
+
+def test_stages_of_equal_fields_resolve_to_different_values():
+    assert resolved(DistillConfig("a"))["kind"] != resolved(FinetuneConfig("a"))["kind"]

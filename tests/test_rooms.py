@@ -1,0 +1,120 @@
+"""Who may import whom, and the few rules of the house that a reader of the files can check."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = sorted(
+    path
+    for folder in ("hypenet_jax", "pallas_kernels", "launch", "configs")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+# Room: what it may import besides itself. A name with a dot is that module (or package) alone.
+MAY_IMPORT = {
+    "pallas_kernels": (),
+    "axes": (),
+    "runtime": (),
+    "sharding": ("axes",),
+    "data": ("axes",),
+    "losses": ("axes", "pallas_kernels"),
+    "model": ("axes", "pallas_kernels"),
+    "weights": ("axes", "model"),
+    "train": ("axes", "sharding", "data.batch"),
+    "evals": ("axes", "sharding", "data", "losses", "model"),
+    "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
+    "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),
+}
+BELOW_CONFIG = tuple(name for name in MAY_IMPORT if "." not in name)
+MAY_IMPORT |= {
+    "config": BELOW_CONFIG,
+    "run": (*BELOW_CONFIG, "config"),
+    "front door": ("model", "weights"),
+    "configs": ("config", "model.config", "model.presets"),
+    "launch": ("config", "run", "runtime"),
+    "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
+    "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
+    "launch.compare_torch": ("data", "halo", "model", "train"),
+}
+
+MESH_AXES = {"fsdp", "tensor", "sequence"}
+NAMES_FOR_NOTHING = {"utils", "util", "common", "helpers", "helper", "misc", "base"}
+
+
+def short(module: str) -> str:
+    """hypenet_jax.model.decoder -> model.decoder; the package itself is the front door."""
+    return "front door" if module == "hypenet_jax" else module.removeprefix("hypenet_jax.")
+
+
+def module_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return short(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+
+
+def imports(path: pathlib.Path) -> Iterator[str]:
+    """Every module a file imports, wherever in the file; `from a import b` counts as a.b where that is a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                file = ROOT / whole.replace(".", "/")
+                yield whole if file.with_suffix(".py").exists() or file.is_dir() else node.module
+
+
+def ours(module: str) -> bool:
+    return module.split(".")[0] in {"hypenet_jax", "pallas_kernels", "launch", "configs"}
+
+
+def within(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_a_room_imports_only_rooms_below_it(path):
+    module = module_of(path)
+    rules = [room for room in MAY_IMPORT if within(module, room)]
+    assert rules, f"{module} belongs to no room"
+    allowed = MAY_IMPORT[max(rules, key=len)]
+    home = module.split(".")[0]
+    for imported in map(short, filter(ours, imports(path))):
+        assert any(within(imported, room) for room in (home, *allowed)), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_no_file_imports_flax_nnx(path):
+    assert not any(within(name, "flax.nnx") for name in imports(path))
+    assert "nnx" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_a_file_has_a_room_and_fits_a_few_screens(path):
+    assert not NAMES_FOR_NOTHING & set(module_of(path).split("."))
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def literals(path: pathlib.Path) -> Iterator[str]:
+    """String literals that are code: not docstrings and not other bare strings."""
+    tree = ast.parse(path.read_text())
+    bare = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_only_the_sharding_file_names_mesh_axes(path):
+    if module_of(path) != "sharding":
+        assert not MESH_AXES & set(literals(path))
+
+
+def test_every_rule_speaks_of_a_room_that_exists():
+    modules = [module_of(path) for path in SOURCES]
+    for room in set(MAY_IMPORT) - {"launch.generate"}:
+        assert any(within(module, room) for module in modules), room
