@@ -1,14 +1,17 @@
 """The published recipe of HALO, shared by the 2B, 5B and 9B conversions: what differs is in their folders.
 
-Budgets (arXiv 2601.22156 and its official configurations): stage 1 0.33 B tokens, stage 2 0.98 B, stage 3 1.05 B. Tokens
-per step do not depend on the number of devices.
+Budgets (arXiv 2601.22156 and its official configurations): stage 1 0.33 B tokens, stage 2 0.98 B, stage 3 1.05 B.
+Tokens per step do not depend on the number of devices.
 """
+
+import dataclasses
 
 from hypenet_jax.config import HaloConfig, RunConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data import CorpusConfig, DataConfig, JsonLines, TokenizerFile, tokens_after
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
@@ -21,6 +24,7 @@ ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = (
     96,
     128,
 )  # per step: 8 devices x 4, x 12, and 8 x 16 micro-batches
+SELECT_LENGTH = 4096  # as the longest retrieval task of the published selection
 WARMUP = 50
 
 
@@ -44,6 +48,24 @@ def align(teacher: ModelConfig, teacher_folder: str, text: str, run_dir: str) ->
         training=_training(ALIGN_STEPS, 1e-3, 1e-5),
         mesh=MeshConfig(),
         seed=0,
+    )
+
+
+def select(
+    teacher: ModelConfig, teacher_folder: str, text: str, run_dir: str, *, keep: int
+) -> RunConfig:
+    """Which layers keep softmax attention: codes stated in words are asked for, text is read, layer by layer.
+
+    The released models were chosen with other tasks; the other configs keep the published layers.
+    """
+    before = align(teacher, teacher_folder, text, run_dir)
+    data = dataclasses.replace(before.data, context_length=SELECT_LENGTH, sequences_per_step=4)
+    return dataclasses.replace(
+        before,
+        name="select",
+        stage=SelectConfig("align", keep=keep, rows=128, eps=0.01),
+        data=data,
+        training=None,
     )
 
 

@@ -1,8 +1,8 @@
 """A whole conversion in minutes on two CPU cores:  python -m launch.halo configs/quickstart.py
 
-A small Qwen3 teacher is trained on the running interpreter's standard library and saved as a Hugging Face folder; from
-there on it goes as with any downloaded Qwen3. The retrieval task is synthetic: entries of a catalogue are planted in the
-text and asked for at its end. It was chosen because a tiny model learns it in seconds.
+A small Qwen3 teacher is trained on the running interpreter's standard library and saved as a Hugging Face folder;
+from there on it goes as with any downloaded Qwen3. The retrieval task is synthetic: entries of a catalogue are planted
+in the text and asked for at its end. It was chosen because a tiny model learns it in seconds.
 """
 
 from hypenet_jax.config import HaloConfig, RunConfig, StudentConfig, TrainingConfig

@@ -1,4 +1,4 @@
-"""HALO in JAX: convert a pretrained Qwen3 Transformer into HypeNet, and run either. The front door; nothing is computed here."""
+"""HALO in JAX: convert a pretrained Qwen3 Transformer into HypeNet, and run either. Only the front door."""
 
 from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, DecodeState, Output, decode_state, init_params

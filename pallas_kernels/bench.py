@@ -13,7 +13,7 @@ import logging
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,7 +72,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     ops = [arguments.op] if arguments.op else list(CASES)
-    rows = [row for op in ops for case in CASES[op]() for row in measure(case, arguments.rounds)]
+    rows = []
+    for make_case, shapes in (CASES[op] for op in ops):
+        for shape in shapes:
+            rows += measure(make_case(*shape), arguments.rounds)
     logger.info("%s\n%s", jax.devices()[0].device_kind, table(rows))
     if arguments.json:
         arguments.json.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
@@ -99,7 +102,8 @@ def table(rows: list[Row]) -> str:
         for r in rows
     ]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
+    lines = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in cells)
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _runs_here(case: Case, name: str) -> bool:
@@ -136,70 +140,65 @@ def _random(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
     return tuple(jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
 
 
-def _lightning_cases() -> Iterator[Case]:
-    for batch, length, heads, width in LIGHTNING_SHAPES:
-        log_decay = -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads)
+def _lightning(batch: int, length: int, heads: int, width: int) -> Case:
+    log_decay = -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads)
 
-        def make(name, log_decay=log_decay, width=width):
-            return lambda q, k, v, state: lightning_attention(
-                q, k, v, log_decay, state, scale=width**-0.5, implementation=name
-            )
-
-        tokens, state = (batch, length, heads, width), (batch, heads, width, width)
-        shape = f"B{batch} T{length} N{heads} H{width}"
-        arrays = _random(tokens, tokens, tokens, state)
-        yield Case("lightning_attention", shape, tuple(LIGHTNING), make, arrays)
-
-
-def _attention_cases() -> Iterator[Case]:
-    for batch, length, keys, heads, kv_heads, width in ATTENTION_SHAPES:
-        slots = None if length == keys else jnp.full((batch, length), keys - 1, jnp.int32)
-
-        def make(name, slots=slots, width=width):
-            return lambda q, k, v: attention(
-                q, k, v, scale=width**-0.5, query_slots=slots, implementation=name
-            )
-
-        q, kv = (batch, length, heads, width), (batch, keys, kv_heads, width)
-        shape = f"B{batch} T{length} S{keys} N{heads} K{kv_heads} H{width}"
-        yield Case("attention", shape, tuple(ATTENTION), make, _random(q, kv, kv))
-
-
-def _cross_entropy_cases() -> Iterator[Case]:
-    for tokens, width, vocabulary in LOSS_SHAPES:
-        labels, weights = jnp.arange(tokens) % vocabulary, jnp.ones(tokens)
-
-        def make(name, labels=labels, weights=weights):
-            return lambda hidden, head: linear_cross_entropy(
-                hidden, head, labels, weights, implementation=name
-            )[0]
-
-        shape, arrays = (
-            f"T{tokens} D{width} V{vocabulary}",
-            _random((tokens, width), (vocabulary, width)),
+    def make(name):
+        return lambda q, k, v, state: lightning_attention(
+            q, k, v, log_decay, state, scale=width**-0.5, implementation=name
         )
-        yield Case("linear_cross_entropy", shape, tuple(losses.CROSS_ENTROPY), make, arrays)
+
+    tokens, state = (batch, length, heads, width), (batch, heads, width, width)
+    shape = f"B{batch} T{length} N{heads} H{width}"
+    arrays = _random(tokens, tokens, tokens, state)
+    return Case("lightning_attention", shape, tuple(LIGHTNING), make, arrays)
 
 
-def _kl_cases() -> Iterator[Case]:
-    for tokens, width, vocabulary in LOSS_SHAPES:
-        hidden, head, teacher, teacher_head = _random(*[(tokens, width), (vocabulary, width)] * 2)
+def _attention(batch: int, length: int, keys: int, heads: int, kv_heads: int, width: int) -> Case:
+    slots = None if length == keys else jnp.full((batch, length), keys - 1, jnp.int32)
 
-        def make(name, teacher=teacher, teacher_head=teacher_head):
-            weights = jnp.ones(teacher.shape[0])
-            return lambda hidden, head: linear_kl(
-                hidden, head, teacher, teacher_head, weights, implementation=name
-            )[0]
+    def make(name):
+        return lambda q, k, v: attention(
+            q, k, v, scale=width**-0.5, query_slots=slots, implementation=name
+        )
 
-        shape = f"T{tokens} D{width} V{vocabulary}"
-        yield Case("linear_kl", shape, tuple(losses.KL), make, (hidden, head))
+    q, kv = (batch, length, heads, width), (batch, keys, kv_heads, width)
+    shape = f"B{batch} T{length} S{keys} N{heads} K{kv_heads} H{width}"
+    return Case("attention", shape, tuple(ATTENTION), make, _random(q, kv, kv))
 
 
-CASES: dict[str, Callable[[], Iterator[Case]]] = {
-    "lightning_attention": _lightning_cases,
-    "attention": _attention_cases,
-    "linear_cross_entropy": _cross_entropy_cases,
-    "linear_kl": _kl_cases,
+def _cross_entropy(tokens: int, width: int, vocabulary: int) -> Case:
+    labels, weights = jnp.arange(tokens) % vocabulary, jnp.ones(tokens)
+
+    def make(name):
+        return lambda hidden, head: linear_cross_entropy(
+            hidden, head, labels, weights, implementation=name
+        )[0]
+
+    shape = f"T{tokens} D{width} V{vocabulary}"
+    arrays = _random((tokens, width), (vocabulary, width))
+    return Case("linear_cross_entropy", shape, tuple(losses.CROSS_ENTROPY), make, arrays)
+
+
+def _kl(tokens: int, width: int, vocabulary: int) -> Case:
+    shapes = (tokens, width), (vocabulary, width)
+    hidden, head, teacher, teacher_head = _random(*shapes, *shapes)
+    weights = jnp.ones(tokens)
+
+    def make(name):
+        return lambda hidden, head: linear_kl(
+            hidden, head, teacher, teacher_head, weights, implementation=name
+        )[0]
+
+    shape = f"T{tokens} D{width} V{vocabulary}"
+    return Case("linear_kl", shape, tuple(losses.KL), make, (hidden, head))
+
+
+CASES: dict[str, tuple[Callable[..., Case], tuple[tuple[int, ...], ...]]] = {
+    "lightning_attention": (_lightning, LIGHTNING_SHAPES),
+    "attention": (_attention, ATTENTION_SHAPES),
+    "linear_cross_entropy": (_cross_entropy, LOSS_SHAPES),
+    "linear_kl": (_kl, LOSS_SHAPES),
 }
 
 

@@ -22,19 +22,28 @@ MAY_IMPORT = {
     "data": ("axes",),
     "losses": ("axes", "pallas_kernels"),
     "model": ("axes", "pallas_kernels"),
-    "weights": ("axes", "model"),
+    "weights": ("axes", "model", "sharding"),
     "train": ("axes", "sharding", "data.batch"),
-    "evals": ("axes", "sharding", "data", "losses", "model"),
+    "train.stage": ("axes", "data.batch", "losses"),
+    "evals": ("axes", "sharding", "data", "losses", "model", "pallas_kernels"),
     "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
     "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),
 }
-BELOW_CONFIG = tuple(name for name in MAY_IMPORT if "." not in name)
+# Where the rooms keep what a config is made of.
+SETTINGS = (
+    *("data", "evals.config", "sharding", "train.loop", "train.optimizer"),
+    *("halo.align", "halo.distill", "halo.finetune", "halo.select"),
+    *("model.config", "model.presets", "model.layers", "model.mixers"),
+)
+ROOMS = tuple(name for name in MAY_IMPORT if "." not in name)
 MAY_IMPORT |= {
-    "config": BELOW_CONFIG,
-    "run": (*BELOW_CONFIG, "config"),
+    "config": SETTINGS,
+    "run": (*ROOMS, "config"),
     "front door": ("model", "weights"),
-    "configs": ("config", "model.config", "model.presets"),
+    "configs": ("config", *SETTINGS),
     "launch": ("config", "run", "runtime"),
+    "launch.train": ("config", "run", "runtime", "halo.select"),
+    "launch.errors": ("runtime", "train.errors", "weights"),
     "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.compare_torch": ("data", "halo", "model", "train"),

@@ -16,9 +16,9 @@ from jaxtyping import Array, Int
 
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.evals.subject import Subject
+from hypenet_jax.evals.subject import Model, Subject
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
+from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
 from hypenet_jax.model.timeline import Cursor
 
@@ -105,7 +105,7 @@ def decode_times(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _advance(
-    decoder: Decoder, params: Params, state: DecodeState, tokens: Tokens
+    decoder: Model, params: Params, state: DecodeState, tokens: Tokens
 ) -> tuple[Int[Array, "B 1"], DecodeState]:
     """Reads tokens; the likeliest next one, and the state in the memory of the one given."""
     out = decoder.apply({"params": params}, tokens, state=state)
@@ -134,7 +134,7 @@ def _row(metric: str, subject: Subject, values: np.ndarray, length: int) -> Row:
     return Row(metric, subject.name, middle, len(values), length, low, high)
 
 
-def filled_state(decoder: Decoder, length: int) -> DecodeState:
+def filled_state(decoder: Model, length: int) -> DecodeState:
     """A state of one row whose caches are full of random numbers, as after `length` tokens."""
     state = decode_state(decoder.config, 1, length, decoder.dtype)
     leaves, tree = jax.tree.flatten(state.layers)

@@ -19,8 +19,7 @@ from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 from hypenet_jax.evals.perplexity import top_tokens
 from hypenet_jax.evals.report import Report, share
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
-from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.sharding import constrain
 
 LastLogits = Callable[[Int[np.ndarray, "B T"]], Float[Array, "B V"]]
@@ -121,7 +120,7 @@ def last_logits(subject: Subject) -> LastLogits:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _last_logits(decoder: Decoder, params: Params, tokens: Tokens) -> Float[Array, "B V"]:
+def _last_logits(decoder: Model, params: Params, tokens: Tokens) -> Float[Array, "B V"]:
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
     hidden = decoder.apply({"params": params}, tokens).hidden[:, -1:]
     logits = decoder.apply({"params": params}, hidden, method="logits")
@@ -186,7 +185,7 @@ def quiz(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _guesses(
-    decoder: Decoder, params: Params, tokens: Tokens, places: Int[Array, "B Q"]
+    decoder: Model, params: Params, tokens: Tokens, places: Int[Array, "B Q"]
 ) -> Int[Array, "B Q"]:
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
     hidden = decoder.apply({"params": params}, tokens).hidden

@@ -290,7 +290,7 @@ def _by_length(
 ) -> str:
     series = []
     for slot, model in enumerate(results.models):
-        mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.length)
+        mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.key)
         if mine:
             ends = [(row.low, row.high) for row in mine if row.low is not None] if intervals else []
             lengths, values = [row.length for row in mine], [row.value for row in mine]

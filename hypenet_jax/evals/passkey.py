@@ -1,4 +1,4 @@
-"""Retrieval with ordinary words, for models that were pretrained on them: a code is stated somewhere and asked for at the end.
+"""Retrieval with ordinary words, for pretrained models: a code is stated somewhere and asked for at the end.
 
     ... The access code of Maria is 48213. ... The access code of Maria is 48213
 

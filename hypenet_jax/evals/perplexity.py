@@ -13,9 +13,9 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.evals.report import Report, Row, Z
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
-from hypenet_jax.model.decoder import Decoder, output_head
+from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
 from pallas_kernels import linear_cross_entropy
 
@@ -93,7 +93,7 @@ def final_losses(
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _final_losses(
-    decoder: Decoder, params: Params, tokens: Tokens, num_targets: int
+    decoder: Model, params: Params, tokens: Tokens, num_targets: int
 ) -> Float[Array, "B W"]:
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
     hidden = decoder.apply({"params": params}, tokens).hidden[:, -num_targets - 1 : -1]
@@ -140,9 +140,9 @@ def held_out(subject: Subject, batches: Iterable[Batch], teacher: Subject | None
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _held_out(
-    decoder: Decoder,
+    decoder: Model,
     params: Params,
-    teacher: Decoder | None,
+    teacher: Model | None,
     teacher_params: Params | None,
     batch: Batch,
 ) -> dict[str, Mean]:
@@ -164,7 +164,7 @@ def _held_out(
     return jax.tree.map(lambda x: constrain(x, ()), means)
 
 
-def top_tokens(decoder: Decoder, params: Params, hidden: Hidden) -> Tokens:
+def top_tokens(decoder: Model, params: Params, hidden: Hidden) -> Tokens:
     """The likeliest next token after each position; logits exist for a block of tokens at a time."""
     batch, time, width = hidden.shape
     flat = hidden.reshape(-1, width)

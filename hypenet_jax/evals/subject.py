@@ -2,16 +2,31 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.axes import Params
+from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.stacking import unstack_layers
 
 # Tokens of one forward pass: rows get fewer as they get longer, so memory and time per batch stay about the same.
 TOKENS_PER_BATCH = 8192
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What an evaluation asks of a model: a `Decoder`, or what stands in for one; hashable, to compile for it."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +40,12 @@ class Subject:
     """
 
     name: str
-    decoder: Decoder
+    decoder: Model
     params: Params
 
     def with_single_layers(self) -> "Subject":
         """The same model with every layer alone, as decoding wants it: a scan would copy the caches."""
+        assert isinstance(self.decoder, Decoder)
         decoder = self.decoder.clone(scan=False, remat="none")
         return Subject(self.name, decoder, unstack_layers(self.params))
 

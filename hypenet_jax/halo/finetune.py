@@ -23,7 +23,7 @@ class FinetuneConfig:
     """
 
     start_from: str | None
-    start: Initialization = Initialization()
+    start: Initialization = dataclasses.field(default_factory=Initialization)
 
 
 def finetune_stage(student: Decoder) -> Stage:

@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
 from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output
 from hypenet_jax.model.layers import GatedMLP, RMSNorm, unroll_runs
 from hypenet_jax.model.mixers import make_mixer
@@ -58,7 +58,9 @@ class Selection:
 def halo_importance(
     retrieval: LayerScores, commonsense: LayerScores, *, eps: float = 1e-10
 ) -> LayerScores:
-    """How much retrieval a layer's softmax carries per unit of common sense: min(50, (max R - R_i) / (max C - C_i + eps)).
+    """Retrieval that a layer's softmax carries per unit of common sense.
+
+    importance_i = min(50, (max R - R_i) / (max C - C_i + eps))
 
     Args:
       retrieval: R_i, score on retrieval tasks with layer i alone replaced.
@@ -133,8 +135,12 @@ class SweptDecoder:
     teacher: Decoder
 
     @property
-    def config(self) -> Any:
+    def config(self) -> ModelConfig:
         return self.teacher.config
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.teacher.dtype)
 
     def apply(
         self,

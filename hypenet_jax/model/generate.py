@@ -1,4 +1,4 @@
-"""Generation: read the prompts into a state, then one compiled loop that writes a token per row until all have ended."""
+"""Generation: read the prompts into a state, then one compiled loop writes a token per row until all have ended."""
 
 import dataclasses
 import functools

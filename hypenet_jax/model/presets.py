@@ -1,6 +1,6 @@
 """Published models as values. Each number is the one of the model's own `config.json`.
 
-Teachers: the Qwen3 family (arXiv 2505.09388). Students: the released HypeNet models (arXiv 2601.22156, Table of models).
+Teachers: the Qwen3 family (arXiv 2505.09388). Students: the released HypeNet models (arXiv 2601.22156).
 """
 
 from hypenet_jax.model.config import ModelConfig, hypenet

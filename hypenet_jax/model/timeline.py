@@ -1,4 +1,4 @@
-"""Where every token stands: its document, its position there, its cache slot. Computed once per call, read by all layers.
+"""Where every token stands: its document, its position there, its cache slot. Computed once per call.
 
 `segment_ids`: 0 is padding; a run of one other number is a document, and a changed number starts the next one.
 `positions`: how many real tokens of the same document came before, across calls; given positions win.

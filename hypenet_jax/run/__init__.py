@@ -1,4 +1,4 @@
-"""The whole journey: `train` one stage, `select` the softmax layers, `evaluate` the result, `convert` stage after stage."""
+"""The whole journey: `train` a stage, `select` the softmax layers, `evaluate`, and `convert`, which does it all."""
 
 from hypenet_jax.run.chain import convert
 from hypenet_jax.run.evaluate import evaluate

@@ -1,4 +1,4 @@
-"""A whole conversion, stage after stage. Whatever is done already is found and kept, so the same call always goes on."""
+"""A whole conversion, stage after stage. What is done already is found and kept, so the same call goes on."""
 
 import logging
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a conversion achieved: needles, perplexity and speed of teacher, student and controls, and the bounds they must meet."""
+"""What a conversion achieved: needles, perplexity and speed of all its models, and the bounds they must meet."""
 
 import dataclasses
 import itertools

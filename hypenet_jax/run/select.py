@@ -1,13 +1,14 @@
-"""The select stage: score the teacher with each layer replaced in turn, and write which layers keep softmax attention."""
+"""The select stage: score the teacher with each layer replaced in turn, and write which layers are kept."""
 
 import itertools
 import logging
 import shutil
 
 from hypenet_jax.axes import Params
-from hypenet_jax.config import ConfigError, RunConfig
+from hypenet_jax.config import RunConfig
 from hypenet_jax.data import Prepared, heldout_batches
 from hypenet_jax.evals import Report, Subject, held_out, retrieval
+from hypenet_jax.evals.passkey import passkey_retrieval
 from hypenet_jax.halo.select import (
     SelectConfig,
     SweptDecoder,
@@ -24,20 +25,20 @@ from hypenet_jax.train.handoff import load_params, save_params
 
 log = logging.getLogger("hypenet_jax")
 
+# Codes stated in each row of the retrieval by words.
+PASSKEYS = 4
+
 
 def select(run: RunConfig) -> None:
     """Sweeps the layers and leaves `run_dir/name/selection.json`; returns at once if this very run has.
 
     Raises:
       CheckpointError: stage 1 has not left its mixers, or the folder belongs to another config.
-      ConfigError: the data section has no needles, so there is nothing to retrieve.
     """
     assert isinstance(run.stage, SelectConfig)
     if is_done(run):
         log.info("%s: done before, %s", run.name, run.folder / "selection.json")
         return
-    if run.data.needles is None:
-        raise ConfigError(f"{run.name}: data.needles is None; retrieval is scored with needles")
     mesh = make_mesh(run.mesh)
     prepared = prepared_data(run)
     teacher, frozen = load_teacher(run, mesh)
@@ -64,19 +65,30 @@ def select(run: RunConfig) -> None:
 
 
 def _scores(run: RunConfig, prepared: Prepared, subject: Subject) -> Report:
+    """Retrieval by the catalogue where the text has one, else by codes stated in words; likelihood of held-out text."""
     assert isinstance(run.stage, SelectConfig)
-    needles, rows, length = run.data.needles, run.stage.rows, run.data.context_length
-    assert needles is not None
-    found = retrieval(
-        subject,
-        needles.catalogue,
-        prepared.tokens("heldout"),
-        length=length,
-        num_rows=rows,
-        num_needles=needles.max_needles,
-        queries=needles.queries,
-        seed=run.seed,
-    )
+    rows, length, text = run.stage.rows, run.data.context_length, prepared.tokens("heldout")
+    if run.data.needles is None:
+        found = passkey_retrieval(
+            subject,
+            prepared.tokenizer(),
+            text,
+            length=length,
+            num_rows=rows,
+            num_statements=PASSKEYS,
+            seed=run.seed,
+        )
+    else:
+        found = retrieval(
+            subject,
+            run.data.needles.catalogue,
+            text,
+            length=length,
+            num_rows=rows,
+            num_needles=run.data.needles.max_needles,
+            queries=run.data.needles.queries,
+            seed=run.seed,
+        )
     size = run.data.sequences_per_step
     batches = heldout_batches(prepared, length, size, reset_documents=run.data.reset_documents)
     return found + held_out(subject, itertools.islice(batches, max(1, rows // size)))

@@ -60,8 +60,8 @@ def chunked(
         slots=_blocks(slots, block, -1),
         segments=None if segments is None else _blocks(segments, block, 0),
     )
-    out = _attend(scale, queries, Keys(k, v, visibility.key_segments))
-    out = jax.vmap(functools.partial(ungroup_queries, length=block))(out)  # [I B Q N H]
+    rows: Array = _attend(scale, queries, Keys(k, v, visibility.key_segments))
+    out = jax.vmap(functools.partial(ungroup_queries, length=block))(rows)  # [I B Q N H]
     return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
@@ -120,8 +120,11 @@ def _backward(scale, kept, grad):
 
     zeros = jnp.zeros(keys.keys.shape), jnp.zeros(keys.values.shape)
     (toward_k, toward_v), toward_q = jax.lax.scan(one_block, zeros, (queries, out, log_total, grad))
-    toward_keys = Keys(toward_k.astype(keys.keys.dtype), toward_v.astype(keys.values.dtype), None)
-    return Queries(toward_q, None, None), toward_keys
+    toward_k, toward_v = toward_k.astype(keys.keys.dtype), toward_v.astype(keys.values.dtype)
+    return (
+        queries._replace(rows=toward_q, slots=None, segments=None),
+        keys._replace(keys=toward_k, values=toward_v, segments=None),
+    )
 
 
 _attend.defvjp(_forward, _backward)

@@ -21,7 +21,8 @@ TEACHER = ModelConfig(32 + CATALOGUE.num_ids, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4
 def _subject(name: str, config: ModelConfig, seed: int) -> Subject:
     start = Initialization(std=0.2, embedding_std=0.5)
     decoder = Decoder(config, jnp.float32, start=start)
-    return Subject(name, decoder, init_params(decoder, jax.random.key(seed)))
+    init = jax.jit(init_params, static_argnums=0)
+    return Subject(name, decoder, init(decoder, jax.random.key(seed)))
 
 
 @pytest.fixture(scope="session")
