@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import pathlib
 import runpy
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -170,28 +171,41 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
     made: Any = runpy.run_path(path).get("config")
     if made is None:
         raise ConfigError(f"{path} defines no `config`")
-    rest = list(arguments)
+    rest, own = list(arguments), ()
     if callable(made):
-        made, rest = _call(made, rest, path)
+        own = tuple(inspect.signature(made).parameters)
+        made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):
         other = "launch.halo" if isinstance(made, HaloConfig) else "launch.train"
         raise ConfigError(f"{path} makes a {type(made).__name__}; use python -m {other}")
     if not rest:
         return made
-    return tyro.cli(kind, default=made, args=rest, prog=path, config=(tyro.conf.AvoidSubcommands,))
+    try:
+        fields = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(kind, default=made, args=rest, prog=path, config=fields)
+    except SystemExit:
+        # The parser of the fields has not heard of them.
+        print(f"{path} itself takes {', '.join(map(_flag, own)) or 'nothing'}", file=sys.stderr)
+        raise
 
 
-def _call(make: Callable[..., Any], arguments: list[str], path: str) -> tuple[Any, list[str]]:
+def _call(
+    make: Callable[..., Any], own: tuple[str, ...], arguments: list[str], path: str
+) -> tuple[Any, list[str]]:
     """The value a config function makes of the arguments that are its own, and the other arguments."""
-    own = {f"--{name.replace('_', '-')}" for name in inspect.signature(make).parameters}
+    flags = {"--help", *map(_flag, own)}
     mine: list[str] = []
     rest: list[str] = []
     taker = rest
     for word in arguments:
         if word.startswith("--"):
-            taker = mine if word.split("=")[0].replace("_", "-") in own | {"--help"} else rest
+            taker = mine if _flag(word.removeprefix("--").split("=")[0]) in flags else rest
         taker.append(word)
     return tyro.cli(make, args=mine, prog=path, description=make.__doc__), rest
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def resolved(config: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 32, 46
+MOST_TICKS = 6  # of a logarithmic axis
 DASHES = ("", "7 4", "", "9 4 2 4", "2 4", "12 4")
 
 Number = int | float
@@ -85,14 +86,15 @@ def log_axis(values: Sequence[Number], text: Text, *, binary: bool = False) -> A
     low, high = min(values) / 1.15, max(values) * 1.15
     base = 2 if binary else 10
     exponents = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
-    steps = ((1, 1), (1, 2), (1, 4)) if binary else ((5, 1), (3, 1), (1, 1), (1, 2))
-    for fineness, every in steps:
-        digits = {5: (1, 2, 5), 3: (1, 3), 1: (1,)}[fineness]
+    one = (1,)
+    decimal = (((1, 2, 5), 1), ((1, 3), 1), (one, 1), (one, 2))
+    steps = ((one, 1), (one, 2), (one, 4)) if binary else decimal
+    finest_first = []
+    for digits, every in steps:
         found = [d * float(base) ** e for e in exponents if e % every == 0 for d in digits]
-        ticks = [tick for tick in found if low <= tick <= high]
-        if len(ticks) <= 6:
-            break
-    return Axis(low, high, True, ticks, text)
+        finest_first.append([tick for tick in found if low <= tick <= high])
+    few = [ticks for ticks in finest_first if len(ticks) <= MOST_TICKS]
+    return Axis(low, high, True, few[0] if few else finest_first[-1], text)
 
 
 def length_axis(lengths: Sequence[int], text: Text) -> Axis:

@@ -4,6 +4,7 @@ The models are timed in turns, so that a ratio between them comes from one run u
 disturbances.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -65,7 +66,7 @@ def prefill_times(subjects: Sequence[Subject], length: int, *, rounds: int) -> R
         config = subject.decoder.config
         parts = jnp.split(jnp.asarray(tokens % config.vocab_size), length // part, axis=1)
         state = decode_state(config, 1, length, subject.decoder.dtype)
-        state = jax.block_until_ready(state.replace(cursor=cursor_at(length, 0)))
+        state = jax.block_until_ready(dataclasses.replace(state, cursor=cursor_at(length, 0)))
         start, token = time.perf_counter(), None
         for some in parts:
             token, state = _advance(subject.decoder, subject.params, state, some)
@@ -92,7 +93,7 @@ def decode_times(
 
     def write(subject: Subject) -> float:
         cursor = cursor_at(length, length - steps)
-        state = jax.block_until_ready(states[subject.name].replace(cursor=cursor))
+        state = jax.block_until_ready(dataclasses.replace(states[subject.name], cursor=cursor))
         start, token = time.perf_counter(), jnp.zeros((1, 1), jnp.int32)
         for _ in range(steps):
             token, state = _advance(subject.decoder, subject.params, state, token)

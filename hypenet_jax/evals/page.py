@@ -292,8 +292,9 @@ def _by_length(
     for slot, model in enumerate(results.models):
         mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.key)
         if mine:
-            ends = [(row.low, row.high) for row in mine if row.low is not None] if intervals else []
-            lengths, values = [row.length for row in mine], [row.value for row in mine]
+            lengths = [row.length for row in mine if row.length is not None]
+            values, sure = [row.value for row in mine], mine if intervals else []
+            ends = [(r.low, r.high) for r in sure if r.low is not None and r.high is not None]
             series.append(
                 Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ())
             )

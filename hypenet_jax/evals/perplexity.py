@@ -156,7 +156,7 @@ def _held_out(
         "cross_entropy": next_token(hidden, head, tokens, batch.loss_weight),
         "top1": Mean(jnp.sum(hit * weights), jnp.sum(weights)),
     }
-    if teacher is not None:
+    if teacher is not None and teacher_params is not None:
         target = teacher.apply({"params": teacher_params}, *placed).hidden
         target_head = output_head(teacher_params, teacher.config)
         real = real_tokens(batch.segment_ids)

@@ -5,6 +5,8 @@
 A cache slot is the count of tokens written, never the position, so padding costs no slot.
 """
 
+from typing import no_type_check
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from jaxtyping import Array, Bool, Int
 from hypenet_jax.axes import Mask, Positions, Segments, Slots, SlotSegments
 
 
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
 @flax.struct.dataclass
 class Cursor:
     """Where each row of a `DecodeState` stopped.

@@ -77,9 +77,9 @@ def splash(
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
     segments, key_segments = visibility.query_segments, visibility.key_segments
     if segments is None or key_segments is None:
-        whole: Array = jax.vmap(kernel)(*heads_first)
-        return jnp.swapaxes(whole, 1, 2)
-    out: Array = jax.vmap(kernel)(*heads_first, kernels.SegmentIds(segments, key_segments))
+        return jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(*heads_first)), 1, 2)
+    ids = kernels.SegmentIds(segments, key_segments)
+    out = jnp.asarray(jax.vmap(kernel)(*heads_first, ids))
     return jnp.where((segments != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
 
 

@@ -14,6 +14,7 @@ from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
 
+MOST = (9, 64)
 CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
 TEACHER = ModelConfig(32 + CATALOGUE.num_ids, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
 
@@ -43,12 +44,23 @@ def _log_probs(decoder, params, tokens, positions, segment_ids):
 
 @pytest.fixture
 def log_probs():
-    """All log probabilities of a subject at tokens (and their positions and segments), which only tests may form."""
+    """All log probabilities of a subject at tokens (and their positions and segments), which only tests may form.
+
+    Rows are padded to one shape, so that it compiles once per model.
+    """
 
     def every(subject: Subject, tokens, positions=None, segment_ids=None) -> np.ndarray:
-        return np.asarray(
-            _log_probs(subject.decoder, subject.params, tokens, positions, segment_ids), np.float64
-        )
+        rows, time = tokens.shape
+        whole = [
+            np.broadcast_to(np.arange(time), tokens.shape) if positions is None else positions,
+            np.ones_like(tokens) if segment_ids is None else segment_ids,
+        ]
+        padded = [
+            np.pad(x, ((0, MOST[0] - rows), (0, MOST[1] - time))).astype(np.int32)
+            for x in (tokens, *whole)
+        ]
+        result = _log_probs(subject.decoder, subject.params, *padded)
+        return np.asarray(result, np.float64)[:rows, :time]
 
     return every
 

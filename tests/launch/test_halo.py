@@ -57,7 +57,7 @@ def test_help_prints_the_usage_and_so_does_a_call_without_config(capsys, words, 
 
 def test_help_of_a_config_lists_its_arguments(capsys):
     assert call(CONFIG, "--help") == 0
-    assert "--teacher-folder" in capsys.readouterr().out
+    assert "--teacher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

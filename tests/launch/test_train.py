@@ -84,7 +84,7 @@ def test_help_prints_the_usage_and_so_does_nothing_at_all(call, capsys, words, c
 
 def test_help_of_a_config_lists_its_arguments(call, capsys):
     assert call(ALIGN, "--help") == 0
-    assert "--teacher-folder" in capsys.readouterr().out
+    assert "--teacher" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_help_of_a_config_lists_its_arguments(call, capsys):
     [
         (["nowhere.py"], "no config file nowhere.py"),
         ([str(ROOT / "configs" / "halo_2b" / "halo.py")], "use python -m launch.halo"),
-        ([ALIGN, "--text", "/nowhere", "--mesh.tensor", "0"], "sizes must be positive"),
+        ([ALIGN, "--mesh.tensor", "0"], "sizes must be positive"),
     ],
 )
 def test_a_bad_config_is_one_line_and_code_two(call, capsys, monkeypatch, words, said):

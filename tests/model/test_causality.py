@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TIME, WIDE_START
+from tiny_decoders import TIME, WIDE_START
 
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec, make_mixer
 from hypenet_jax.model.timeline import place

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import BATCH, CAPACITY, TIME
+from tiny_decoders import BATCH, CAPACITY, TIME
 
 LENGTHS = np.asarray([24, 17, 9])
 ATOL = 1e-5

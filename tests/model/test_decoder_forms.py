@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import BATCH, CAPACITY, TIME, random_params, tiny_hybrid, tiny_teacher
+from tiny_decoders import BATCH, CAPACITY, TIME, random_params, tiny_hybrid, tiny_teacher
 
 from hypenet_jax.model.decoder import Decoder, decode_state, init_params, output_head
 from hypenet_jax.model.stacking import is_stacked, stack_layers, unstack_layers

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import BATCH, TIME, VOCABULARY
+from tiny_decoders import BATCH, TIME, VOCABULARY
 
 LENGTHS = (7, 9, 8)
 

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from conftest import tiny_hybrid, tiny_teacher
+from tiny_decoders import tiny_hybrid, tiny_teacher
 
 from hypenet_jax.model.config import hypenet, with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale

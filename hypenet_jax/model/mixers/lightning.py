@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -46,6 +46,8 @@ class LightningSpec:
         return {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}[self.scale]
 
 
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
 @flax.struct.dataclass
 class LightningState:
     """The memory of every head, [key dim, value dim], float32: bfloat16 loses 2 % on the slowest head."""

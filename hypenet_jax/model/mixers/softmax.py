@@ -1,6 +1,7 @@
 """Softmax attention: what it is (`SoftmaxSpec`), what it remembers (`KVState`), what it does (`SoftmaxMixer`)."""
 
 import dataclasses
+from typing import no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -42,6 +43,8 @@ class SoftmaxSpec:
             )
 
 
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
 @flax.struct.dataclass
 class KVState:
     """Keys and values of the tokens written so far, one cache slot each, in the compute dtype."""
