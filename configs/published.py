@@ -127,6 +127,19 @@ def finetune(
     )
 
 
+def upstream_parity(run: RunConfig) -> RunConfig:
+    """The run as the official code does it, to compare with the released models.
+
+    Rows cross documents (one segment, one count of positions), and the first update has learning rate 0.
+    """
+    data = dataclasses.replace(run.data, reset_documents=False)
+    training = run.training
+    if training is not None:
+        optimizer = dataclasses.replace(training.optimizer, first_update_at_zero=True)
+        training = dataclasses.replace(training, optimizer=optimizer)
+    return dataclasses.replace(run, data=data, training=training)
+
+
 def chain(*runs: RunConfig) -> HaloConfig:
     return HaloConfig(runs[0].run_dir, runs)
 

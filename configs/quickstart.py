@@ -33,7 +33,7 @@ TEXT_VOCABULARY = 1024  # a bigger one only makes the logits dearer
 CATALOGUE = Catalogue(first_id=TEXT_VOCABULARY)
 TRAINED_LENGTH = 128  # stages 1 and 2
 LONG_LENGTH = 512  # stage 3
-LENGTHS = (128, 256, 512, 1024, 2048)
+LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
 TEACHER = ModelConfig(
     vocab_size=TEXT_VOCABULARY + CATALOGUE.num_ids,
@@ -139,14 +139,15 @@ def config(
 
 def evaluation() -> EvaluateConfig:
     """What the report measures and what it must find."""
-    far = (*LENGTHS, 4096)
     return EvaluateConfig(
         candidates=(
             Candidate("teacher", None, LENGTHS, reads=True, races=True),
-            Candidate("HypeNet", "finetune", far, reads=True, races=True),
-            Candidate("HypeNet, log scaling", "finetune", far, float(TRAINED_LENGTH), reads=True),
+            Candidate("HypeNet", "finetune", LENGTHS, reads=True, races=True),
+            Candidate(
+                "HypeNet, log scaling", "finetune", LENGTHS, float(TRAINED_LENGTH), reads=True
+            ),
             Candidate("RoPE kept", "rope_distill", LENGTHS, reads=True),
-            Candidate("recurrent only", "recurrent_distill", (128, 512, 2048), reads=True),
+            Candidate("recurrent only", "recurrent_distill", LENGTHS, reads=True),
             Candidate("HypeNet, stage 2", "distill", (128,)),
         ),
         student="HypeNet",

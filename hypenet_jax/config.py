@@ -62,12 +62,14 @@ class TrainingConfig:
       optimizer, loop: numbers of AdamW and of the loop.
       dtype: of activations; parameters are float32 master weights either way.
       remat: "full" recomputes each layer in the backward pass.
+      tensorboard: also write event files, `run_dir/name/tensorboard`; needs the extra of that name.
     """
 
     optimizer: OptimizerConfig
     loop: LoopConfig
     dtype: Literal["bfloat16", "float32"]
     remat: Literal["none", "full"] = "none"
+    tensorboard: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

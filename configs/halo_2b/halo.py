@@ -12,6 +12,7 @@ def config(
     teacher: str = "models/Qwen3-1.7B",
     data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_2b",
+    upstream_parity: bool = False,
 ) -> HaloConfig:
     """Stages 1, 2 and 3 in order.
 
@@ -19,6 +20,9 @@ def config(
       teacher: Hugging Face folder of the teacher.
       data: folder of JSON lines.
       run_dir: where everything goes.
+      upstream_parity: as the official code does it, to compare with the released models.
     """
     stages = (align, distill, finetune)
-    return published.chain(*(stage.config(teacher, data, run_dir) for stage in stages))
+    return published.chain(
+        *(stage.config(teacher, data, run_dir, upstream_parity) for stage in stages)
+    )

@@ -9,6 +9,7 @@ def config(
     teacher: str = "models/Qwen3-4B",
     data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_5b",
+    upstream_parity: bool = False,
 ) -> RunConfig:
     """HALO stage 1, HypeNet-5B.
 
@@ -16,5 +17,7 @@ def config(
       teacher: Hugging Face folder of the teacher.
       data: folder of JSON lines.
       run_dir: where everything goes.
+      upstream_parity: as the official code does it, to compare with the released models.
     """
-    return published.align(qwen3_4b(), teacher, data, run_dir)
+    run = published.align(qwen3_4b(), teacher, data, run_dir)
+    return published.upstream_parity(run) if upstream_parity else run

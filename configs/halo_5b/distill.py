@@ -9,6 +9,7 @@ def config(
     teacher: str = "models/Qwen3-4B",
     data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_5b",
+    upstream_parity: bool = False,
 ) -> RunConfig:
     """HALO stage 2, HypeNet-5B.
 
@@ -16,8 +17,9 @@ def config(
       teacher: Hugging Face folder of the teacher.
       data: folder of JSON lines.
       run_dir: where everything goes.
+      upstream_parity: as the official code does it, to compare with the released models.
     """
-    return published.distill(
+    run = published.distill(
         qwen3_4b(),
         teacher,
         data,
@@ -25,3 +27,4 @@ def config(
         softmax_layers=HYPENET_5B_SOFTMAX_LAYERS,
         peak_lr=5e-5,
     )
+    return published.upstream_parity(run) if upstream_parity else run

@@ -11,6 +11,7 @@ def config(
     teacher: str = "models/Qwen3-8B",
     data: str = "data/fineweb-edu",
     run_dir: str = "runs/halo_9b",
+    upstream_parity: bool = False,
 ) -> RunConfig:
     """HALO stage 3, HypeNet-9B.
 
@@ -18,8 +19,9 @@ def config(
       teacher: Hugging Face folder of the teacher.
       data: folder of JSON lines.
       run_dir: where everything goes.
+      upstream_parity: as the official code does it, to compare with the released models.
     """
-    return published.finetune(
+    run = published.finetune(
         qwen3_8b(),
         teacher,
         data,
@@ -27,3 +29,4 @@ def config(
         softmax_layers=HYPENET_9B_SOFTMAX_LAYERS,
         logit_scale=LOGIT_SCALE,
     )
+    return published.upstream_parity(run) if upstream_parity else run

@@ -187,12 +187,18 @@ def _speed(results: Results) -> str:
 
 
 def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]:
+    """How a model compares with the first one: the ratio measured in turns where there is one."""
     base = {row.length: row.value for row in rows.select(model=results.models[0]).rows}
+    metric = rows.rows[0].metric.replace("_seconds", "_speedup")
+    in_turns = {(row.model, row.length): row.value for row in results.report.select(metric).rows}
 
     def text(row: Row) -> str:
         if row.model == results.models[0] or row.length not in base:
             return ""
-        return f"{base[row.length] / row.value:.1f}\u00d7 {better}"
+        ratio = base[row.length] / row.value
+        if metric != row.metric:
+            ratio = in_turns.get((row.model, row.length), ratio)
+        return f"{ratio:.1f}\u00d7 {better}"
 
     return text
 

@@ -33,7 +33,7 @@ from hypenet_jax.sharding import make_mesh, row_parts
 from hypenet_jax.train.checkpoint import Checkpoints, Origin, check_origin
 from hypenet_jax.train.handoff import load_params, read_handoff, save_params
 from hypenet_jax.train.loop import fit
-from hypenet_jax.train.metrics import Metrics, MetricsFile
+from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.progress import progress
 from hypenet_jax.train.stage import Stage
@@ -43,7 +43,14 @@ from hypenet_jax.weights import save_hf
 log = logging.getLogger("hypenet_jax")
 
 # What may change between two starts of one run: where things lie, and how often they are saved.
-FREE = ("run_dir", "teacher_folder", "mesh", "data.corpus.folder", "training.loop")
+FREE = (
+    "run_dir",
+    "teacher_folder",
+    "mesh",
+    "data.corpus.folder",
+    "training.loop",
+    "training.tensorboard",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +94,10 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     origin = origin_of(run, plan.parent)
     checkpoints = Checkpoints(run.folder / "checkpoints", origin)
     steps = run.training.loop.steps
-    metrics = Metrics(MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name))
+    sinks: list[Sink] = [MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name)]
+    if run.training.tensorboard:
+        sinks.append(TensorBoard(run.folder / "tensorboard"))
+    metrics = Metrics(*sinks)
     try:
         state = fit(
             plan.stage,

@@ -15,8 +15,9 @@ from hypenet_jax.train.errors import Preempted
 
 @pytest.fixture(autouse=True, scope="package")
 def compiled_once(tmp_path_factory: pytest.TempPathFactory):
-    """Equal programs of different runs are compiled once."""
+    """Equal programs of different runs are compiled once, and none for speed."""
     cache = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": 0,

@@ -1,6 +1,8 @@
 """The report of a conversion, and what it says of its bounds."""
 
+import contextlib
 import dataclasses
+import io
 import json
 
 import pytest
@@ -24,7 +26,7 @@ EVALUATE = EvaluateConfig(
     read_lengths=(16, 32),
     read_windows=4,
     read_targets=8,
-    race_lengths=(32,),
+    race_lengths=(64,),
     heldout_rows=16,
     bounds=(
         Bound("alignment_error_worst", "align", at_least=0.0),
@@ -36,26 +38,15 @@ EVALUATE = EvaluateConfig(
 
 
 @pytest.fixture(scope="module")
-def report(done, capsys_of_module):
+def report(done):
     """(whether all bounds hold, report.json, the page, what was printed)."""
     config = dataclasses.replace(done.config, evaluate=EVALUATE)
-    held, printed = capsys_of_module(lambda: convert(config, only="evaluate"))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        held = convert(config, only="evaluate")
     folder = done.folder / "report"
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    return held, found, (folder / "index.html").read_text(encoding="utf-8"), printed
-
-
-@pytest.fixture(scope="module")
-def capsys_of_module():
-    import contextlib
-    import io
-
-    def run(call):
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            result = call()
-        return result, printed.getvalue()
-
-    return run
+    page = (folder / "index.html").read_text(encoding="utf-8")
+    return held, found, page, printed.getvalue()
 
 
 def rows(found, metric, model):

@@ -1,6 +1,5 @@
 """The only list of mixers. A new one is a file beside these and a line in each function here."""
 
-import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hypenet_jax.model.layers import Initialization
