@@ -93,7 +93,9 @@ def test_a_room_imports_only_rooms_below_it(path):
     allowed = MAY_IMPORT[max(rules, key=len)]
     home = module.split(".")[0]
     for imported in map(short, filter(ours, imports(path))):
-        assert any(within(imported, room) for room in (home, *allowed)), f"{module} imports {imported}"
+        assert any(within(imported, room) for room in (home, *allowed)), (
+            f"{module} imports {imported}"
+        )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_of)

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
@@ -47,7 +48,7 @@ def align_stage(config: AlignConfig, teacher: Decoder) -> Stage:
         for i in range(teacher.config.num_layers):
             gaps.append(gap(imitations[i], taps.outputs[i], weights))
             relative[f"relative_error/{i}"] = relative_gap(imitations[i], taps.outputs[i], weights)
-        total = sum((each.total for each in gaps[1:]), gaps[0].total) / len(gaps)
+        total = jnp.mean(jnp.stack([each.total for each in gaps]))
         return Mean(total, gaps[0].weight), jax.lax.stop_gradient(relative)
 
     return Stage("align", loss, trainable=lambda path: True)

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +105,8 @@ def read_selection(path: pathlib.Path) -> Selection:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the select stage, or name softmax_layers")
     found = json.loads(path.read_text(encoding="utf-8"))
-    return Selection(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    names = ("retrieval", "commonsense", "importance", "softmax_layers")
+    return Selection(*(tuple(found[name]) for name in names), eps=found["eps"])
 
 
 def sweep(
@@ -162,14 +164,14 @@ class SweptDecoder:
         segment_ids: Segments | None,
     ) -> Hidden:
         config, dtype, start = self.config, self.teacher.dtype, self.teacher.start
-        norm = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
-        mlp = GatedMLP(config.d_model, config.d_mlp, start, dtype)
+        norm: Any = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
+        mlp: Any = GatedMLP(config.d_model, config.d_mlp, start, dtype)
         widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
         mixers = [
             make_mixer(spec, start=start, dtype=dtype, **widths)
             for spec in (config.mixers[0], aligned_spec(config))
         ]
-        timeline, _ = place(*tokens.shape, positions, segment_ids, None)
+        timeline, _ = place(tokens.shape[0], tokens.shape[1], positions, segment_ids, None)
 
         def layer(x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]) -> tuple[Hidden, None]:
             own, aligned, index = xs

@@ -5,6 +5,7 @@ All trees here are in single layers (`unstack_layers`). Source: arXiv 2601.22156
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,17 +37,13 @@ def transfer(
         student.pop("head", None)
     for i, spec in enumerate(student_config.mixers):
         layer = student[f"layer_{i}"]
-        mixer = transfer_mixer(
-            teacher_config.mixers[i], layer["mixer"], spec, jax.random.fold_in(key, i)
-        )
+        mixer = transfer_mixer(layer["mixer"], spec, jax.random.fold_in(key, i))
         student[f"layer_{i}"] = {**layer, "mixer": mixer}
     return student
 
 
-def transfer_mixer(
-    source: MixerSpec, params: Params, target: MixerSpec, key: jax.Array
-) -> dict[str, Params]:
-    """One mixer's weights for another spec.
+def transfer_mixer(params: Params, target: MixerSpec, key: jax.Array) -> dict[str, Any]:
+    """A softmax mixer's weights for another spec.
 
     Queries, output map and norms are copied; keys and values of a lightning layer repeat each teacher head in place,
     head j taking key/value head j // group. The joint output norm starts at one. New gates start as in the official
@@ -60,7 +57,7 @@ def transfer_mixer(
         if target.output_gate:
             new["gate"] = {"kernel": Initialization().std * jax.random.normal(key, width)}
         return kept | new
-    group = target.num_heads // source.num_kv_heads
+    group = target.num_heads // params["k"]["kernel"].shape[1]
     new = {name: {"kernel": _repeat_heads(params[name]["kernel"], group)} for name in ("k", "v")}
     if target.output_norm:
         new["output_norm"] = {"scale": jnp.ones((target.num_heads, target.head_dim))}
@@ -75,12 +72,7 @@ def lightning_mixers(
 ) -> Params:
     """A lightning mixer for EVERY layer of the teacher, stacked on axis 0: what stage 1 trains."""
     mixers = [
-        transfer_mixer(
-            teacher_config.mixers[i],
-            teacher[f"layer_{i}"]["mixer"],
-            spec,
-            jax.random.fold_in(key, i),
-        )
+        transfer_mixer(teacher[f"layer_{i}"]["mixer"], spec, jax.random.fold_in(key, i))
         for i in range(teacher_config.num_layers)
     ]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixers)

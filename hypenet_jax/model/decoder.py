@@ -1,9 +1,12 @@
 """The decoder of teacher and student alike: tokens to hidden states, and hidden states to logits by a separate call."""
 
+from typing import TYPE_CHECKING, Any, cast
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -81,7 +84,7 @@ class Layer(nn.Module):
         x = x + wrote
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
         x = x + mlp(RMSNorm(shape, names, eps, name="mlp_norm")(x))
-        x = nn.with_logical_constraint(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
+        x = with_logical_constraint(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
         return x, (state, Tap(read, wrote) if self.tap else None)
 
 
@@ -102,6 +105,10 @@ class Decoder(nn.Module):
     remat: str = "none"
     scan: bool = True
     start: Initialization = Initialization()
+
+    if TYPE_CHECKING:
+        # Linen cannot say that what comes back depends on `method`.
+        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
 
     def setup(self) -> None:
         config = self.config
@@ -136,7 +143,9 @@ class Decoder(nn.Module):
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
         cursor = None if state is None else state.cursor
         timeline, cursor = place(x.shape[0], x.shape[1], positions, segment_ids, cursor)
-        layers = (None,) * self.config.num_layers if state is None else state.layers
+        layers: tuple[Any, ...] = (None,) * self.config.num_layers
+        if state is not None:
+            layers = state.layers
         x, layers, tapped = self._layers(x, layers, timeline, taps)
         hidden = self.final_norm(x)
         if cursor is not None:
@@ -147,7 +156,7 @@ class Decoder(nn.Module):
     def _layers(
         self,
         x: Hidden,
-        states: tuple[MixerState | None, ...],
+        states: tuple[Any, ...],
         timeline: Timeline,
         taps: bool,
     ) -> tuple[Hidden, tuple[MixerState | None, ...], Tap | None]:
@@ -183,7 +192,7 @@ def _scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
+        in_axes=cast(Any, (0, nn.broadcast)),
         length=length,
         unroll=length if unroll_runs() else 1,
         metadata_params={nn.PARTITION_NAME: axes.LAYERS},

@@ -33,7 +33,8 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or (self.top_k or 1) < 1:
+        some = self.top_k is None or self.top_k >= 1
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or not some:
             raise ValueError(f"{self}: temperature >= 0, top_k >= 1 and 0 < top_p <= 1 are needed")
 
 
@@ -84,7 +85,7 @@ def generate(
     root = jax.random.key(0) if key is None else key
     rows = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(batch))
     write = (decoder, params, state, logits, rows, max_new_tokens, sampling, stop_token)
-    return np.asarray(_write(*write))
+    return np.asarray(_write(*write).written)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
@@ -115,7 +116,8 @@ def _write(
     count: int,
     sampling: Sampling,
     stop_token: int | None,
-) -> Int[Array, "B M"]:
+) -> _Writing:
+    """The loop and all that it carries: the caches given away live on only in what comes back."""
     batch = logits.shape[0]
     filler = 0 if stop_token is None else stop_token
 
@@ -133,7 +135,7 @@ def _write(
 
     written = jnp.full((batch, count), filler, jnp.int32)
     start = _Writing(jnp.int32(0), logits, state, jnp.zeros((batch,), bool), written)
-    return jax.lax.while_loop(going, one, start).written
+    return jax.lax.while_loop(going, one, start)
 
 
 def draw(logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: Sampling) -> Int[Array, "B"]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -53,6 +54,15 @@ def project(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Arra
     return (x.reshape(batch * time, width) @ kernel).reshape(batch, time, kernel.shape[1])
 
 
+def parameter(
+    module: nn.Module, name: str, start: Any, shape: tuple[int, ...], names: tuple[str, ...]
+) -> Float[Array, "..."]:
+    """A float32 parameter of a module whose axes carry these logical names."""
+    named = nn.with_logical_partitioning(start, names)
+    # Linen hands over the array itself; its annotation speaks of the box that carries the names.
+    return cast(jax.Array, module.param(name, named, shape, jnp.float32))
+
+
 class Linear(nn.Module):
     """Linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
 
@@ -72,8 +82,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
-        start = nn.with_logical_partitioning(nn.initializers.normal(self.std), self.names)
-        kernel = self.param("kernel", start, self.shape, jnp.float32).astype(self.dtype)
+        start = nn.initializers.normal(self.std)
+        kernel = parameter(self, "kernel", start, self.shape, self.names).astype(self.dtype)
         inputs, outputs = self.shape[: self.num_inputs], self.shape[self.num_inputs :]
         rows = x.reshape(*x.shape[:2], math.prod(inputs))
         y = project(rows, kernel.reshape(math.prod(inputs), math.prod(outputs)))
@@ -99,8 +109,8 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
-        start = nn.with_logical_partitioning(nn.initializers.constant(self.start), self.names)
-        scale = self.param("scale", start, self.shape, jnp.float32).astype(x.dtype)
+        start = nn.initializers.constant(self.start)
+        scale = parameter(self, "scale", start, self.shape, self.names).astype(x.dtype)
         wide = x.astype(jnp.float32)
         over = tuple(range(-len(self.shape), 0))
         mean = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
@@ -135,11 +145,9 @@ class Embedding(nn.Module):
     dtype: DTypeLike
 
     def setup(self) -> None:
-        start = nn.with_logical_partitioning(
-            nn.initializers.normal(self.std), (axes.VOCAB, axes.EMBED)
-        )
-        shape = (self.vocab_size, self.d_model)
-        self.embedding = self.param("embedding", start, shape, jnp.float32)
+        shape, names = (self.vocab_size, self.d_model), (axes.VOCAB, axes.EMBED)
+        start = nn.initializers.normal(self.std)
+        self.embedding = parameter(self, "embedding", start, shape, names)
 
     def __call__(self, tokens: Tokens) -> Hidden:
         return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
@@ -153,7 +161,5 @@ class Head(nn.Module):
     std: float
 
     def setup(self) -> None:
-        start = nn.with_logical_partitioning(
-            nn.initializers.normal(self.std), (axes.VOCAB, axes.EMBED)
-        )
-        self.kernel = self.param("kernel", start, (self.vocab_size, self.d_model), jnp.float32)
+        shape, names = (self.vocab_size, self.d_model), (axes.VOCAB, axes.EMBED)
+        self.kernel = parameter(self, "kernel", nn.initializers.normal(self.std), shape, names)

@@ -5,6 +5,7 @@
 A cache slot is the count of tokens written, never the position, so padding costs no slot.
 """
 
+import dataclasses
 from typing import no_type_check
 
 import flax.struct
@@ -128,8 +129,8 @@ def _with_cache(
     first = jnp.argmax(real, axis=1)
     last = segment_ids.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
     some = jnp.any(real, axis=1)
-    placed = timeline.replace(
-        resets=some & starts[rows, first], slots=slots, slot_documents=slot_documents
+    placed = dataclasses.replace(
+        timeline, resets=some & starts[rows, first], slots=slots, slot_documents=slot_documents
     )
     after = Cursor(
         written=cursor.written + jnp.sum(real, axis=1, dtype=jnp.int32),

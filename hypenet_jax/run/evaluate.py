@@ -13,6 +13,7 @@ from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.page import Check
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.model.config import with_logit_scale
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import generate
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.run.models import (
@@ -172,6 +173,7 @@ def _check(bound: Bound, report: Report) -> Check:
 
 def _samples(asked: EvaluateConfig, subject: Subject, prepared: Prepared) -> list[tuple[str, str]]:
     """Each prompt and how the student continues it, greedily."""
+    assert isinstance(subject.decoder, Decoder)
     tokenizer = prepared.tokenizer()
     samples = []
     for prompt in asked.prompts:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
@@ -155,12 +156,10 @@ def origin_of(run: RunConfig, parent: str | None) -> Origin:
 def prepared_data(run: RunConfig) -> Prepared:
     """The tokenised corpus: process 0 prepares it, the others wait and open it."""
     if jax.process_index() == 0:
-        prepared = prepare(run.data.corpus)
+        prepare(run.data.corpus)
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices("data prepared")
-    return prepared if jax.process_index() == 0 else open_prepared(run.data.corpus.folder)
+    return open_prepared(run.data.corpus.folder)
 
 
 def _plan(run: RunConfig, mesh: Mesh) -> Plan:

@@ -31,7 +31,10 @@ class Batches(Protocol):
       position: where the next batch starts; what it counts is the stream's own affair.
     """
 
-    position: int
+    @property
+    def position(self) -> int: ...
+    @position.setter
+    def position(self, position: int) -> None: ...
 
     def __next__(self) -> Batch: ...
 

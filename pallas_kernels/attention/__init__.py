@@ -20,6 +20,7 @@ IMPLEMENTATIONS = {
 
 # Above this many query-key pairs per row, holding all of them costs more than computing them twice.
 DENSE_PAIRS = 512 * 512
+DENSE_CACHE = 1024
 
 
 def attention(
@@ -71,6 +72,9 @@ def _preferred(
         return "cudnn"
     if where == "tpu" and from_jax.splash_refusal(q, k, visibility) is None:
         return "splash"
+    # A long cache is seldom full: the chunked form reads only the blocks that are in use.
+    if visibility.query_slots is not None and k.shape[1] > DENSE_CACHE:
+        return "chunked"
     return "dense" if q.shape[1] * k.shape[1] <= DENSE_PAIRS else "chunked"
 
 

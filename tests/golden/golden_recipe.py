@@ -85,7 +85,8 @@ def kl_logits() -> tuple[np.ndarray, np.ndarray]:
     count = math.prod(KL_SHAPE)
     numbers = raw(KL_LOGITS, 2 * (count + 16)).reshape(2, -1)
     student, teacher = (
-        (3 * _normal_with_tail(part, count)).astype(np.float32).reshape(KL_SHAPE) for part in numbers
+        (3 * _normal_with_tail(part, count)).astype(np.float32).reshape(KL_SHAPE)
+        for part in numbers
     )
     return student, teacher
 

@@ -12,10 +12,9 @@ import pathlib
 import shutil
 import sys
 
+import golden_recipe as recipe
 import numpy as np
 import safetensors
-
-import golden_recipe as recipe
 
 STRIDE = 8
 CASES = {
@@ -48,7 +47,9 @@ def main(folder: pathlib.Path) -> None:
     kept |= {f"alignment/grad_norm.{key}": np.float32(value) for key, value in norms.items()}
     np.savez_compressed(recipe.HERE / "outputs.npz", **kept)
     scores = json.loads((folder / "layer_selection_2b.json").read_text())
-    (recipe.HERE / "layer_selection_2b.json").write_text(json.dumps(scores, separators=(",", ":")) + "\n")
+    (recipe.HERE / "layer_selection_2b.json").write_text(
+        json.dumps(scores, separators=(",", ":")) + "\n"
+    )
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -34,7 +34,9 @@ def go_on(load):
             state = decode_state(decoder.config, tokens.shape[0], CAPACITY, jnp.float32)
         time = tokens.shape[1]
         padding = min(length for length in LENGTHS if length >= time) - time
-        padded, segments = (np.pad(x, ((0, 0), (0, padding))) for x in (tokens, np.ones_like(tokens)))
+        padded, segments = (
+            np.pad(x, ((0, 0), (0, padding))) for x in (tokens, np.ones_like(tokens))
+        )
         logits, state = call(params, state, jnp.asarray(padded), jnp.asarray(segments))
         return logits[:, :time], state
 

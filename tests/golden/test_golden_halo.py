@@ -55,7 +55,10 @@ def official_layout(config, mixers):
         layer, _, path = tensor.ours.partition("/mixer/")
         if path:
             name = layer + "." + tensor.theirs.partition("self_attn.")[2]
-            yield name, tensor.to_theirs(np.asarray(leaves[path][int(layer.removeprefix("layer_"))]))
+            yield (
+                name,
+                tensor.to_theirs(np.asarray(leaves[path][int(layer.removeprefix("layer_"))])),
+            )
 
 
 def test_keys_and_values_of_the_student_repeat_each_head_in_place(alignment, golden):

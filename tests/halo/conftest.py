@@ -64,7 +64,7 @@ def _random(config: ModelConfig, seed: int) -> Model:
 @pytest.fixture(autouse=True, scope="package")
 def compiled_fast():
     """Programs of this folder run once or twice: compiling them for speed does not pay."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -18,9 +18,7 @@ PLAIN, WARM = DistillConfig("align"), DistillConfig("align", temperature=2.0, hi
 def student(teacher, mixers):
     """Layer 0 lightning, layer 1 softmax."""
     config = hypenet(teacher.config, (1,))
-    start = jax.jit(
-        lambda key: distill_start(teacher.config, teacher.single, config, mixers, key)
-    )
+    start = jax.jit(lambda key: distill_start(teacher.config, teacher.single, config, mixers, key))
     params = stack_layers(start(jax.random.key(2)), config)
     return dataclasses.replace(teacher, decoder=teacher.decoder.clone(config=config), params=params)
 

@@ -1,5 +1,7 @@
 """A text in pieces is the text as a whole, whatever the pieces, the padding and the documents."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ def padded(pieces, side):
 def in_pieces(model, rows, cuts, side):
     """Hidden states of each row's tokens when they come in pieces cut at these shares of the row's length."""
     state, parts = model.empty(), [[] for _ in rows]
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         pieces = [row[int(start * len(row)) : int(stop * len(row))] for row in rows]
         tokens, segment_ids = padded(pieces, side)
         hidden, state = model.go_on(state, tokens, segment_ids)
@@ -46,7 +48,9 @@ def test_rows_of_different_lengths_in_pieces_are_as_the_whole(cuts, side, model,
 def test_prefill_and_single_steps_are_as_the_whole(side, model, tokens):
     prefill = np.asarray([15, 8, 2])
     state = model.empty()
-    _, state = model.go_on(state, *padded([r[:n] for r, n in zip(tokens, prefill, strict=True)], side))
+    _, state = model.go_on(
+        state, *padded([r[:n] for r, n in zip(tokens, prefill, strict=True)], side)
+    )
     whole = model.hidden(tokens)
     for step in range(4):
         at = prefill + step
@@ -75,7 +79,9 @@ def test_a_new_segment_number_forgets_the_old_document(model, tokens):
     hidden, state = model.go_on(state, tokens, fresh)
     whole = model.hidden(tokens)
     np.testing.assert_allclose(hidden[:, :20], whole[:, :20], atol=ATOL, rtol=0)
-    hidden, _ = model.go_on(state, np.roll(tokens, -20, axis=1), np.where(np.arange(TIME) < 4, 2 * ones, 0))
+    hidden, _ = model.go_on(
+        state, np.roll(tokens, -20, axis=1), np.where(np.arange(TIME) < 4, 2 * ones, 0)
+    )
     np.testing.assert_allclose(hidden[:, :4], whole[:, 20:], atol=ATOL, rtol=0)
 
 

@@ -38,19 +38,25 @@ def test_the_norm_is_narrowed_before_its_weight_is_applied():
 
 def test_the_mlp_is_silu_of_the_gate_times_up():
     draws = np.random.default_rng(0)
-    gate, up, down = (draws.standard_normal(s).astype(np.float32) for s in ((8, 12), (8, 12), (12, 8)))
+    gate, up, down = (
+        draws.standard_normal(s).astype(np.float32) for s in ((8, 12), (8, 12), (12, 8))
+    )
     x = draws.standard_normal((1, 3, 8)).astype(np.float32)
     kernels = {"gate": gate, "up": up, "down": down}
     params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
     mlp = GatedMLP(8, 12, Initialization(), jnp.float32)
     g = x @ gate
     want = (g / (1 + np.exp(-g)) * (x @ up)) @ down
-    np.testing.assert_allclose(mlp.apply({"params": params}, jnp.asarray(x)), want, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        mlp.apply({"params": params}, jnp.asarray(x)), want, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("heads", [16, 32])
 def test_slopes_of_a_power_of_two_are_a_geometric_series(heads):
-    np.testing.assert_allclose(slopes(heads), 2.0 ** (-8 * np.arange(1, heads + 1) / heads), rtol=1e-6)
+    np.testing.assert_allclose(
+        slopes(heads), 2.0 ** (-8 * np.arange(1, heads + 1) / heads), rtol=1e-6
+    )
     assert slopes(heads)[0] == pytest.approx({16: 0.7071068, 32: 0.8408964}[heads])
     assert slopes(heads)[-1] == 0.00390625
 

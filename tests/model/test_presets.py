@@ -64,12 +64,18 @@ def test_a_hypenet_has_positions_in_lightning_layers_alone(name):
 
 @pytest.mark.parametrize(
     ("name", "cache_per_token", "memory"),
-    [("hypenet_2b", 28_672, 22_020_096), ("hypenet_5b", 36_864, 56_623_104), ("hypenet_9b", 36_864, 56_623_104)],
+    [
+        ("hypenet_2b", 28_672, 22_020_096),
+        ("hypenet_5b", 36_864, 56_623_104),
+        ("hypenet_9b", 36_864, 56_623_104),
+    ],
 )
 def test_the_state_has_the_published_size(name, cache_per_token, memory):
     """Bytes of one sequence in bfloat16: caches by token, recurrent memory whatever the length."""
     config = getattr(presets, name)()
-    layers = jax.eval_shape(lambda: [jax.tree.leaves(x) for x in decode_state(config, 1, 1000).layers])
+    layers = jax.eval_shape(
+        lambda: [jax.tree.leaves(x) for x in decode_state(config, 1, 1000).layers]
+    )
     size = {SoftmaxSpec: 0, LightningSpec: 0}
     for spec, layer in zip(config.mixers, layers, strict=True):
         size[type(spec)] += sum(math.prod(x.shape) * x.dtype.itemsize for x in layer)

@@ -35,7 +35,9 @@ class Model:
         return jax.jit(apply)
 
     def hidden(self, tokens, positions=None, segment_ids=None):
-        return np.asarray(self._call(self.params, *map(_array, (tokens, positions, segment_ids))).hidden)
+        return np.asarray(
+            self._call(self.params, *map(_array, (tokens, positions, segment_ids))).hidden
+        )
 
     def empty(self) -> DecodeState:
         return decode_state(self.config, BATCH, CAPACITY, jnp.float32)

@@ -22,7 +22,7 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory):
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
-    before = {name: getattr(jax.config, name) for name in cache}
+    before = {name: jax.config.values[name] for name in cache}
     for name, value in cache.items():
         jax.config.update(name, value)
     yield

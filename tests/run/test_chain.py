@@ -124,7 +124,9 @@ def test_the_exported_folder_computes_what_the_final_weights_compute(done):
     ours = decoder_of(config, run).clone(scan=False)
     tokens = jnp.arange(20, dtype=jnp.int32)[None]
     both = [
-        one.apply({"params": weights}, one.apply({"params": weights}, tokens).hidden, method="logits")
+        one.apply(
+            {"params": weights}, one.apply({"params": weights}, tokens).hidden, method="logits"
+        )
         for one, weights in ((decoder, unstack_layers(read)), (ours, unstack_layers(params)))
     ]
     np.testing.assert_array_equal(*both)

@@ -25,14 +25,23 @@ from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 from hypenet_jax.train.step import make_train_step
 
+# Sizes of the mesh axes and micro-batches. The losses have most in common: one stage alone walks through every mesh.
 MESHES = {
     "data": (MeshConfig(data=8, fsdp=1), 1),
     "fsdp": (MeshConfig(fsdp=8), 1),
     "all": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
 }
+WALKED = [
+    ("align", "fsdp"),
+    ("align", "all"),
+    ("distill", "data"),
+    ("distill", "fsdp"),
+    ("distill", "all"),
+    ("finetune", "all"),
+]
 CONFIG = dataclasses.replace(TEACHER, vocab_size=32)
 TEACHER_DECODER = Decoder(CONFIG, jnp.float32)
-STUDENT_DECODER = Decoder(hypenet(CONFIG, (1,)), jnp.float32, remat="full")
+STUDENT_DECODER = Decoder(hypenet(CONFIG, (1,)), jnp.float32)
 # The large eps makes an update proportional to its gradient: Adam's own is the sign of a tiny one, which is noise.
 OPTIMIZER = Optimizer(OptimizerConfig(peak_lr=0.1, final_lr=0.1, warmup_steps=0, steps=2, eps=1.0))
 
@@ -111,19 +120,22 @@ def alone():
     return {name: step(case, mesh, 1) for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize(("name", "mesh"), WALKED)
 def test_new_parameters_and_metrics_are_those_of_one_device(alone, name, mesh):
     config, accumulate = MESHES[mesh]
     params, metrics = step(CASES[name], make_mesh(config), accumulate)
     wanted_params, wanted_metrics = alone[name]
-    start = values(CASES[name].shapes, 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        wanted, before = (dict(jax.tree_util.tree_leaves_with_path(t))[path] for t in (wanted_params, start))
+    start = jax.tree.leaves(values(CASES[name].shapes, 0))
+    wanted_leaves = jax.tree.leaves(wanted_params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (path, leaf), wanted, before in zip(leaves, wanted_leaves, start, strict=True):
         assert np.abs(wanted - before).max() > 1e-6, path
-        np.testing.assert_allclose(
-            leaf, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max(), err_msg=str(path)
-        )
+        close = 1e-5 * np.abs(wanted).max()
+        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=close, err_msg=str(path))
     assert metrics.keys() == wanted_metrics.keys()
     for key, value in metrics.items():
-        np.testing.assert_allclose(value, wanted_metrics[key], rtol=1e-5, err_msg=key)
+        # A micro-batch measures variance about its own mean, so these depend a little on the split.
+        of_parts = accumulate > 1 and key.startswith("relative_error")
+        np.testing.assert_allclose(
+            value, wanted_metrics[key], rtol=0.1 if of_parts else 1e-5, err_msg=key
+        )

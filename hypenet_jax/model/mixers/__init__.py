@@ -1,5 +1,7 @@
 """The only list of mixers. A new one is a file beside these and a line in each function here."""
 
+from typing import Any
+
 from jax.typing import DTypeLike
 
 from hypenet_jax.model.layers import Initialization
@@ -23,8 +25,11 @@ def make_mixer(
     start: Initialization,
     dtype: DTypeLike,
     name: str | None = None,
-) -> SoftmaxMixer | LightningMixer:
-    """The module of a spec: `(x, timeline, state) -> (y, state)`; state None means from the start, nothing kept."""
+) -> Any:
+    """The module of a spec: `(x, timeline, state) -> (y, state)`; state None means from the start, nothing kept.
+
+    Its type is Any because each mixer takes the state of its own kind alone, which a spec decides and a type cannot.
+    """
     kind = {SoftmaxSpec: SoftmaxMixer, LightningSpec: LightningMixer}[type(spec)]
     return kind(spec, d_model, norm_eps, start, dtype, name=name)
 
