@@ -48,9 +48,7 @@ def ours(tokens: np.ndarray) -> Callable[[], float]:
     mixer = SoftmaxSpec(HEADS, KV_HEADS, HEAD_DIM, THETA)
     config = ModelConfig(VOCABULARY, D_MODEL, D_MLP, (mixer,) * LAYERS, tie_embeddings=True)
     decoder = Decoder(config, jax.numpy.float32)
-    rates = OptimizerConfig(
-        RATE, RATE, warmup_steps=0, steps=1000, b1=BETAS[0], b2=BETAS[1], weight_decay=DECAY
-    )
+    rates = OptimizerConfig(RATE, RATE, 0, 1000, *BETAS, weight_decay=DECAY)
     optimizer, stage = Optimizer(rates), finetune_stage(decoder)
     state = create_state(init_params(decoder, jax.random.key(0)), stage.trainable, optimizer)
     step = make_train_step(stage, optimizer, accumulate=1)
@@ -81,7 +79,6 @@ def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
         head_dim=HEAD_DIM,
         rope_theta=THETA,
         tie_word_embeddings=True,
-        use_cache=False,
         attn_implementation="sdpa",
     )
     model = Qwen3ForCausalLM(config).to(torch.float32).train()
@@ -102,18 +99,17 @@ def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
 def main() -> None:
     arguments = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
-    shape = (arguments.rows, arguments.length)
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, shape).astype(np.int32)
+    size = (arguments.rows, arguments.length)
+    tokens = np.random.default_rng(0).integers(VOCABULARY, size=size, dtype=np.int32)
     sides = {"ours": ours(tokens), "PyTorch": pytorch(tokens, arguments.threads)}
     for name, run in sides.items():
         print(f"{name}: loss {run():.4f}, then {run():.4f}")
     times = {name: [] for name in sides}
-    for _ in range(arguments.rounds):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            for _ in range(arguments.steps):
-                run()
-            times[name].append((time.perf_counter() - start) / arguments.steps)
+    for name, run in [*sides.items()] * arguments.rounds:
+        start = time.perf_counter()
+        for _ in range(arguments.steps):
+            run()
+        times[name].append((time.perf_counter() - start) / arguments.steps)
     for label, summary in (("median", statistics.median), ("best round", min)):
         speed = {name: tokens.size / summary(each) for name, each in times.items()}
         numbers = ", ".join(f"{name} {each:,.0f} tokens/s" for name, each in speed.items())

@@ -1,4 +1,4 @@
-"""Every file in configs/: it loads, its numbers are the published ones, its stages follow each other; and `load` itself."""
+"""Every file in configs/ loads, has the published numbers, and its stages follow each other; and `load` itself."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Thins the official files to what the tests compare, and checks that `golden_recipe.py` gives their weights and inputs.
+"""Thins the official files to what the tests compare; checks that `golden_recipe.py` gives their weights and inputs.
 
     python tests/golden/record.py FOLDER
 

@@ -141,7 +141,7 @@ def unpacked():
 
 @pytest.fixture(scope="session")
 def compiled():
-    """`compiled(stage)`: (student, frozen, batch) -> ((loss, metrics), gradients of the mean loss for student, frozen)."""
+    """`compiled(stage)`: (student, frozen, batch) -> ((loss, metrics), gradients for student and frozen)."""
 
     @functools.cache
     def of(stage):

@@ -127,6 +127,7 @@ def test_text_that_is_not_there_is_code_five(call, capsys, words, tmp_path):
     assert "does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_42_and_the_same_command_finishes(words, tmp_path):
     command = [sys.executable, "-m", "launch.train", *words, "--steps", str(STEPS)]
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}

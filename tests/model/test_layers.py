@@ -10,7 +10,8 @@ from hypenet_jax.model.mixers.lightning import slopes
 def test_the_norm_divides_by_the_root_mean_square(key):
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
     scale = np.linspace(0.5, 2, 8, dtype=np.float32)
-    y = RMSNorm((8,), ("norm",), 1e-2).apply({"params": {"scale": scale}}, jnp.asarray(x))
+    norm = RMSNorm((8,), ("norm",), 1e-2)
+    y = norm.apply({"params": {"scale": jnp.asarray(scale)}}, jnp.asarray(x))
     want = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-2) * scale
     np.testing.assert_allclose(y, want, rtol=1e-5)
 
@@ -20,8 +21,9 @@ def test_the_joint_norm_takes_one_mean_over_all_heads():
     scale = np.linspace(0.5, 2, 12, dtype=np.float32).reshape(3, 4)
     joint = RMSNorm((3, 4), ("heads", "head_dim"), 1e-6)
     flat = RMSNorm((12,), ("norm",), 1e-6)
-    y = joint.apply({"params": {"scale": scale}}, jnp.asarray(x))
-    want = flat.apply({"params": {"scale": scale.reshape(12)}}, jnp.asarray(x.reshape(1, 2, 12)))
+    y = joint.apply({"params": {"scale": jnp.asarray(scale)}}, jnp.asarray(x))
+    flattened = jnp.asarray(scale.reshape(12))
+    want = flat.apply({"params": {"scale": flattened}}, jnp.asarray(x.reshape(1, 2, 12)))
     np.testing.assert_allclose(y.reshape(1, 2, 12), want, rtol=1e-6)
 
 

@@ -35,7 +35,7 @@ def fingerprint(config, name):
 
 
 def test_every_stage_leaves_weights_and_one_record_per_step(done):
-    assert done.interruptions == len(TRAINED)
+    assert done.interruptions == 2
     for run in done.config.runs:
         assert (run.folder / "final").is_dir()
     for name in TRAINED:
