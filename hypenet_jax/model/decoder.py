@@ -206,7 +206,7 @@ def output_head(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
 
 def init_params(decoder: Decoder, key: jax.Array) -> Params:
     """Fresh float32 parameters."""
-    return nn.meta.unbox(_init(decoder, key))
+    return jax.jit(lambda key: nn.meta.unbox(_init(decoder, key)))(key)
 
 
 def logical_axes(decoder: Decoder) -> Params:

@@ -1,4 +1,4 @@
-"""The choice of softmax layers: the score, the ranking, its file, and the decoder that takes the layer as an argument."""
+"""The choice of softmax layers: the score, the ranking, its file, and the decoder that is swept."""
 
 import dataclasses
 

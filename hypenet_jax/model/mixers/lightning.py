@@ -101,7 +101,7 @@ class LightningMixer(nn.Module):
             q,
             k,
             v,
-            jnp.asarray(-slopes(spec.num_heads)),
+            jnp.negative(slopes(spec.num_heads)),
             memory,
             timeline.documents,
             scale=spec.query_scale,
