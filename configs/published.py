@@ -7,7 +7,9 @@ Tokens per step do not depend on the number of devices.
 import dataclasses
 
 from hypenet_jax.config import HaloConfig, RunConfig, StudentConfig, TrainingConfig
-from hypenet_jax.data import CorpusConfig, DataConfig, JsonLines, TokenizerFile, tokens_after
+from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
+from hypenet_jax.data.sources import JsonLines
+from hypenet_jax.data.tokenizer import TokenizerFile
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig

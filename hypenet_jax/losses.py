@@ -89,6 +89,14 @@ def norm_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
 
 
+def token_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
+    """Sum over tokens of |imitation - target|^2 / |target|^2, each token by itself, so that parts of a batch add up."""
+    wide = target.astype(jnp.float32)
+    gap = jnp.mean(jnp.square(imitation.astype(jnp.float32) - wide), axis=-1)
+    per_token = gap / (jnp.mean(jnp.square(wide), axis=-1) + jnp.finfo(jnp.float32).tiny)
+    return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
+
+
 def relative_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     """Squared gap over tokens, and the target's own variance as its weight: 0 is perfect, 1 is predicting the mean."""
     real = weights[..., None]

@@ -16,7 +16,7 @@ from hypenet_jax.config import (
     load,
     resolved,
 )
-from hypenet_jax.data import tokens_after
+from hypenet_jax.data.config import tokens_after
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import SelectConfig

@@ -6,11 +6,12 @@ The teacher's forward pass is inside the jitted step, so nothing of it is stored
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.transfer import transfer, with_mixers
-from hypenet_jax.losses import Mean, distillation, real_tokens, relative_gap
+from hypenet_jax.losses import Mean, distillation, real_tokens, token_gap
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Tap, output_head
 from hypenet_jax.train.stage import Stage
@@ -72,11 +73,10 @@ def distill_start(
 
 
 def _hidden_gap(student: Tap, teacher: Tap, batch: Batch) -> Mean:
-    """Mean over layers of the relative squared gap of the streams, weighted like a sum over tokens."""
+    """Mean over layers of the streams' squared gap per token; the first layer's stream is the embedding itself."""
     weights = real_tokens(batch.segment_ids)
-    layers = [
-        relative_gap(have, want, weights).value()
+    gaps = [
+        token_gap(have, want, weights)
         for have, want in zip(student.inputs[1:], teacher.inputs[1:], strict=True)
     ]
-    weight = weights.sum()
-    return Mean(weight * sum(layers[1:], layers[0]) / len(layers), weight)
+    return Mean(jnp.mean(jnp.stack([gap.total for gap in gaps])), gaps[0].weight)

@@ -6,7 +6,8 @@ import logging
 import pathlib
 
 from hypenet_jax.config import HaloConfig
-from hypenet_jax.data import Prepared, heldout_batches
+from hypenet_jax.data.loader import heldout_batches
+from hypenet_jax.data.prepared import Prepared
 from hypenet_jax.evals import Report, Row, Subject, held_out, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
 from hypenet_jax.evals.efficiency import efficiency
@@ -88,7 +89,7 @@ def _quality(
     for one in asked.candidates:
         log.info("evaluate: %s", one.label)
         subject = subjects[one.label]
-        teacher = subjects[first.label] if one is not first and one.logit_scale is None else None
+        teacher = None if one is first else subjects[first.label]
         report += _held_out(config, asked, subject, prepared, teacher)
         if asked.catalogue is not None:
             for lengths, count in _counts(asked, one):

@@ -6,7 +6,8 @@ import shutil
 
 from hypenet_jax.axes import Params
 from hypenet_jax.config import RunConfig
-from hypenet_jax.data import Prepared, heldout_batches
+from hypenet_jax.data.loader import heldout_batches
+from hypenet_jax.data.prepared import Prepared
 from hypenet_jax.evals import Report, Subject, held_out, retrieval
 from hypenet_jax.evals.passkey import passkey_retrieval
 from hypenet_jax.halo.select import (

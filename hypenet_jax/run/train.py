@@ -13,7 +13,9 @@ from jax.sharding import Mesh
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import RunConfig, resolved
-from hypenet_jax.data import Prepared, loader, open_prepared, prepare
+from hypenet_jax.data.loader import loader
+from hypenet_jax.data.prepare import prepare
+from hypenet_jax.data.prepared import Prepared, open_prepared
 from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
 from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage

@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from hypenet_jax.data import Catalogue, CorpusConfig, Prepared, TextFiles, TrainedTokenizer, prepare
+from hypenet_jax.data.config import CorpusConfig
+from hypenet_jax.data.prepare import prepare
+from hypenet_jax.data.prepared import Prepared
+from hypenet_jax.data.sources import TextFiles
+from hypenet_jax.data.synthetic import Catalogue
+from hypenet_jax.data.tokenizer import TrainedTokenizer
 
 
 def write_texts(folder: Path, count: int) -> None:

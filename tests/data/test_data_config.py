@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from hypenet_jax.data import Catalogue, DataConfig, NeedleRows, tokens_after, window_tokens
+from hypenet_jax.data.config import DataConfig, tokens_after, window_tokens
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 
 
 @pytest.fixture

@@ -8,15 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from hypenet_jax.data import (
-    Catalogue,
-    DataConfig,
-    NeedleRows,
-    heldout_batches,
-    loader,
-    window_tokens,
-)
-from hypenet_jax.data.loader import RowOrder
+from hypenet_jax.data.config import DataConfig, window_tokens
+from hypenet_jax.data.loader import RowOrder, heldout_batches, loader
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 
 BATCH = 4
 NEEDLES = NeedleRows(Catalogue(300), row_fraction=0.5, min_needles=1, max_needles=2, queries=1)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hypenet_jax.data import TextFiles, TokenizerFile, TrainedTokenizer, open_prepared, prepare
-from hypenet_jax.data.prepare import is_held_out
-from hypenet_jax.data.sources import documents
+from hypenet_jax.data.prepare import is_held_out, prepare
+from hypenet_jax.data.prepared import open_prepared
+from hypenet_jax.data.sources import TextFiles, documents
+from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
 
 # The package exports a function of the module's name.
 PREPARE = importlib.import_module("hypenet_jax.data.prepare")

@@ -4,8 +4,16 @@ import sys
 
 import pytest
 
-from hypenet_jax.data import JsonLines, Parquet, TextFiles, documents, standard_library
-from hypenet_jax.data.sources import Document, source_files, source_fingerprint
+from hypenet_jax.data.sources import (
+    Document,
+    JsonLines,
+    Parquet,
+    TextFiles,
+    documents,
+    source_files,
+    source_fingerprint,
+    standard_library,
+)
 
 
 def test_text_files_come_sorted_with_exclusions_and_undecodable_ones_marked(tmp_path):

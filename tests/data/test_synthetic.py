@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from hypenet_jax.data import Catalogue, NeedleRows, make_row, needle_sequence
+from hypenet_jax.data.batch import make_row
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 
 CATALOGUE = Catalogue(1000)
 NEEDLES = NeedleRows(CATALOGUE, row_fraction=1.0, min_needles=4, max_needles=8, queries=8)

@@ -3,8 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from hypenet_jax.data import TokenizerFile, TrainedTokenizer, load_tokenizer, make_tokenizer
-from hypenet_jax.data.tokenizer import END_OF_TEXT
+from hypenet_jax.data.tokenizer import (
+    END_OF_TEXT,
+    TokenizerFile,
+    TrainedTokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
 
 TEXTS = ["def add(a, b):\n    return a + b\n", "ünïcödé 😀 and\ttabs"] * 3
 RESERVED = ("<|one|>", "<|two|>")

@@ -19,7 +19,9 @@ STEPS = 300
 # A model of one layer and 16 dimensions that reads its own text; `steps` is long enough to be stopped.
 TINY = """
 from hypenet_jax.config import RunConfig, TrainingConfig
-from hypenet_jax.data import CorpusConfig, DataConfig, TextFiles, TrainedTokenizer
+from hypenet_jax.data.config import CorpusConfig, DataConfig
+from hypenet_jax.data.sources import TextFiles
+from hypenet_jax.data.tokenizer import TrainedTokenizer
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.config import ModelConfig

@@ -3,15 +3,10 @@
 import pathlib
 
 from hypenet_jax.config import HaloConfig, RunConfig, StageConfig, StudentConfig, TrainingConfig
-from hypenet_jax.data import (
-    Catalogue,
-    CorpusConfig,
-    DataConfig,
-    NeedleRows,
-    TextFiles,
-    TrainedTokenizer,
-    tokens_after,
-)
+from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
+from hypenet_jax.data.sources import TextFiles
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows
+from hypenet_jax.data.tokenizer import TrainedTokenizer
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
