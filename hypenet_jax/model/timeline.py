@@ -45,12 +45,15 @@ class Timeline:
       positions: of every token in its document.
       documents: 0 for padding, else a number that grows with each new document; None: one document, no padding.
       resets: rows whose first document is new, so that a recurrent state from before must be forgotten.
+      unbroken: no segment ids were given, so all tokens of a row are real and of one document; known without
+        looking at `documents`, which spares a recurrent mixer the masks.
       slots: cache slot of each token; the capacity, which is out of range, for padding. None without a cache.
       slot_documents: document of every slot once the tokens of this call are written.
     """
 
     positions: Positions
     documents: Segments | None
+    unbroken: bool = flax.struct.field(pytree_node=False, default=False)
     resets: Bool[Array, "B"] | None = None
     slots: Slots | None = None
     slot_documents: SlotSegments | None = None
@@ -74,8 +77,9 @@ def place(
     if cursor is None and segment_ids is None:
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32)[None], (batch, time))
-        return Timeline(positions, None), None
+        return Timeline(positions, None, unbroken=True), None
     before = start_cursor(batch, 0) if cursor is None else cursor
+    unbroken = segment_ids is None
     if segment_ids is None:
         open_segment = jnp.maximum(before.segment, 1)
         segment_ids = jnp.broadcast_to(open_segment[:, None], (batch, time))
@@ -84,7 +88,7 @@ def place(
     documents = before.document[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)
     if positions is None:
         positions = _count(real, starts, before.position)
-    timeline = Timeline(positions, jnp.where(real, documents, 0))
+    timeline = Timeline(positions, jnp.where(real, documents, 0), unbroken)
     if cursor is None:
         return timeline, None
     return _with_cache(timeline, segment_ids, documents, starts, cursor)

@@ -103,7 +103,7 @@ class LightningMixer(nn.Module):
             v,
             jnp.negative(slopes(spec.num_heads)),
             memory,
-            timeline.documents,
+            None if timeline.unbroken else timeline.documents,
             scale=spec.query_scale,
         )
         if spec.output_norm:
