@@ -78,7 +78,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         try:
-            import tensorboardX
+            import tensorboardX  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError as error:
             raise ImportError(
                 "TensorBoard needs tensorboardX: pip install 'hypenet-jax[tensorboard]'"
