@@ -18,7 +18,7 @@ def main(port: str, process: str, source: str, target: str) -> None:
     jax.monitoring.register_scalar_listener(
         lambda event, value, **_: read.update({event: read.get(event, 0) + value})
     )
-    mesh = make_mesh(MeshConfig(fsdp=4))
+    mesh = make_mesh(MeshConfig(fsdp=1, tensor=4))
     config, params = read_hf(source, mesh=mesh)
     save_hf(target, config, params, dtype="float32", max_shard_bytes=100_000)
     print("bytes", int(read["/jax/orbax/read/safetensors/bytes_read"]))
