@@ -38,7 +38,7 @@ LONG_LENGTH = 512  # of stage 3
 # Of the evaluation: up to 32 times what the teacher saw.
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
-# About 0.77 M parameters: a step of 3,072 tokens takes a quarter of a second on two cores. Many narrow heads and a
+# About 0.76 M parameters: a step of 3,072 tokens takes a quarter of a second on two cores. Many narrow heads and a
 # narrow MLP give attention the share of the work at 8K that it has in large models at longer contexts.
 TEACHER = ModelConfig(
     vocab_size=TEXT_VOCABULARY + CATALOGUE.num_ids,

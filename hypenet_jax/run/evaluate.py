@@ -31,7 +31,7 @@ from hypenet_jax.train.handoff import load_params
 
 log = logging.getLogger("hypenet_jax")
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 def evaluate(config: HaloConfig) -> bool:

@@ -99,7 +99,7 @@ def scan_prefix(
 
 def chunk_size() -> int:
     """Tokens per chunk: wide matrix units want more of them, a CPU's caches fewer."""
-    return 64 if dispatch.platform() == "cpu" else 128
+    return 32 if dispatch.platform() == "cpu" else 128
 
 
 def _decays_of_one_document(log_decay: Float[Array, "N"], length: int, chunk: int) -> Decays:
