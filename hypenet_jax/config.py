@@ -4,6 +4,7 @@ A config file is a short Python program that defines `config`: such a value, or 
 returns one. Its arguments, and every field of a RunConfig, can be set on the command line.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import pathlib
@@ -166,7 +167,8 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
       arguments: `--name value` pairs: arguments of the file's function first, then dotted fields of the value.
     Raises:
       ConfigError: no such file, no `config` in it, or another kind of config.
-      SystemExit: code 2 for an unknown or ill-typed argument, after naming the nearest known ones.
+      SystemExit: code 2 for an unknown or ill-typed argument, after naming the nearest known ones; code 0 after
+        `--help`, which lists the file's own arguments and then all fields.
     """
     if not pathlib.Path(path).is_file():
         raise ConfigError(f"no config file {path}; the shipped ones are in configs/")
@@ -174,6 +176,10 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
     if made is None:
         raise ConfigError(f"{path} defines no `config`")
     rest, own = list(arguments), ()
+    if callable(made) and "--help" in rest:
+        with contextlib.suppress(SystemExit):
+            tyro.cli(made, args=["--help"], prog=path)
+        made, rest = made(), ["--help"]
     if callable(made):
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
@@ -183,7 +189,7 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
     if not rest:
         return made
     try:
-        fields = (tyro.conf.AvoidSubcommands,)
+        fields = (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
         return tyro.cli(kind, default=made, args=rest, prog=path, config=fields)
     except SystemExit:
         # The parser of the fields has not heard of them.
@@ -195,7 +201,7 @@ def _call(
     make: Callable[..., Any], own: tuple[str, ...], arguments: list[str], path: str
 ) -> tuple[Any, list[str]]:
     """The value a config function makes of the arguments that are its own, and the other arguments."""
-    flags = {"--help", *map(_flag, own)}
+    flags = {*map(_flag, own)}
     mine: list[str] = []
     rest: list[str] = []
     taker = rest
