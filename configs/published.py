@@ -151,7 +151,7 @@ def _training(
 ) -> TrainingConfig:
     return TrainingConfig(
         OptimizerConfig(peak_lr, final_lr, WARMUP, steps),
-        LoopConfig(steps, accumulate, checkpoint_every=min(steps, 250)),
+        LoopConfig(steps, accumulate, checkpoint_every=250, evaluate_every=250),
         dtype="bfloat16",
         remat="full" if remat == "full" else "none",
     )

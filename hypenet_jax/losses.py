@@ -26,9 +26,6 @@ class Mean:
     total: Scalar
     weight: Scalar
 
-    def __add__(self, other: "Mean") -> "Mean":
-        return Mean(self.total + other.total, self.weight + other.weight)
-
     def value(self) -> Scalar:
         """total / weight, and 0 where nothing was counted."""
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)

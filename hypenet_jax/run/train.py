@@ -24,6 +24,7 @@ from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
+from hypenet_jax.run.heldout import heldout_loss
 from hypenet_jax.run.models import (
     decoder_of,
     decoder_shapes,
@@ -101,6 +102,9 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     if run.training.tensorboard:
         sinks.append(TensorBoard(run.folder / "tensorboard"))
     metrics = Metrics(*sinks)
+    evaluate = None
+    if run.training.loop.evaluate_every is not None:
+        evaluate = heldout_loss(plan.stage, plan.frozen, run.data, prepared, mesh)
     try:
         state = fit(
             plan.stage,
@@ -112,6 +116,7 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
             checkpoints=checkpoints,
             metrics=metrics,
             mesh=mesh,
+            evaluate=evaluate,
             stop=stop,
         )
     finally:

@@ -47,8 +47,8 @@ class LoopConfig:
       steps: batches to take in all.
       accumulate: micro-batches per step.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      evaluate_every: steps between evaluations, the last step included; None evaluates only after
-        the last.
+      evaluate_every: steps between evaluations on held-out text, which also come after the last step;
+        None for none at all.
       max_skips: non-finite updates in a row that end the run.
     """
 
