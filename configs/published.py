@@ -1,10 +1,12 @@
-"""The published recipe of HALO, shared by the 2B, 5B and 9B conversions: what differs is in their folders.
+"""The published recipe of HALO, and what differs between the 2B, 5B and 9B conversions.
 
 Budgets (arXiv 2601.22156 and its official configurations): stage 1 0.33 B tokens, stage 2 0.98 B, stage 3 1.05 B.
 Tokens per step do not depend on the number of devices.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Literal
 
 from hypenet_jax.config import HaloConfig, RunConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
@@ -15,6 +17,14 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.presets import (
+    HYPENET_2B_SOFTMAX_LAYERS,
+    HYPENET_5B_SOFTMAX_LAYERS,
+    HYPENET_9B_SOFTMAX_LAYERS,
+    qwen3_1p7b,
+    qwen3_4b,
+    qwen3_8b,
+)
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
@@ -30,38 +40,118 @@ SELECT_LENGTH = 4096  # as the longest retrieval task of the published selection
 WARMUP = 50
 
 
-def corpus(teacher_folder: str, text: str) -> CorpusConfig:
-    """JSON lines with a "text" field (FineWeb-Edu in the paper), read with the teacher's own tokenizer."""
-    source = JsonLines(text, ("**/*.jsonl", "**/*.jsonl.gz"), "text")
-    return CorpusConfig(f"{text}/prepared", source, TokenizerFile(teacher_folder), LONG, 0.001, 0)
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What differs between the sizes.
+
+    Attributes:
+      name: of the conversion; files lie in runs/NAME.
+      teacher_name: of the Qwen3 model, whose folder is models/TEACHER_NAME.
+      teacher: its architecture.
+      softmax_layers: those that keep softmax attention in the released model.
+      peak_lr: of stage 2.
+      logit_scale: constant a of log(t + a) / log(a) of the exported model.
+    """
+
+    name: str
+    teacher_name: str
+    teacher: ModelConfig
+    softmax_layers: tuple[int, ...]
+    peak_lr: float
+    logit_scale: float
 
 
-def align(teacher: ModelConfig, teacher_folder: str, text: str, run_dir: str) -> RunConfig:
+# Peak rates: official stage-2 configurations. Logit scale: README of the release for 2B, its default for the others.
+HALO_2B = Recipe("halo_2b", "Qwen3-1.7B", qwen3_1p7b(), HYPENET_2B_SOFTMAX_LAYERS, 1e-4, 500.0)
+HALO_5B = Recipe("halo_5b", "Qwen3-4B", qwen3_4b(), HYPENET_5B_SOFTMAX_LAYERS, 5e-5, 362.0)
+HALO_9B = Recipe("halo_9b", "Qwen3-8B", qwen3_8b(), HYPENET_9B_SOFTMAX_LAYERS, 3e-5, 362.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folders:
+    """Of the teacher, of the JSON lines, and where everything goes."""
+
+    teacher: str
+    text: str
+    run_dir: str
+
+
+MakeStage = Callable[[Recipe, Folders], RunConfig]
+
+
+def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., RunConfig]:
+    """The `config` of a file with one stage."""
+
+    def config(
+        teacher: str = f"models/{recipe.teacher_name}",
+        data: str = "data/fineweb-edu",
+        run_dir: str = f"runs/{recipe.name}",
+        upstream_parity: bool = False,
+    ) -> RunConfig:
+        """One stage of a published conversion.
+
+        Args:
+          teacher: Hugging Face folder of the teacher.
+          data: folder of JSON lines.
+          run_dir: where everything goes.
+          upstream_parity: as the official code does it, to compare with the released models.
+        """
+        run = make(recipe, Folders(teacher, data, run_dir))
+        return _as_upstream(run) if upstream_parity else run
+
+    return config
+
+
+def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
+    """The `config` of a whole conversion: stages 1, 2 and 3, the published layers keeping softmax attention."""
+
+    def config(
+        teacher: str = f"models/{recipe.teacher_name}",
+        data: str = "data/fineweb-edu",
+        run_dir: str = f"runs/{recipe.name}",
+        upstream_parity: bool = False,
+    ) -> HaloConfig:
+        """A published conversion: stages 1, 2 and 3 in order.
+
+        Args:
+          teacher: Hugging Face folder of the teacher.
+          data: folder of JSON lines.
+          run_dir: where everything goes.
+          upstream_parity: as the official code does it, to compare with the released models.
+        """
+        stages = (stage_config(recipe, make) for make in (align, distill, finetune))
+        return HaloConfig(
+            run_dir, tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages)
+        )
+
+    return config
+
+
+def align(recipe: Recipe, folders: Folders) -> RunConfig:
     """Stage 1: every layer's lightning mixer against the teacher's attention, learning rate 1e-3 to 1e-5."""
-    data = DataConfig(corpus(teacher_folder, text), SHORT, ALIGN_ROWS, 0, seed=0)
     return RunConfig(
         name="align",
-        run_dir=run_dir,
-        teacher=teacher,
-        teacher_folder=teacher_folder,
+        run_dir=folders.run_dir,
+        teacher=recipe.teacher,
+        teacher_folder=folders.teacher,
         student=None,
         stage=AlignConfig(),
-        data=data,
+        data=DataConfig(_corpus(folders), SHORT, ALIGN_ROWS, 0, seed=0),
         training=_training(ALIGN_STEPS, 1e-3, 1e-5),
         mesh=MeshConfig(),
         seed=0,
     )
 
 
-def select(
-    teacher: ModelConfig, teacher_folder: str, text: str, run_dir: str, *, keep: int
-) -> RunConfig:
+def select(recipe: Recipe, folders: Folders) -> RunConfig:
     """Which layers keep softmax attention: codes stated in words are asked for, text is read, layer by layer.
 
-    The released models were chosen with other tasks; the other configs keep the published layers.
+    As many are kept as were published. The released models were chosen with other tasks; the stages after it keep the
+    published layers.
     """
-    before = align(teacher, teacher_folder, text, run_dir)
+    before = align(recipe, folders)
     data = dataclasses.replace(before.data, context_length=SELECT_LENGTH, sequences_per_step=4)
+    keep = len(recipe.softmax_layers)
     return dataclasses.replace(
         before,
         name="select",
@@ -71,65 +161,43 @@ def select(
     )
 
 
-def distill(
-    teacher: ModelConfig,
-    teacher_folder: str,
-    text: str,
-    run_dir: str,
-    *,
-    softmax_layers: tuple[int, ...],
-    peak_lr: float,
-) -> RunConfig:
-    """Stage 2: KL to the teacher, everything trainable, `peak_lr` to 1e-5."""
-    before = align(teacher, teacher_folder, text, run_dir).data
-    data = DataConfig(
-        before.corpus, SHORT, DISTILL_ROWS, tokens_after(before, ALIGN_STEPS), before.seed
-    )
-    return RunConfig(
+def distill(recipe: Recipe, folders: Folders) -> RunConfig:
+    """Stage 2: KL to the teacher, everything trainable, learning rate `recipe.peak_lr` to 1e-5."""
+    before = align(recipe, folders)
+    first = tokens_after(before.data, ALIGN_STEPS)
+    return dataclasses.replace(
+        before,
         name="distill",
-        run_dir=run_dir,
-        teacher=teacher,
-        teacher_folder=teacher_folder,
-        student=StudentConfig(softmax_layers),
+        student=StudentConfig(recipe.softmax_layers),
         stage=DistillConfig("align"),
-        data=data,
-        training=_training(DISTILL_STEPS, peak_lr, 1e-5, remat="full"),
-        mesh=MeshConfig(),
-        seed=0,
+        data=DataConfig(before.data.corpus, SHORT, DISTILL_ROWS, first, seed=0),
+        training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
     )
 
 
-def finetune(
-    teacher: ModelConfig,
-    teacher_folder: str,
-    text: str,
-    run_dir: str,
-    *,
-    softmax_layers: tuple[int, ...],
-    logit_scale: float,
-) -> RunConfig:
+def finetune(recipe: Recipe, folders: Folders) -> RunConfig:
     """Stage 3: next token at 16,384, constant learning rate 1e-5 after the warm-up, 16 micro-batches."""
-    parent = distill(
-        teacher, teacher_folder, text, run_dir, softmax_layers=softmax_layers, peak_lr=1e-4
-    )
-    first = tokens_after(parent.data, DISTILL_STEPS)
-    data = DataConfig(parent.data.corpus, LONG, FINETUNE_ROWS, first, parent.data.seed)
-    return RunConfig(
+    before = distill(recipe, folders)
+    first = tokens_after(before.data, DISTILL_STEPS)
+    return dataclasses.replace(
+        before,
         name="finetune",
-        run_dir=run_dir,
-        teacher=teacher,
-        teacher_folder=teacher_folder,
-        student=StudentConfig(softmax_layers, logit_scale=logit_scale),
+        student=StudentConfig(recipe.softmax_layers, logit_scale=recipe.logit_scale),
         stage=FinetuneConfig("distill"),
-        data=data,
+        data=DataConfig(before.data.corpus, LONG, FINETUNE_ROWS, first, seed=0),
         training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
-        mesh=MeshConfig(),
-        seed=0,
         export="bfloat16",
     )
 
 
-def upstream_parity(run: RunConfig) -> RunConfig:
+def _corpus(folders: Folders) -> CorpusConfig:
+    """JSON lines with a "text" field (FineWeb-Edu in the paper), read with the teacher's own tokenizer."""
+    text = folders.text
+    source = JsonLines(text, ("**/*.jsonl", "**/*.jsonl.gz"), "text")
+    return CorpusConfig(f"{text}/prepared", source, TokenizerFile(folders.teacher), LONG, 0.001, 0)
+
+
+def _as_upstream(run: RunConfig) -> RunConfig:
     """The run as the official code does it, to compare with the released models.
 
     Rows cross documents (one segment, one count of positions), and the first update has learning rate 0.
@@ -142,16 +210,17 @@ def upstream_parity(run: RunConfig) -> RunConfig:
     return dataclasses.replace(run, data=data, training=training)
 
 
-def chain(*runs: RunConfig) -> HaloConfig:
-    return HaloConfig(runs[0].run_dir, runs)
-
-
 def _training(
-    steps: int, peak_lr: float, final_lr: float, *, remat: str = "none", accumulate: int = 1
+    steps: int,
+    peak_lr: float,
+    final_lr: float,
+    *,
+    remat: Literal["none", "full"] = "none",
+    accumulate: int = 1,
 ) -> TrainingConfig:
     return TrainingConfig(
         OptimizerConfig(peak_lr, final_lr, WARMUP, steps),
         LoopConfig(steps, accumulate, checkpoint_every=250, evaluate_every=250),
         dtype="bfloat16",
-        remat="full" if remat == "full" else "none",
+        remat=remat,
     )

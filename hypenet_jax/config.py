@@ -191,9 +191,10 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
     try:
         fields = (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
         return tyro.cli(kind, default=made, args=rest, prog=path, config=fields)
-    except SystemExit:
-        # The parser of the fields has not heard of them.
-        print(f"{path} itself takes {', '.join(map(_flag, own)) or 'nothing'}", file=sys.stderr)
+    except SystemExit as stopped:
+        if stopped.code:
+            # The parser of the fields has not heard of them.
+            print(f"{path} itself takes {', '.join(map(_flag, own)) or 'nothing'}", file=sys.stderr)
         raise
 
 

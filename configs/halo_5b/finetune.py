@@ -1,32 +1,5 @@
 """HALO stage 3, HypeNet-5B:  python -m launch.train configs/halo_5b/finetune.py"""
 
-from configs import published
-from hypenet_jax.config import RunConfig
-from hypenet_jax.model.presets import HYPENET_5B_SOFTMAX_LAYERS, qwen3_4b
+from configs.published import HALO_5B, finetune, stage_config
 
-LOGIT_SCALE = 362.0  # constant a of log(t + a) / log(a): the release's default
-
-
-def config(
-    teacher: str = "models/Qwen3-4B",
-    data: str = "data/fineweb-edu",
-    run_dir: str = "runs/halo_5b",
-    upstream_parity: bool = False,
-) -> RunConfig:
-    """HALO stage 3, HypeNet-5B.
-
-    Args:
-      teacher: Hugging Face folder of the teacher.
-      data: folder of JSON lines.
-      run_dir: where everything goes.
-      upstream_parity: as the official code does it, to compare with the released models.
-    """
-    run = published.finetune(
-        qwen3_4b(),
-        teacher,
-        data,
-        run_dir,
-        softmax_layers=HYPENET_5B_SOFTMAX_LAYERS,
-        logit_scale=LOGIT_SCALE,
-    )
-    return published.upstream_parity(run) if upstream_parity else run
+config = stage_config(HALO_5B, finetune)
