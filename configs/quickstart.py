@@ -38,26 +38,26 @@ LONG_LENGTH = 512  # of stage 3
 # Of the evaluation: up to 32 times what the teacher saw.
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
-# About 0.76 M parameters: a step of 3,072 tokens takes a quarter of a second on two cores. Many narrow heads and a
-# narrow MLP give attention the share of the work at 8K that it has in large models at longer contexts.
+# About 0.5 M parameters: a step of 3,072 tokens takes a fifth of a second on two cores. Many heads and narrow layers
+# give attention the share of the work at 8K that it has in large models at longer contexts.
 TEACHER = ModelConfig(
     vocab_size=TEXT_VOCABULARY + CATALOGUE.num_ids,
-    d_model=128,
-    d_mlp=256,
+    d_model=96,
+    d_mlp=192,
     mixers=(SoftmaxSpec(num_heads=8, num_kv_heads=4, head_dim=16, rope_theta=1e4),) * 4,
     tie_embeddings=True,
 )
 # Sharp attention and quiet outputs at the start: the retrieval head forms within a hundred steps.
-START = Initialization(std=0.088, embedding_std=0.1, output_gain=0.1, query_norm=3.0)
+START = Initialization(std=0.1, embedding_std=0.1, output_gain=0.1, query_norm=4.0)
 
 STEPS = {
     "teacher_short": 120,  # retrieval is at 98 % after them
-    "teacher": 400,
-    "align": 250,
+    "teacher": 500,
+    "align": 300,
     "distill": 200,
-    "finetune": 120,
+    "finetune": 200,
     "rope_distill": 200,  # the controls are trained as the student is
-    "rope_finetune": 120,
+    "rope_finetune": 200,
     "recurrent_distill": 100,  # what it cannot do, more steps do not bring
 }
 
@@ -124,7 +124,7 @@ def config(
         run("teacher", FinetuneConfig("teacher_short"), None, training=long, export="float32"),
     )
     select = SelectConfig("align", keep=1, rows=96, eps=0.01)
-    tuned = training("finetune", 3e-4, 3e-5)
+    tuned = training("finetune", 1e-3, 5e-5)
     converted = (
         run("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
         run("select", select, None, training=None),
@@ -193,11 +193,11 @@ def evaluation() -> EvaluateConfig:
             Bound("perplexity_gap", "HypeNet, stage 2", at_most=0.15),
             Bound("needle", "recurrent only", TRAINED_LENGTH, at_most=0.75),
             Bound("needle", "HypeNet", 2048, at_least=0.9),
+            Bound("needle", "HypeNet, no log scaling", 2048, at_least=0.9),
             Bound("needle", "teacher", 2048, at_most=0.4),
             Bound("needle", "RoPE kept", 2048, at_most=0.45),
             Bound("needle_gain", "HypeNet", 4096, at_least=0.0),
-            # Measured: 3.0 to 3.1. A busy machine must not fail the command for a few percent of a time.
-            Bound("prefill_speedup", "HypeNet", 8192, at_least=2.8),
+            Bound("prefill_speedup", "HypeNet", 8192, at_least=3.0),
             Bound("decode_speedup", "HypeNet", 8192, at_least=2.0),
         ),
     )

@@ -6,7 +6,7 @@ import dataclasses
 import html
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hypenet_jax.evals.charts import (
@@ -21,82 +21,22 @@ from hypenet_jax.evals.charts import (
     linear_axis,
     log_axis,
 )
+from hypenet_jax.evals.page_parts import (
+    beside,
+    bytes_text,
+    figure,
+    length_table,
+    length_text,
+    plain_table,
+    seconds_text,
+    section,
+)
 from hypenet_jax.evals.page_style import STYLE
 from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.results import Curve, LayerScore, Results
 
 # A loss curve is drawn with at most this many points, each the mean of its neighbours.
 CURVE_POINTS = 240
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """The loss of one stage, step by step."""
-
-    stage: str
-    steps: Sequence[int]
-    losses: Sequence[Number]
-    loss_name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerError:
-    """Stage 1's error of one layer relative to the variance of its target: at the first step and at
-    the last.
-    """
-
-    layer: int
-    first: Number
-    last: Number
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerScore:
-    """How much the model needs softmax attention in this layer, and whether it keeps it."""
-
-    layer: int
-    importance: Number
-    kept: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """One thing that must hold, for instance: needle accuracy at 2048 | 0.98 | at least 0.90 |
-    passed.
-    """
-
-    name: str
-    value: str
-    bound: str
-    passed: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-    """All that a page shows; a part that is empty is left out.
-
-    Attributes:
-      title: heading of the page.
-      lead: one or two sentences below it.
-      models: names of models in the order of tables and colours; the first is the one others are
-        compared with.
-      summary: (label, value) pairs, the headline of the page.
-      report: rows of "needle", "perplexity", "prefill_seconds", "decode_seconds", "state_bytes"
-        are shown.
-      chance: needle accuracy of guessing.
-      tokens: tokens that each stage was trained on, in order.
-    """
-
-    title: str
-    lead: str
-    models: tuple[str, ...]
-    summary: tuple[tuple[str, str], ...]
-    report: Report
-    chance: Number | None = None
-    curves: tuple[Curve, ...] = ()
-    alignment: tuple[LayerError, ...] = ()
-    selection: tuple[LayerScore, ...] = ()
-    checks: tuple[Check, ...] = ()
-    tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def write_page(path: str | os.PathLike[str], results: Results) -> None:
@@ -147,7 +87,9 @@ def _retrieval(results: Results) -> str:
         "Share of questions at the end of a text that are answered with what was planted in it. "
         f"{_range(counts)} texts per point, the same for every model; whiskers are 95 % intervals."
     )
-    return _section("Finding a needle", note, _beside(chart, _table(results, rows, _share)))
+    return section(
+        "Finding a needle", note, beside(chart, length_table(results.models, rows, _share))
+    )
 
 
 def _perplexity(results: Results) -> str:
@@ -161,7 +103,9 @@ def _perplexity(results: Results) -> str:
         "Perplexity of the same final tokens of held-out text, with more or less context before them. "
         "Lower is better; numbers compare along a row."
     )
-    return _section("Using a longer context", note, _beside(chart, _table(results, rows, _short)))
+    return section(
+        "Using a longer context", note, beside(chart, length_table(results.models, rows, _short))
+    )
 
 
 def _speed(results: Results) -> str:
@@ -178,12 +122,12 @@ def _speed(results: Results) -> str:
             y = log_axis([row.value for row in rows.rows], text, binary=binary)
             chart = _by_length(results, rows, y, title, label, None, intervals=False)
             ratio = _ratios(results, rows, better)
-            parts.append(_figure(chart, title) + _table(results, rows, text, ratio))
+            parts.append(figure(chart, title) + length_table(results.models, rows, text, ratio))
     if not parts:
         return ""
     note = "One sequence; medians of runs in turns. Both scales are logarithmic: equal steps are equal factors."
     columns = "".join(f"<div>{part}</div>" for part in parts)
-    return _section("Speed and memory", note, f"<div class='columns'>{columns}</div>")
+    return section("Speed and memory", note, f"<div class='columns'>{columns}</div>")
 
 
 def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]:
@@ -214,7 +158,7 @@ def _conversion(results: Results) -> str:
         title = "Imitating each layer"
         chart = bar_chart(groups, title=title, labels=("layer", "relative error"), text=_short)
         key = legend((("first step", 0), ("last step", 2)), lines=False)
-        parts.append(_figure(key + chart, title))
+        parts.append(figure(key + chart, title))
     if results.selection:
         groups = [(str(s.layer), (_importance_bar(s),)) for s in results.selection]
         title = "Which layers keep softmax attention"
@@ -222,7 +166,7 @@ def _conversion(results: Results) -> str:
         key = legend(
             (("keeps softmax attention", 1), ("becomes lightning attention", 0)), lines=False
         )
-        parts.append(_figure(key + chart, title))
+        parts.append(figure(key + chart, title))
     body = (
         f"<div class='columns'>{''.join(f'<div>{part}</div>' for part in parts)}</div>"
         if parts
@@ -231,8 +175,8 @@ def _conversion(results: Results) -> str:
     if results.tokens:
         lines = [(name, f"{count:,}") for name, count in results.tokens.items()]
         lines.append(("all", f"{sum(results.tokens.values()):,}"))
-        body += _plain_table(("stage", "training tokens"), lines)
-    return _section("How it was converted", "", body) if body else ""
+        body += plain_table(("stage", "training tokens"), lines)
+    return section("How it was converted", "", body) if body else ""
 
 
 def _importance_bar(score: LayerScore) -> Bar:
@@ -258,7 +202,7 @@ def _curve(curve: Curve) -> str:
     )
     line = Series(curve.stage, 2, steps, losses)
     labels = ("step", curve.loss_name)
-    return _figure(
+    return figure(
         line_chart([line], x, y, title=curve.stage, labels=labels, points=False), curve.stage
     )
 
@@ -281,7 +225,7 @@ def _checks(results: Results) -> str:
         lines.append(f"<tr><th scope='row'>{html.escape(check.name)}</th>{cells}{mark}</tr>")
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("check", "value", "must be", ""))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _section("Checks", note, f"<div class='wide checks'>{table}</div>")
+    return section("Checks", note, f"<div class='wide checks'>{table}</div>")
 
 
 def _by_length(
@@ -308,79 +252,6 @@ def _by_length(
     labels = ("context length in tokens", label)
     chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
     return legend([(line.name, line.slot) for line in series]) + chart
-
-
-def _table(
-    results: Results,
-    rows: Report,
-    text: Callable[[Number], str],
-    second: Callable[[Row], str] | None = None,
-) -> str:
-    lines = []
-    for model in results.models:
-        mine = {row.length: row for row in rows.rows if row.model == model}
-        if not mine:
-            continue
-        cells = []
-        for length in rows.lengths:
-            cell = html.escape(text(mine[length].value)) if length in mine else "\u2013"
-            more = second(mine[length]) if second and length in mine else ""
-            cells.append(f"<td>{cell}{f'<small>{html.escape(more)}</small>' if more else ''}</td>")
-        lines.append(f"<tr><th scope='row'>{html.escape(model)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope='col'>{length_text(length)}</th>" for length in rows.lengths)
-    return (
-        "<div class='wide'><table><thead><tr><th scope='col'>context</th>"
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
-    body = "".join(
-        f"<tr><th scope='row'>{html.escape(first)}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in lines
-    )
-    return (
-        f"<div class='wide'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _section(title: str, note: str, body: str) -> str:
-    said = f"<p class='note'>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{html.escape(title)}</h2>{said}{body}</section>"
-
-
-def _beside(chart: str, table: str) -> str:
-    return f"<div class='columns'><div>{_figure(chart)}</div><div>{table}</div></div>"
-
-
-def _figure(chart: str, title: str = "") -> str:
-    caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
-    return f"<figure>{caption}{chart}</figure>"
-
-
-def seconds_text(seconds: Number) -> str:
-    """1.2 s, 35 ms, 0.74 ms, 80 µs."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
-
-
-def bytes_text(count: Number) -> str:
-    """512 KiB, 4.1 MiB, 2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1000 or unit == "GiB":
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def length_text(length: Number) -> str:
-    """512, 2K, 128K: powers of two as people say them."""
-    whole = int(length)
-    return f"{whole // 1024}K" if whole >= 1024 and whole % 1024 == 0 else f"{whole}"
 
 
 def _share(value: Number) -> str:

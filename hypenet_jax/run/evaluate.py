@@ -11,7 +11,7 @@ from hypenet_jax.data.prepared import Prepared
 from hypenet_jax.evals import Report, Row, Subject, held_out, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
 from hypenet_jax.evals.efficiency import efficiency
-from hypenet_jax.evals.page import Check
+from hypenet_jax.evals.results import Check
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder

@@ -7,7 +7,8 @@ from typing import Any
 
 from hypenet_jax.config import HaloConfig, RunConfig, resolved
 from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.page import Check, Curve, LayerError, LayerScore, Results, write_page
+from hypenet_jax.evals.page import write_page
+from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.select import SelectConfig, read_selection

@@ -2,19 +2,10 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.page import (
-    Check,
-    Curve,
-    LayerError,
-    LayerScore,
-    Results,
-    bytes_text,
-    length_text,
-    render_page,
-    seconds_text,
-    write_page,
-)
+from hypenet_jax.evals.page import render_page, write_page
+from hypenet_jax.evals.page_parts import bytes_text, length_text, seconds_text
 from hypenet_jax.evals.report import Report, Row, share
+from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 
 MODELS = ("teacher <RoPE>", "student & co")
 
