@@ -43,21 +43,21 @@ LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 TEACHER = ModelConfig(
     vocab_size=TEXT_VOCABULARY + CATALOGUE.num_ids,
     d_model=96,
-    d_mlp=192,
+    d_mlp=144,
     mixers=(SoftmaxSpec(num_heads=8, num_kv_heads=4, head_dim=16, rope_theta=1e4),) * 4,
     tie_embeddings=True,
 )
 # Sharp attention and quiet outputs at the start: the retrieval head forms within a hundred steps.
-START = Initialization(std=0.1, embedding_std=0.1, output_gain=0.1, query_norm=4.0)
+START = Initialization(std=0.1, embedding_std=0.1, output_gain=0.1, query_norm=5.0)
 
 STEPS = {
     "teacher_short": 120,  # retrieval is at 98 % after them
     "teacher": 500,
     "align": 300,
     "distill": 200,
-    "finetune": 200,
+    "finetune": 300,
     "rope_distill": 200,  # the controls are trained as the student is
-    "rope_finetune": 200,
+    "rope_finetune": 300,
     "recurrent_distill": 100,  # what it cannot do, more steps do not bring
 }
 
@@ -124,7 +124,7 @@ def config(
         run("teacher", FinetuneConfig("teacher_short"), None, training=long, export="float32"),
     )
     select = SelectConfig("align", keep=1, rows=96, eps=0.01)
-    tuned = training("finetune", 1e-3, 5e-5)
+    tuned = training("finetune", 2e-3, 5e-5)
     converted = (
         run("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
         run("select", select, None, training=None),
@@ -155,7 +155,7 @@ def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:
     texts["align"] = rows("teacher", TRAINED_LENGTH, 16, 0.5, 8)
     texts["select"] = texts["align"]
     texts["distill"] = rows("align", TRAINED_LENGTH, 16, 0.5, 8)
-    texts["finetune"] = rows("distill", LONG_LENGTH, 4, 0.75, 32)
+    texts["finetune"] = rows("distill", LONG_LENGTH, 4, 1.0, 32)
     return texts
 
 
