@@ -48,10 +48,8 @@ class Fla:
         """fla on the case's shape, its errors taken on the case's own small inputs."""
         place = {"mode": mode.name, "dtype": case.dtype}
         path = self._folder / "arrays.npz"
-        given = zip(
-            ("q", "k", "v", "d_out"), (*case.small.arrays, case.small.cotangent), strict=True
-        )
-        np.savez(path, **{name: np.asarray(x, np.float32) for name, x in given})
+        q, k, v = (np.asarray(x, np.float32) for x in case.small.arrays)
+        np.savez(path, q=q, k=k, v=v, d_out=np.asarray(case.small.cotangent, np.float32))
         self._ask(do="check", path=str(path), **place)
         with np.load(path) as results:
             errors = errors_of(case, mode, [results[name] for name in mode.outputs])
