@@ -67,7 +67,9 @@ class Worker:
         with self.numpy.load(path) as arrays:
             q, k, v, d_out = (self._tensor(arrays[x], dtype) for x in ("q", "k", "v", "d_out"))
         results = self._call(q, k, v, d_out, mode)
-        self.numpy.savez(path, **{name: x.float().cpu().numpy() for name, x in results.items()})
+        self.numpy.savez(
+            path, **{name: x.detach().float().cpu().numpy() for name, x in results.items()}
+        )
         return {}
 
     def prepare(self, shape: list[int], calls: int, mode: str, dtype: str) -> dict[str, Any]:
@@ -113,7 +115,7 @@ class Worker:
         if mode == "forward":
             return {"o": out}
         gradients = self.torch.autograd.grad(out, (q, k, v), d_out)
-        return {"o": out.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+        return {"o": out, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
 
     def _inputs(self, shape: list[int], dtype: str) -> list[Any]:
         q, k, v, d_out = (self.torch.randn(shape, device="cuda") for _ in range(4))
