@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import associative, chunked, reference
+from pallas_kernels.lightning_attention import associative, chunked, gpu, reference
 
-Implementation = Literal["recurrent", "associative", "chunked"]
+Implementation = Literal["recurrent", "associative", "chunked", "gpu"]
 
 IMPLEMENTATIONS = {
     "recurrent": reference.recurrent,
     "associative": associative.associative,
     "chunked": chunked.chunked,
+    "gpu": gpu.gpu,
 }
 
 
@@ -45,18 +46,29 @@ def lightning_attention(
         the last one that was not 0 starts a new document with an empty memory. None: one document,
         no padding.
       scale: factor on the outputs, not on the memory.
-      implementation: "recurrent", "associative" or "chunked"; None runs the best one for these
-        shapes.
+      implementation: "recurrent", "associative", "chunked" or "gpu"; None runs the best one for
+        this device and these shapes.
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:
-      UnsupportedError: there is no implementation of that name.
+      UnsupportedError: there is no implementation of that name, or it cannot run these arguments
+        or this device, and why.
     Source: arXiv 2401.04658 (chunks, decay per head); arXiv 2601.22156 (its use in HypeNet).
     """
-    preferred = "recurrent" if q.shape[1] == 1 else "chunked"
+    preferred = _preferred(q, k, v)
     name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
     if state is None:
         state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     log_decay = jax.lax.stop_gradient(log_decay).astype(jnp.float32)
     state = state.astype(jnp.float32)
     return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale)
+
+
+def _preferred(
+    q: Float[Array, "B T N H"], k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]
+) -> str:
+    if q.shape[1] == 1:
+        return "recurrent"
+    if dispatch.platform() == "gpu" and gpu.gpu_refusal(q, k, v) is None:
+        return "gpu"
+    return "chunked"

@@ -1,0 +1,1 @@
+"""Times every implementation of every op on this machine: `python -m pallas_kernels.bench`."""

@@ -1,0 +1,68 @@
+"""Times every implementation of an op on this machine:  python -m pallas_kernels.bench [OP]
+[--against fla] [--json FILE]
+
+Beside each time stand its error against float64 (on inputs of the same shape but at most 1,024
+tokens), its ratio to the first implementation of the same lines, and its ratio to a floor: the time
+in which this machine copies the bytes that must be moved, or does the products, both measured in
+the same call. Rounds are interleaved, one sample of each implementation after the other.
+
+--against fla adds chunk_simple_gla of flash-linear-attention, which runs in a process of its own
+with PyTorch and Triton; --fla-python names the interpreter that has them, where it is not this one.
+"""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+
+from pallas_kernels.bench import against_fla, report
+from pallas_kernels.bench.cases import CASES, ON_DEMAND
+from pallas_kernels.bench.measure import measure, measure_machine
+
+logger = logging.getLogger("pallas_kernels.bench")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parse(arguments)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    # Another process measures on the same device: take only the memory that is used.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if not options.against:
+        return _run(options, None)
+    try:
+        with against_fla.started(options.fla_python) as fla:
+            _run(options, fla)
+    except against_fla.CannotRunError as error:
+        print(f"fla cannot run here: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
+    machine = measure_machine(options.rounds)
+    rows = []
+    for op in [options.op] if options.op else [x for x in CASES if x not in ON_DEMAND]:
+        others = {"fla": fla.contender} if fla and op == against_fla.OP else {}
+        for case in CASES[op]():
+            rows += measure(case, machine, options.rounds, others)
+    logger.info("%s\n%s", report.heading(machine), report.table(rows))
+    if options.json:
+        options.json.write_text(report.as_json(rows, machine, fla.versions if fla else {}))
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__)
+    parser.add_argument("op", nargs="?", choices=sorted(CASES), help="all ops where it is left out")
+    parser.add_argument("--against", choices=["fla"], help=f"with {against_fla.OP}, or all ops")
+    parser.add_argument("--fla-python", default=sys.executable, help="default: this interpreter")
+    parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if options.against and options.op not in (None, against_fla.OP):
+        parser.error(f"--against fla times {against_fla.OP}, not {options.op}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

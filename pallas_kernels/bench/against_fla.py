@@ -1,0 +1,74 @@
+"""This side of `fla_worker.py`: fla's chunk_simple_gla as one more contender, in another process."""
+
+import contextlib
+import json
+import pathlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_kernels.bench.measure import QUEUED_CALLS, Case, Contender, Mode, errors_of
+
+OP = "lightning_attention"
+WORKER = pathlib.Path(__file__).with_name("fla_worker.py")
+
+
+class CannotRunError(RuntimeError):
+    """PyTorch, a CUDA device or fla is missing, and which."""
+
+
+@contextlib.contextmanager
+def started(python: str) -> Iterator["Fla"]:
+    """fla in a process of that interpreter, until the end of the block."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process,
+    ):
+        yield Fla(process, pathlib.Path(folder))
+
+
+class Fla:
+    """A process with PyTorch: one JSON object per line asks, one answers.
+
+    Raises:
+      CannotRunError: what is missing, or why the process ended.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], folder: pathlib.Path) -> None:
+        self._process, self._folder = process, folder
+        self.versions: dict[str, str] = self._read()
+
+    def contender(self, case: Case, mode: Mode) -> Contender:
+        """fla on the case's shape, its errors taken on the case's own small inputs."""
+        place = {"mode": mode.name, "dtype": case.dtype}
+        path = self._folder / "arrays.npz"
+        q, k, v = (np.asarray(x, np.float32) for x in case.small.arrays)
+        np.savez(path, q=q, k=k, v=v, d_out=np.asarray(case.small.cotangent, np.float32))
+        self._ask(do="check", path=str(path), **place)
+        with np.load(path) as results:
+            errors = errors_of(case, mode, [results[name] for name in mode.outputs])
+        shape = jax.eval_shape(case.make_inputs, 0).arrays[0].shape
+        ready = self._ask(do="prepare", shape=shape, calls=QUEUED_CALLS, **place)
+        return Contender(self._sample, errors, ready["temporaries"])
+
+    def _sample(self) -> float:
+        return self._ask(do="time")["milliseconds"]
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"cannot": f"exit code {self._process.wait()}"}
+        if "cannot" in answer:
+            raise CannotRunError(answer["cannot"])
+        return answer

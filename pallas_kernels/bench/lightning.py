@@ -1,0 +1,84 @@
+"""Lightning attention: q and k RMS-normed, and the slopes of HypeNet."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import lightning_attention
+from pallas_kernels.bench import float64, inputs
+from pallas_kernels.bench.measure import Case, Inputs, Mode
+from pallas_kernels.lightning_attention import IMPLEMENTATIONS
+
+# B T N H. A row of the 2B model, two, one of the larger models, a training batch, a long context.
+SHAPES = ((1, 16384, 16, 128), (2, 16384, 16, 128), (1, 16384, 32, 128))
+SHAPES = (*SHAPES, (12, 512, 16, 128), (1, 131072, 16, 128))
+# The quickstart's layer, the shape of the CPU bars, and a row of the 2B model.
+SHAPES_ON_CPU = ((16, 128, 4, 32), (1, 4096, 8, 64), (1, 2048, 16, 128))
+CHUNK = 64  # of the products that the definition needs at least
+
+
+def cases() -> list[Case]:
+    shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
+    names = inputs.worth_timing(IMPLEMENTATIONS)
+    return [case(dtype, shape, names) for shape in shapes for dtype in inputs.dtypes()]
+
+
+def cpu_bars() -> list[Case]:
+    """On a CPU the token scan takes at least 8 times as long as the chunks, the tree at most
+    twice."""
+    whole = case("float32", SHAPES_ON_CPU[1], ("chunked", "recurrent", "associative"))
+    return [dataclasses.replace(whole, modes=whole.modes[-1:])]
+
+
+def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
+    batch, length, heads, width = shape
+    log_decay, scale = -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads), width**-0.5
+
+    def with_state(name):
+        return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
+
+    def make_inputs(seed, batch=batch, length=length):
+        q, k, v, d_out = inputs.random(seed, dtype, *4 * ((batch, length, heads, width),))
+        return Inputs((inputs.normed(q), inputs.normed(k), v), d_out)
+
+    small = make_inputs(0, 1, min(length, inputs.CHECKED_TOKENS))
+    tokens = float(batch * length * heads * width)
+    forward, gradient = tokens * 4 * (CHUNK + width), tokens * (14 * CHUNK + 12 * width)
+    modes = (
+        Mode("forward", lambda name: _only_outputs(with_state(name)), ("o",), forward),
+        Mode("forward+state", with_state, ("o", "state"), forward),
+        Mode(
+            "forward+gradient",
+            lambda name: _only_outputs(with_state(name)),
+            ("o", "dq", "dk", "dv"),
+            gradient,
+            gradient=True,
+        ),
+    )
+    label = f"B{batch} T{length} N{heads} H{width}"
+    exact = _exact(small, log_decay, scale)
+    return Case("lightning_attention", label, names, modes, make_inputs, small, exact)
+
+
+def _attend(q, k, v, *, log_decay, scale, implementation):
+    return lightning_attention(q, k, v, log_decay, scale=scale, implementation=implementation)
+
+
+def _only_outputs(function):
+    return lambda *arrays: function(*arrays)[0]
+
+
+def _exact(small, log_decay, scale):
+    @functools.cache
+    def results():
+        q, k, v, d_out = (np.asarray(x[0]) for x in (*small.arrays, small.cotangent))
+        return float64.lightning(q, k, v, d_out, np.asarray(log_decay), scale)
+
+    def exact(mode):
+        out, state, gradients = results()
+        rest = {"forward": (), "forward+state": (state,), "forward+gradient": gradients}
+        return [x[None] for x in (out, *rest[mode])]
+
+    return exact

@@ -1,0 +1,222 @@
+"""Timing: cases, interleaved rounds, and the floors that this machine's own copy and product set."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import UnsupportedError, dispatch
+from pallas_kernels.bench import float64
+
+logger = logging.getLogger(__name__)
+
+QUEUED_CALLS = 20  # on an accelerator: dispatch on the host hides behind the calls before
+LEAST_ROUNDS, PATIENCE = 3, 10.0  # seconds
+BEYOND_CACHES = 256 << 20  # bytes of inputs that no accelerator's cache holds
+
+
+class Inputs(NamedTuple):
+    arrays: tuple[jax.Array, ...]
+    cotangent: jax.Array  # of the output that is differentiated
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What of an op is timed: `function(implementation)` takes the arrays of an `Inputs`.
+
+    A gradient mode returns the outputs and the gradients of all arrays. flops: the least that the
+    definition needs. outputs: their names, gradients included.
+    """
+
+    name: str
+    function: Callable[[str], Callable[..., Any]]
+    outputs: tuple[str, ...]
+    flops: float
+    gradient: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One op at one shape. `exact(mode name)` gives the outputs in float64 for the inputs `small`:
+    the same shape, but short."""
+
+    op: str
+    shape: str
+    implementations: tuple[str, ...]
+    modes: tuple[Mode, ...]
+    make_inputs: Callable[[int], Inputs]  # of a seed
+    small: Inputs
+    exact: Callable[[str], list[np.ndarray]]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.small.arrays[0].dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One implementation in one mode. Times are per call, in milliseconds: the median, and the 20th
+    and 80th percentile. ratio: over the first implementation. times_floor: over the time in which
+    this machine copies as many bytes, or multiplies as much, as the mode needs at least. errors:
+    relative to float64. temporaries: bytes of scratch memory, None where unknown."""
+
+    op: str
+    shape: str
+    dtype: str
+    mode: str
+    implementation: str
+    milliseconds: float
+    low: float
+    high: float
+    ratio: float
+    times_floor: float
+    errors: Mapping[str, float]
+    temporaries: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """An implementation that is ready to be timed: `sample()` gives milliseconds per call."""
+
+    sample: Callable[[], float]
+    errors: Mapping[str, float]
+    temporaries: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What this machine reaches on a large copy and a large product."""
+
+    bytes_per_second: float
+    flops_per_second: Mapping[str, float]
+
+    def floor(self, mode: Mode, dtype: str, moved: int) -> float:
+        """Milliseconds below which nothing can be expected."""
+        return 1e3 * max(moved / self.bytes_per_second, mode.flops / self.flops_per_second[dtype])
+
+
+def measure_machine(rounds: int) -> Machine:
+    small = dispatch.platform() == "cpu"
+    words, side = (16 << 20, 1024) if small else (256 << 20, 8192)
+    array = jnp.ones(words, jnp.float32)
+    copy = sampler(jax.jit(lambda x: x + 1), [(array,)])
+    products = {}
+    for dtype in ("float32", "bfloat16"):
+        square = jax.random.normal(jax.random.key(0), (side, side), dtype)
+        products[dtype] = sampler(jax.jit(jnp.dot), [(square, square)])
+    times = interleaved({"copy": copy, **products}, rounds)
+    best = {name: 1e-3 * min(values) for name, values in times.items()}
+    speeds = {name: 2 * side**3 / best[name] for name in products}
+    return Machine(2 * array.nbytes / best["copy"], speeds)
+
+
+def measure(
+    case: Case,
+    machine: Machine,
+    rounds: int,
+    others: Mapping[str, Callable[[Case, Mode], Contender]] | None = None,
+) -> list[Row]:
+    """Every mode of every implementation that runs here, in turns with `others`."""
+    names = [name for name in case.implementations if _runs_here(case, name)]
+    sets = _input_sets(case)
+    rows = []
+    for mode in case.modes:
+        contenders = {name: make(case, mode) for name, make in (others or {}).items()}
+        contenders |= {name: _contender(case, mode, name, sets) for name in names}
+        times = interleaved({n: c.sample for n, c in contenders.items()}, rounds)
+        first = float(np.median(next(iter(times.values()))))
+        floor = machine.floor(mode, case.dtype, _moved(mode, names[0], sets[0]))
+        for name, values in times.items():
+            low, middle, high = np.quantile(values, (0.2, 0.5, 0.8)).tolist()
+            place = case.op, case.shape, case.dtype, mode.name, name
+            ratios = middle / first, middle / floor
+            made = contenders[name]
+            rows.append(Row(*place, middle, low, high, *ratios, made.errors, made.temporaries))
+    return rows
+
+
+def interleaved(samplers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """One sample of each in turn, so that whatever else the machine does falls on all of them.
+
+    Slow ones get fewer rounds: after `LEAST_ROUNDS`, none begins when `PATIENCE` is over.
+    """
+    times: dict[str, list[float]] = {name: [] for name in samplers}
+    start = time.monotonic()
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.monotonic() - start > PATIENCE:
+            break
+        for name, sample in samplers.items():
+            times[name].append(sample())
+    return times
+
+
+def sampler(function: Callable[..., Any], sets: list[Any]) -> Callable[[], float]:
+    """Milliseconds per call of a compiled function that goes round its sets of arguments."""
+    calls = 1 if dispatch.platform() == "cpu" else QUEUED_CALLS
+    jax.block_until_ready(function(*sets[0]))
+
+    def sample() -> float:
+        start = time.perf_counter()
+        results = [function(*sets[i % len(sets)]) for i in range(calls)][-1]
+        jax.block_until_ready(results)
+        return 1e3 * (time.perf_counter() - start) / calls
+
+    return sample
+
+
+def errors_of(case: Case, mode: Mode, got: Any) -> dict[str, float]:
+    """Relative error of each output of a mode on the case's small inputs."""
+    leaves, exact = jax.tree.leaves(got), case.exact(mode.name)
+    triples = zip(mode.outputs, leaves, exact, strict=True)
+    return {name: float64.relative_error(x, y) for name, x, y in triples}
+
+
+def _contender(case: Case, mode: Mode, name: str, sets: list[Inputs]) -> Contender:
+    function = jax.jit(_runner(mode, name))
+    errors = errors_of(case, mode, function(*case.small))
+    compiled = function.lower(*sets[0]).compile()
+    analysis = compiled.memory_analysis()
+    temporaries = None if analysis is None else analysis.temp_size_in_bytes
+    return Contender(sampler(compiled, sets), errors, temporaries)
+
+
+def _runner(mode: Mode, name: str) -> Callable[..., Any]:
+    function = mode.function(name)
+
+    def run(arrays, cotangent):
+        if not mode.gradient:
+            return function(*arrays)
+        out, pull_back = jax.vjp(function, *arrays)
+        return out, pull_back(cotangent)
+
+    return run
+
+
+def _input_sets(case: Case) -> list[Inputs]:
+    """As many sets of inputs as make every call read from memory."""
+    first = case.make_inputs(0)
+    size = sum(x.nbytes for x in jax.tree.leaves(first))
+    wanted = 1 if dispatch.platform() == "cpu" else min(8, -(-BEYOND_CACHES // size))
+    return [first, *(case.make_inputs(seed) for seed in range(1, wanted))]
+
+
+def _moved(mode: Mode, name: str, inputs: Inputs) -> int:
+    """Bytes that have to be moved: inputs and outputs once, and again in the backward pass."""
+    outputs = jax.eval_shape(_runner(mode, name), *inputs)
+    sizes = [x.size * x.dtype.itemsize for x in jax.tree.leaves((inputs.arrays, outputs))]
+    return sum(sizes) + (sum(x.nbytes for x in jax.tree.leaves(inputs)) if mode.gradient else 0)
+
+
+def _runs_here(case: Case, name: str) -> bool:
+    try:
+        for mode in case.modes:
+            jax.eval_shape(_runner(mode, name), *case.small)
+    except UnsupportedError as error:
+        logger.info("left out: %s", error)
+        return False
+    return True

@@ -1,0 +1,218 @@
+"""Lightning attention on NVIDIA GPUs: spans of tokens in parallel, so that few heads fill the chip.
+
+Forward, with every memory [H, H] in float32:
+1. `written`: what each span adds to the memory at its end; reads keys and values, and of those only
+   what has not faded to 0 by then.
+2. A product with the decays between spans turns that into the memory before each span (XLA).
+3. `attend`: outputs of every span from the memory before it.
+Backward mirrors 1 and 2 with queries and output gradients, runs `attend` once more for the gradient
+of the queries (do, v, k in place of q, k, v), and `key_value_gradients` from the last token to the
+first. No array of scores or of chunk memories goes through HBM; at B1 T16384 N16 H128 in bfloat16,
+where one such array is 67 MB, forward moves at most 0.42 GB and backward 0.83 GB.
+
+Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
+be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there. A block uses up to
+197 KiB of shared memory and all registers of a multiprocessor (Triton 3.5, sm_90, H128).
+"""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.lightning_attention import documents, gpu_kernels
+from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan
+from pallas_kernels.products import product
+
+INSTEAD = "'chunked', or None to let it choose"
+LARGE_SHARED_MEMORY = ("H100", "H200", "H800", "H20", "B200", "B300")  # 227 KiB for a block
+MAX_WIDTH = 128  # a wider memory does not fit into the registers of one block
+BLOCKS = 128  # an H100 has 132 multiprocessors, and the registers of each hold one block
+CHUNK = {"bfloat16": 64, "float32": 16}  # the most that leaves the memory in registers
+MIN_CHUNKS = 2  # of a span: with one, the spans' memories would be as much to read as their tokens
+UNDERFLOW = -104.0  # exp of less is 0 in float32
+
+Tokens = Float[Array, "B T N H"]
+Memory = Float[Array, "B N H H"]
+
+
+def gpu(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    log_decay: Float[Array, "N"],
+    state: Float[Array, "B N H H"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    scale: float,
+    precision: Literal["split", "one_pass"] = "split",
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    """The kernels above; arguments and results as `lightning_attention`.
+
+    bfloat16 inputs are exact in the matrix units; what is computed from them is not.
+
+    Args:
+      precision: for bfloat16 inputs. "split" multiplies float32 intermediates as the sum of two
+        bfloat16 terms: relative error 3e-6 before the outputs are rounded. "one_pass" rounds them:
+        2e-3, and half the products. float32 inputs are multiplied in three TF32 products.
+    Raises:
+      UnsupportedError: not a Hopper or Blackwell GPU, heads that are too wide, types that are
+        neither all bfloat16 nor all float32, or a mesh.
+    """
+    why = gpu_refusal(q, k, v)
+    if why is not None:
+        raise dispatch.unsupported("lightning_attention", "gpu", why, INSTEAD)
+    plan = _plan(q, scale, terms=2 if precision == "split" else 1)
+    marks = None if segment_ids is None else _marks(segment_ids, plan)
+    return _lightning(q, k, v, state, log_decay, marks, plan)
+
+
+def gpu_refusal(q: Tokens, k: Tokens, v: Tokens) -> str | None:
+    """Why the kernels cannot run these arguments here; None where they can."""
+    if q.shape[3] > MAX_WIDTH:
+        return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[3]}"
+    types = sorted({str(x.dtype) for x in (q, k, v)})
+    if len(types) > 1 or types[0] not in CHUNK:
+        return f"takes q, k, v all bfloat16 or all float32, not {', '.join(types)}"
+    return dispatch.platform_refusal("gpu") or (
+        None if dispatch.interprets() else _device_refusal()
+    )
+
+
+def _device_refusal() -> str | None:
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    if any(size > 1 and kind != manual for kind, size in sizes):
+        return "is not cut up by the compiler, and the mesh has several devices"
+    kind = (mesh.abstract_device or jax.devices()[0]).device_kind
+    if not any(name in kind for name in LARGE_SHARED_MEMORY):
+        return f"needs the shared memory of a Hopper or Blackwell GPU, and this is {kind}"
+    return None
+
+
+def _plan(q: Tokens, scale: float, *, terms: int) -> Plan:
+    batch, length, heads, width = q.shape
+    chunk = CHUNK[str(q.dtype)]
+    all_chunks = pl.cdiv(length, chunk)
+    spans = max(1, min(round(BLOCKS / (batch * heads)), all_chunks // MIN_CHUNKS))
+    chunks = pl.cdiv(all_chunks, spans)
+    spans = pl.cdiv(all_chunks, chunks)
+    interpret = dispatch.interprets()
+    return Plan(batch, length, heads, width, chunk, chunks, spans, scale, terms, interpret)
+
+
+def _marks(segment_ids: Int[Array, "B T"], plan: Plan) -> Marks:
+    real = documents.is_real(segment_ids).astype(jnp.int32)
+    starts = documents.starts_document(segment_ids).astype(jnp.int32)
+    room = ((0, 0), (1, plan.spans * plan.tokens - plan.length))
+    return Marks(*(jnp.cumsum(jnp.pad(x, room), axis=1) for x in (real, starts)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _lightning(
+    q: Tokens,
+    k: Tokens,
+    v: Tokens,
+    state: Memory,
+    log_decay: Float[Array, "N"],
+    marks: Marks | None,
+    plan: Plan,
+) -> tuple[Tokens, Memory]:
+    return _forward(q, k, v, state, log_decay, marks, plan)[0]
+
+
+def _forward(
+    q: Tokens,
+    k: Tokens,
+    v: Tokens,
+    state: Memory,
+    log_decay: Float[Array, "N"],
+    marks: Marks | None,
+    plan: Plan,
+) -> tuple[tuple[Tokens, Memory], Any]:
+    before = _carried(k, v, state, log_decay, marks, plan, backward=False)
+    results = gpu_kernels.attend(q, k, v, before, marks, log_decay, plan)
+    return results, (q, k, v, before, marks, log_decay)
+
+
+def _backward(plan: Plan, saved: Any, cotangents: tuple[Tokens, Memory]) -> tuple[Any, ...]:
+    q, k, v, before, marks, log_decay = saved
+    d_out, d_last = cotangents
+    after = _carried(q, d_out, d_last, log_decay, marks, plan, backward=True)
+    rest = after, marks, log_decay, plan
+    d_q, _ = gpu_kernels.attend(d_out, v, k, before, marks, log_decay, plan, transposed=True)
+    if q.dtype == jnp.float32:
+        # Both walks in one kernel would not leave the memory in registers.
+        d_v, d_state = gpu_kernels.attend(k, q, d_out, *rest, backward=True)
+        d_k, _ = gpu_kernels.attend(v, d_out, q, *rest, backward=True, transposed=True)
+    else:
+        d_k, d_v, d_state = gpu_kernels.key_value_gradients(q, k, v, d_out, *rest)
+    return d_q, d_k, d_v, d_state, None, None
+
+
+_lightning.defvjp(_forward, _backward)
+
+
+def _carried(
+    a: Tokens,
+    b: Tokens,
+    edge: Memory,
+    log_decay: Float[Array, "N"],
+    marks: Marks | None,
+    plan: Plan,
+    *,
+    backward: bool,
+) -> Float[Array, "B N S H H"]:
+    """Memory before each of S spans; if backward, gradient of the memory after each."""
+    if plan.spans == 1:
+        return edge[:, :, None]
+    needed = _needed(log_decay, marks, plan, backward=backward)
+    written = gpu_kernels.written(a, b, edge, needed, marks, log_decay, plan, backward=backward)
+    count, document = _at(marks, _boundaries(plan, backward), plan)
+    gaps = count[:, :, None] - count[:, None, :]
+    gaps = -gaps if backward else gaps
+    ordered = jnp.triu if backward else jnp.tril
+    seen = ordered(document[:, :, None] == document[:, None, :])[:, None]
+    fade = jnp.where(seen, _fade(log_decay, gaps), 0.0)
+    fade = jnp.broadcast_to(fade, (*written.shape[:3], plan.spans))
+    return product("bnij,bnjhv->bnihv", fade, written)
+
+
+def _needed(
+    log_decay: Float[Array, "N"], marks: Marks | None, plan: Plan, *, backward: bool
+) -> Int[Array, "B N S"]:
+    """How many chunks next to a boundary still count there: not faded to 0, of its document."""
+    boundaries = _boundaries(plan, backward)
+    steps = plan.chunk * jnp.arange(plan.chunks, dtype=jnp.int32)
+    tokens = boundaries[:, None] + (steps if backward else -steps)[None, :]
+    has_span = (tokens < plan.length) if backward else (boundaries > 0)[:, None]
+    count, document = _at(marks, boundaries, plan)
+    counts, open_then = _at(marks, jnp.maximum(tokens, 0), plan)
+    alive = has_span[None] & (open_then == document[:, :, None])
+    faded = log_decay[None, :, None, None] * jnp.abs(counts - count[:, :, None])[:, None]
+    needed = jnp.sum(alive[:, None] & (faded > UNDERFLOW), axis=-1, dtype=jnp.int32)
+    return jnp.broadcast_to(needed, (plan.batch, *needed.shape[1:]))
+
+
+def _boundaries(plan: Plan, backward: bool) -> Int[Array, "S"]:
+    """The token before which each span starts; if backward, ends."""
+    return plan.tokens * (jnp.arange(plan.spans, dtype=jnp.int32) + int(backward))
+
+
+def _at(
+    marks: Marks | None, tokens: Int[Array, "*S"], plan: Plan
+) -> tuple[Int[Array, "B *S"], Int[Array, "B *S"]]:
+    """Real tokens before the given tokens, and the document open there."""
+    if marks is None:
+        return jnp.minimum(tokens, plan.length)[None], jnp.zeros_like(tokens)[None]
+    return marks.real_before[:, tokens], marks.document[:, tokens]
+
+
+def _fade(log_decay: Float[Array, "N"], gaps: Int[Array, "B S S"]) -> Float[Array, "B N S S"]:
+    steps = jnp.maximum(gaps, 0).astype(jnp.float32)
+    return jnp.exp(log_decay[None, :, None, None] * steps[:, None])

@@ -1,0 +1,142 @@
+"""The benchmark command: what it times, what it writes, and what it says where fla cannot run."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from pallas_kernels import dispatch
+from pallas_kernels.bench import __main__ as command
+from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure
+from pallas_kernels.bench.cases import CASES, ON_DEMAND
+
+
+@pytest.fixture(autouse=True)
+def tiny_shapes(monkeypatch):
+    monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8), (1, 24, 2, 8)))
+    monkeypatch.setattr(attention, "SHAPES_ON_CPU", ((1, 16, 16, 2, 1, 8),))
+    monkeypatch.setattr(losses, "SHAPES_ON_CPU", ((16, 8, 50),))
+    machine = measure.Machine(1e9, {"float32": 1e10, "bfloat16": 1e10})
+    monkeypatch.setattr(command, "measure_machine", lambda rounds: machine)
+
+
+def rows_of(tmp_path, *arguments):
+    path = tmp_path / "rows.json"
+    command.main([*arguments, "--rounds", "3", "--json", str(path)])
+    return json.loads(path.read_text())
+
+
+def test_every_op_is_timed_and_is_as_accurate_as_float32(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8),))
+    monkeypatch.setattr(inputs, "worth_timing", lambda names: ("chunked",))
+    with caplog.at_level("INFO", logger="pallas_kernels.bench"):
+        content = rows_of(tmp_path)
+    rows = content["rows"]
+    assert {row["op"] for row in rows} == set(CASES) - set(ON_DEMAND)
+    for row in rows:
+        assert 0 < row["low"] <= row["milliseconds"] <= row["high"]
+        assert row["ratio"] == 1
+        assert row["times_floor"] > 0
+        assert all(0 <= error < 5e-6 for error in row["errors"].values()), row
+    outputs = {r["mode"]: list(r["errors"]) for r in rows if r["op"] == "lightning_attention"}
+    assert outputs == {
+        "forward": ["o"],
+        "forward+state": ["o", "state"],
+        "forward+gradient": ["o", "dq", "dk", "dv"],
+    }
+    assert {"device", "date", "versions", "machine", "rows"} == set(content)
+    assert content["versions"]["jax"] == jax.__version__
+    text = caplog.records[-1].getMessage().splitlines()
+    assert len(text) == 2 + len(rows)
+    assert text[1].split()[:3] == ["op", "shape", "dtype"]
+
+
+def test_an_implementation_of_another_device_is_left_out_and_named(caplog):
+    case = lightning.case("float32", (1, 24, 2, 8), ("chunked", "gpu"))
+    case = dataclasses.replace(case, modes=case.modes[:1])
+    machine = measure.Machine(1e9, {"float32": 1e10})
+    with caplog.at_level("INFO", logger="pallas_kernels.bench"):
+        rows = measure.measure(case, machine, 3)
+    assert [row.implementation for row in rows] == ["chunked"]
+    assert "left out: lightning_attention implementation 'gpu' needs a GPU" in caplog.text
+
+
+def test_ratios_are_to_the_first_implementation_and_to_the_floor(tmp_path):
+    rows = rows_of(tmp_path, "cpu_bars")["rows"]
+    assert [row["implementation"] for row in rows] == ["chunked", "recurrent", "associative"]
+    for row in rows:
+        assert math.isclose(row["ratio"], row["milliseconds"] / rows[0]["milliseconds"])
+    moved = 4 * (24 * 2 * 8) * 11 * 1e-9  # q, k, v twice and do; o, dq, dk, dv, all float32
+    multiplied = (24 * 2 * 8) * (14 * 64 + 12 * 8) / 1e10
+    floor = 1e3 * max(moved, multiplied)
+    assert rows[0]["times_floor"] == pytest.approx(rows[0]["milliseconds"] / floor)
+
+
+def test_the_cases_of_an_accelerator_are_those_of_the_2b_model(monkeypatch):
+    monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
+    monkeypatch.setattr(lightning, "SHAPES", ((1, 64, 16, 128),))
+    cases = lightning.cases()
+    assert [case.dtype for case in cases] == ["bfloat16", "float32"]
+    assert "recurrent" not in cases[0].implementations
+    assert {"gpu", "chunked"} <= set(cases[0].implementations)
+    q, k, _ = cases[1].make_inputs(1).arrays
+    for x in (q, k):
+        np.testing.assert_allclose(jnp.mean(x**2, axis=-1), 1, rtol=1e-4)
+
+
+def test_rounds_are_interleaved_and_fewer_where_they_are_slow(monkeypatch):
+    seen = []
+
+    def sampler(name):
+        def sample():
+            seen.append(name)
+            return 1.0
+
+        return sample
+
+    times = measure.interleaved({"a": sampler("a"), "b": sampler("b")}, 5)
+    assert seen == ["a", "b"] * 5
+    assert times == {"a": [1.0] * 5, "b": [1.0] * 5}
+    monkeypatch.setattr(measure, "PATIENCE", -1.0)
+    assert len(measure.interleaved({"a": sampler("a")}, 50)["a"]) == measure.LEAST_ROUNDS
+
+
+def test_the_float64_gradients_are_those_of_the_recurrence():
+    rng = np.random.default_rng(0)
+    q, k, v, d_out = rng.standard_normal((4, 30, 2, 4))
+    log_decay = np.asarray([-0.7, -0.01])
+    out, state, gradients = float64.lightning(q, k, v, d_out, log_decay, 0.5)
+    rows = [x[None] for x in (q, k, v)]
+    zeros = np.zeros((1, 2, 4, 4))
+    want = oracles.recurrence(*rows, zeros, log_decay, None, 0.5)
+    oracles.assert_close((out[None], state[None]), want, 1e-12)
+
+    with jax.enable_x64(True):
+
+        def loss(q, k, v):
+            got, _ = oracles.lightning(q, k, v, jnp.asarray(zeros), log_decay, None, 0.5)
+            return jnp.sum(got[0] * d_out)
+
+        wanted = jax.grad(loss, (0, 1, 2))(*map(jnp.asarray, rows))
+    oracles.assert_close([x[None] for x in gradients], wanted, 1e-12)
+
+
+def test_where_pytorch_is_missing_fla_ends_the_command_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "torch.py").write_text("raise ImportError(\"No module named 'torch'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        command.main(["lightning_attention", "--against", "fla"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "fla cannot run here: No module named 'torch'\n"
+
+
+def test_fla_is_no_implementation_of_another_op(capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["linear_kl", "--against", "fla"])
+    assert end.value.code == 2
+    assert "--against fla times lightning_attention, not linear_kl" in capsys.readouterr().err
