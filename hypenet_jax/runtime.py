@@ -30,6 +30,9 @@ from jax.experimental import multihost_utils
 FINISHED, BUG, BAD_CONFIG, DOES_NOT_FIT, NUMERICS, BAD_DATA, PREEMPTED = 0, 1, 2, 3, 4, 5, 42
 """Exit codes. 42 asks the scheduler for a restart with the same command; the others do not."""
 
+LOST = 134
+"""Another process is gone; also what JAX ends with when it notices that by itself (SIGABRT)."""
+
 # A process that fails alone must not wait for the others: they wait for it.
 SECONDS_TO_LEAVE = 10
 _NAME_BYTES, _DIGEST_BYTES = 64, 32
@@ -108,6 +111,7 @@ def join_processes(cluster: Cluster) -> None:
         cluster_detection_method="deactivate",
         initialization_timeout=cluster.join_seconds,
         heartbeat_timeout_seconds=cluster.heartbeat_seconds,
+        shutdown_timeout_seconds=cluster.heartbeat_seconds + 5,
     )
 
 
@@ -219,7 +223,8 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
 @contextlib.contextmanager
 def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
     """Ends a main: known exceptions become one screen without traceback and their exit code, others
-    stay bugs (1). A process that fails alone ends within SECONDS_TO_LEAVE, and the others see it lost.
+    stay bugs (1). With several processes, a known error that only this one meets ends it after
+    SECONDS_TO_LEAVE, and an unknown one that comes of the loss of another becomes LOST.
 
     Args:
       codes: exception class to exit code; subclasses count, the first match wins.
@@ -232,19 +237,29 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
             traceback.print_exc()
         else:
             _say(f"{type(error).__name__}: {error}")
-        _leave(code)
-        raise SystemExit(code) from error
+        raise SystemExit(_left(code)) from error
 
 
-def _leave(code: int) -> None:
-    """Ends this process if the others do not end with it."""
+def _left(code: int) -> int:
+    """The exit code, once the others end too; ends this process if they do not."""
     if not jax.distributed.is_initialized():
-        return
-    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        return code
+    failures: list[Exception] = []
+
+    def leave() -> None:
+        try:
+            jax.distributed.shutdown()
+        except Exception as error:
+            failures.append(error)
+
+    leaving = threading.Thread(target=leave, daemon=True)
     leaving.start()
-    leaving.join(SECONDS_TO_LEAVE)
-    if leaving.is_alive():
-        os._exit(code)
+    # A lost process looks like a bug here until its heartbeat is missed, and that decides about a restart.
+    leaving.join(None if code == BUG else SECONDS_TO_LEAVE)
+    if leaving.is_alive() or failures:
+        sys.stdout.flush()
+        os._exit(LOST if code == BUG else code)
+    return code
 
 
 def _say(text: str) -> None:

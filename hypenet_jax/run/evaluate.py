@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 
+from hypenet_jax import runtime
 from hypenet_jax.config import HaloConfig
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepared import Prepared
@@ -59,6 +60,7 @@ def evaluate(config: HaloConfig) -> bool:
         write_report(folder, config, report, checks, samples)
         _print(report, checks)
         print(f"report: {folder / 'index.html'}")
+    runtime.meet("report written")
     return all(check.passed for check in checks)
 
 

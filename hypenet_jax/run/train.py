@@ -148,7 +148,10 @@ def is_done(run: RunConfig) -> bool:
       CheckpointError: another config has.
     """
     final = run.folder / "final"
-    if not final.exists():
+    there = final.exists()
+    # Hosts that do not see the same folder would wait for each other.
+    runtime.check_agreement(final_weights=there)
+    if not there:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
