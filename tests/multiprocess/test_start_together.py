@@ -1,7 +1,5 @@
 """How processes of one run find each other, and that they refuse to start on different configs."""
 
-import time
-
 import pytest
 from processes import HALO
 
@@ -23,11 +21,8 @@ def test_processes_with_different_configs_refuse_to_start_and_say_which_differs(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("process", [0])
-def test_a_process_that_waits_in_vain_said_for_whom_and_ends(start, text, tmp_path, process):
-    began = time.monotonic()
+def test_a_process_that_waits_in_vain_said_for_whom_and_ends(start, text, tmp_path):
     words = [*HALO, "--text", str(text), "--run-dir", str(tmp_path / "run")]
     (member,) = start(words, missing=1, join_seconds=3)
     assert member.end() != 0
-    assert time.monotonic() - began < 60
     assert "waiting up to 3 s for all 2 processes at 127.0.0.1:" in member.said()
