@@ -1,56 +1,176 @@
-"""The process: joining the others, logging, seeds, signals, exit codes. Imports nothing of ours."""
+"""The process: joining the others and agreeing with them, logging, seeds, signals, exit codes.
 
+Imports nothing of ours.
+"""
+
+import argparse
 import contextlib
 import dataclasses
+import hashlib
+import itertools
+import json
 import logging
 import os
+import pathlib
+import platform
 import signal
+import socket
 import sys
+import threading
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jaxlib
+import numpy as np
+from jax.experimental import multihost_utils
 
 FINISHED, BUG, BAD_CONFIG, DOES_NOT_FIT, NUMERICS, BAD_DATA, PREEMPTED = 0, 1, 2, 3, 4, 5, 42
 """Exit codes. 42 asks the scheduler for a restart with the same command; the others do not."""
 
+LOST = 134
+"""Another process is gone; also what JAX ends with when it notices that by itself (SIGABRT)."""
+
+# A process that fails alone must not wait for the others: they wait for it.
+SECONDS_TO_LEAVE = 10
+_NAME_BYTES, _DIGEST_BYTES = 64, 32
+
 log = logging.getLogger("hypenet_jax")
+
+
+class ProcessesDiffer(ValueError):
+    """The processes of a run were not started with the same config, code or data."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """How this process finds the others when nothing can be detected; all three or none."""
+    """How this process finds the others.
+
+    Attributes:
+      coordinator, num_processes, process_id: all three, or none where they can be detected; host:port of process 0.
+      join_seconds: how long a process waits for the others at the start.
+      heartbeat_seconds: silence after which a process counts as lost and the others end.
+    """
 
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    join_seconds: int = 300
+    heartbeat_seconds: int = 60
 
     def __post_init__(self) -> None:
-        given = [value is not None for value in dataclasses.astuple(self)]
-        if any(given) and not all(given):
+        given = [self.coordinator, self.num_processes, self.process_id]
+        if any(value is not None for value in given) and None in given:
             raise ValueError(
                 f"{self}: coordinator, num_processes and process_id must be given together, "
                 "or none of them"
             )
 
 
+def take_cluster(arguments: Sequence[str]) -> tuple[Cluster, list[str]]:
+    """The cluster that the flags of a command line say, and the arguments that are left.
+
+    Flags are named like the fields of Cluster: `--coordinator HOST:PORT --num-processes N --process-id I`.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for field in dataclasses.fields(Cluster):
+        kind = str if field.name == "coordinator" else int
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=field.default)
+    known, rest = parser.parse_known_args(arguments)
+    return Cluster(**vars(known)), rest
+
+
 def join_processes(cluster: Cluster) -> None:
     """Joins the processes of this run, before any other use of JAX; a single process stays alone.
 
-    Given addresses are used as they are; otherwise JAX detects the cluster (SLURM, TPU pod, GKE,
-    Open MPI).
+    Given addresses are used as they are; otherwise JAX detects the cluster (SLURM, TPU pod, GKE, Open MPI).
+
+    Raises:
+      RuntimeError: the others did not come in time.
     """
-    if cluster.coordinator is not None:
-        jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
-    elif _cluster_detected():
-        jax.distributed.initialize()
+    if cluster.coordinator is None:
+        coordinator, count, process, devices = _detected(cluster.join_seconds)
+    else:
+        coordinator, count, process = cluster.coordinator, cluster.num_processes, cluster.process_id
+        devices = None
+    if coordinator is None or count == 1:
+        return
+    # Said beforehand, because JAX ends the whole process when the time is up.
+    _say(
+        f"process {process} of {count}: waiting up to {cluster.join_seconds} s "
+        f"for all {count} processes at {coordinator}"
+    )
+    jax.distributed.initialize(
+        coordinator,
+        count,
+        process,
+        local_device_ids=devices,
+        cluster_detection_method="deactivate",
+        initialization_timeout=cluster.join_seconds,
+        heartbeat_timeout_seconds=cluster.heartbeat_seconds,
+        shutdown_timeout_seconds=cluster.heartbeat_seconds + 5,
+    )
 
 
-def _cluster_detected() -> bool:
-    names = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "MEGASCALE_COORDINATOR_ADDRESS")
-    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    return any(name in os.environ for name in names) or len(hosts) > 1
+def _detected(seconds: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """Address of process 0, number of processes, ours, our devices (None: all); None where there is no cluster."""
+    # JAX's own detection, asked for its values: `initialize` would use them without saying them.
+    from jax._src.clusters import ClusterEnv
+
+    return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
+
+
+def meet(where: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def check_agreement(**facts: Any) -> None:
+    """Refuses to go on unless all processes hold the same facts, anything that JSON can hold; one hash of each travels.
+
+    Raises:
+      ProcessesDiffer: on every process, naming the processes that differ from process 0, their hosts and the facts.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = [
+        hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest()
+        for fact in facts.values()
+    ]
+    name = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
+    mine = np.frombuffer(name + b"".join(digests), np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    hosts = [bytes(row[:_NAME_BYTES]).rstrip(b"\0").decode() for row in everyone]
+    parts = everyone[:, _NAME_BYTES:].reshape(len(everyone), len(facts), _DIGEST_BYTES)
+    lines = [
+        f"process {process} on {hosts[process]} has another {' and '.join(different)} "
+        f"than process 0 on {hosts[0]}"
+        for process, same in enumerate((parts == parts[0]).all(axis=-1))
+        if (different := [fact for fact, equal in zip(facts, same, strict=True) if not equal])
+    ]
+    if lines:
+        raise ProcessesDiffer(
+            f"{'; '.join(lines)}; start the same command on the same code and files everywhere"
+        )
+
+
+def code_version() -> dict[str, str]:
+    """What the code of this process is: a hash of our own sources, and the versions below them."""
+    here = pathlib.Path(__file__).parent
+    sources = hashlib.sha256()
+    for package in (here, here.parent / "pallas_kernels"):
+        for path in sorted(package.rglob("*.py")):
+            sources.update(path.relative_to(here.parent).as_posix().encode() + path.read_bytes())
+    return {
+        "sources": sources.hexdigest(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+    }
 
 
 def set_up_logging() -> None:
@@ -88,9 +208,9 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     at the same step.
     """
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        yield multihost_utils.reached_preemption_sync_point
+        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next.
+        calls = itertools.count()
+        yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
@@ -103,7 +223,8 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
 @contextlib.contextmanager
 def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
     """Ends a main: known exceptions become one screen without traceback and their exit code, others
-    stay bugs (1).
+    stay bugs (1). With several processes, a known error that only this one meets ends it after
+    SECONDS_TO_LEAVE, and an unknown one that comes of the loss of another becomes LOST.
 
     Args:
       codes: exception class to exit code; subclasses count, the first match wins.
@@ -115,5 +236,31 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         if code == BUG:
             traceback.print_exc()
         else:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(code) from error
+            _say(f"{type(error).__name__}: {error}")
+        raise SystemExit(_left(code)) from error
+
+
+def _left(code: int) -> int:
+    """The exit code, once the others end too; ends this process if they do not."""
+    if not jax.distributed.is_initialized():
+        return code
+    failures: list[Exception] = []
+
+    def leave() -> None:
+        try:
+            jax.distributed.shutdown()
+        except Exception as error:
+            failures.append(error)
+
+    leaving = threading.Thread(target=leave, daemon=True)
+    leaving.start()
+    # A lost process looks like a bug here until its heartbeat is missed, and that decides about a restart.
+    leaving.join(None if code == BUG else SECONDS_TO_LEAVE)
+    if leaving.is_alive() or failures:
+        sys.stdout.flush()
+        os._exit(LOST if code == BUG else code)
+    return code
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

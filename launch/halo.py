@@ -2,6 +2,9 @@
 
     python -m launch.halo CONFIG [--only STAGE] [--from STAGE] [arguments of the config]
 
+On several hosts the same command runs on each; where they cannot be detected, add
+--coordinator HOST:PORT --num-processes N --process-id I.
+
 Exit codes: 0 done, 2 bad config, 4 numbers not finite, 5 bad data or checkpoint, 6 a bound of the report does not hold,
 42 stopped by SIGTERM with everything saved.
 """
@@ -9,7 +12,7 @@ Exit codes: 0 done, 2 bad config, 4 numbers not finite, 5 bad data or checkpoint
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import HaloConfig, load
+from hypenet_jax.config import HaloConfig, load, resolved
 from hypenet_jax.run import convert
 from launch.errors import CODES
 
@@ -18,10 +21,13 @@ BOUND_MISSED = 6
 
 def main(arguments: list[str]) -> int:
     with runtime.main_guard(CODES):
-        path, options, rest = _parse(arguments)
+        cluster, words = runtime.take_cluster(arguments)
+        path, options, rest = _parse(words)
         config = load(path, HaloConfig, rest)
-        runtime.join_processes(runtime.Cluster())
+        runtime.join_processes(cluster)
         runtime.set_up_logging()
+        asked = {"config": resolved(config), **options}
+        runtime.check_agreement(config=asked, code=runtime.code_version())
         with runtime.stop_on_sigterm() as stop:
             held = convert(config, only=options["only"], start=options["from"], stop=stop)
         return runtime.FINISHED if held else BOUND_MISSED

@@ -1,12 +1,15 @@
 """One stage; killed anywhere, the same command goes on.
 
 python -m launch.train CONFIG [arguments of the config] [--training.loop.steps 100 ...]
+
+On several hosts the same command runs on each; where they cannot be detected, add
+--coordinator HOST:PORT --num-processes N --process-id I.
 """
 
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import RunConfig, load
+from hypenet_jax.config import RunConfig, load, resolved
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.run import select, train
 from launch.errors import CODES
@@ -17,9 +20,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
-        run = load(arguments[0], RunConfig, arguments[1:])
-        runtime.join_processes(runtime.Cluster())
+        cluster, words = runtime.take_cluster(arguments)
+        run = load(words[0], RunConfig, words[1:])
+        runtime.join_processes(cluster)
         runtime.set_up_logging()
+        runtime.check_agreement(config=resolved(run), code=runtime.code_version())
         if isinstance(run.stage, SelectConfig):
             select(run)
         else:

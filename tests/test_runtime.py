@@ -1,6 +1,9 @@
 import logging
 import os
+import pathlib
+import shutil
 import signal
+import socket
 
 import jax
 import numpy as np
@@ -61,28 +64,145 @@ def test_part_of_a_cluster_address_is_refused():
         runtime.Cluster(coordinator="localhost:1234")
 
 
-def test_one_process_joins_nobody(monkeypatch):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: pytest.fail("joined"))
-    for name in ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "TPU_WORKER_HOSTNAMES"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize was called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "TPU_"))]:
+        monkeypatch.delenv(name)
+    return calls
+
+
+def test_one_process_joins_nobody(joined):
     runtime.join_processes(runtime.Cluster())
+    assert not joined
+
+
+def test_given_processes_are_joined_with_their_times(joined, capsys):
+    runtime.join_processes(runtime.Cluster("host:1", 2, 1, join_seconds=7, heartbeat_seconds=8))
+    ((where, options),) = joined
+    assert where == ("host:1", 2, 1)
+    assert options["initialization_timeout"] == 7
+    assert options["heartbeat_timeout_seconds"] == 8
+    assert options["cluster_detection_method"] == "deactivate"
+    said = capsys.readouterr().err
+    assert said == "process 1 of 2: waiting up to 7 s for all 2 processes at host:1\n"
+
+
+SLURM = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "n[07-08]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1,10.0.0.2:34911",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+}
 
 
 @pytest.mark.parametrize(
-    ("given", "environment"),
-    [
-        (("host:1", 2, 1), {}),
-        ((), {"SLURM_STEP_NODELIST": "n[1-2]"}),
-        ((), {"TPU_WORKER_HOSTNAMES": "a,b"}),
-    ],
+    ("environment", "address"), [(SLURM, "n07:61441"), (OPEN_MPI, "10.0.0.1:61441")]
 )
-def test_given_or_detected_processes_are_joined(monkeypatch, given, environment):
-    calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+def test_detected_processes_are_joined_and_each_takes_one_device(
+    joined, monkeypatch, environment, address
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    runtime.join_processes(runtime.Cluster(*given))
-    assert calls == [given]
+    runtime.join_processes(runtime.Cluster())
+    ((where, options),) = joined
+    assert where == (address, 4, 3)
+    assert options["local_device_ids"] == [1]
+
+
+def test_hosts_of_a_tpu_slice_are_joined_and_see_all_their_devices(joined, monkeypatch):
+    from jax._src.clusters import cloud_tpu_cluster, cluster
+
+    for module in (cloud_tpu_cluster, cluster):
+        monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost,elsewhere")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    monkeypatch.setenv("MEGASCALE_COORDINATOR_ADDRESS", "localhost")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "1")
+    runtime.join_processes(runtime.Cluster())
+    ((where, options),) = joined
+    assert where == ("localhost:8482", 4, 3)
+    assert options["local_device_ids"] is None
+
+
+def test_a_single_task_of_slurm_stays_alone_and_keeps_all_devices(joined, monkeypatch):
+    for name, value in {**SLURM, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    runtime.join_processes(runtime.Cluster())
+    assert not joined
+
+
+def test_cluster_flags_are_taken_from_a_command_line_and_the_rest_is_left():
+    words = ["a.py", "--coordinator", "h:1", "--text=x", "--num-processes=2", "--process-id", "0"]
+    cluster, rest = runtime.take_cluster([*words, "--steps", "-3"])
+    assert cluster == runtime.Cluster("h:1", 2, 0)
+    assert rest == ["a.py", "--text=x", "--steps", "-3"]
+
+
+def test_a_single_process_agrees_with_itself():
+    runtime.check_agreement(config={"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"config": {"lr": 2}}, "another config than"),
+        ({"data": ["x"]}, "another data than"),
+        ({"code": {"jax": "1"}, "data": None}, "another code and data than"),
+    ],
+)
+def test_processes_that_differ_are_named_with_their_host_and_what_differs(monkeypatch, other, said):
+    facts = {"config": {"lr": 1}, "code": {"jax": "0"}, "data": ["y"]}
+    rows = []
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(
+        runtime.multihost_utils, "process_allgather", lambda row: rows.append(row) or row[None]
+    )
+    runtime.check_agreement(**facts)
+    runtime.check_agreement(**(facts | other))
+    monkeypatch.setattr(
+        runtime.multihost_utils, "process_allgather", lambda row: np.stack([*rows[:1] * 2, rows[1]])
+    )
+    with pytest.raises(runtime.ProcessesDiffer) as caught:
+        runtime.check_agreement(**facts)
+    assert f"process 2 on {socket.gethostname()[:64]} has {said} process 0" in str(caught.value)
+    assert "process 1" not in str(caught.value)
+
+
+def test_another_byte_of_the_sources_is_another_version(monkeypatch, tmp_path):
+    root = pathlib.Path(runtime.__file__).parents[1]
+    for package in ("hypenet_jax", "pallas_kernels"):
+        shutil.copytree(root / package, tmp_path / package)
+    here = runtime.code_version()
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "hypenet_jax" / "runtime.py"))
+    assert runtime.code_version() == here
+    with (tmp_path / "pallas_kernels" / "__init__.py").open("a") as file:
+        file.write("#")
+    assert runtime.code_version()["sources"] != here["sources"]
+
+
+def test_a_signal_late_in_one_stage_stops_the_next_whose_steps_begin_anew(monkeypatch):
+    from jax.experimental import multihost_utils
+
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == 3
+    )
+    with runtime.stop_on_sigterm() as stop:
+        assert [stop(step) for step in (1, 2, 3, 1)] == [False, False, False, True]
+    assert asked == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("process", "level"), [(0, logging.INFO), (1, logging.WARNING)])

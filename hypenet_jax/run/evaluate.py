@@ -5,6 +5,9 @@ import itertools
 import logging
 import pathlib
 
+import jax
+
+from hypenet_jax import runtime
 from hypenet_jax.config import HaloConfig
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepared import Prepared
@@ -52,15 +55,21 @@ def evaluate(config: HaloConfig) -> bool:
     report += _comparisons(asked, report)
     checks = [_check(bound, report) for bound in asked.bounds]
     samples = _samples(asked, subjects[asked.student], prepared)
-    folder = pathlib.Path(config.run_dir) / "report"
-    write_report(folder, config, report, checks, samples)
+    if jax.process_index() == 0:
+        folder = pathlib.Path(config.run_dir) / "report"
+        write_report(folder, config, report, checks, samples)
+        _print(report, checks)
+        print(f"report: {folder / 'index.html'}")
+    runtime.meet("report written")
+    return all(check.passed for check in checks)
+
+
+def _print(report: Report, checks: list[Check]) -> None:
     print(report.table())
     for check in checks:
         print(
             f"{'ok    ' if check.passed else 'MISSED'} {check.name}: {check.value}, {check.bound}"
         )
-    print(f"report: {folder / 'index.html'}")
-    return all(check.passed for check in checks)
 
 
 def _subject(config: HaloConfig, candidate: Candidate) -> Subject:

@@ -4,6 +4,8 @@ import itertools
 import logging
 import shutil
 
+import jax
+
 from hypenet_jax.axes import Params
 from hypenet_jax.config import RunConfig
 from hypenet_jax.data.loader import heldout_batches
@@ -58,10 +60,11 @@ def select(run: RunConfig) -> None:
         scores = sweep(score, frozen, aligned["mixers"])
     selection = choose(*scores, keep=run.stage.keep, eps=run.stage.eps)
     log.info("%s: layers %s keep softmax attention", run.name, selection.softmax_layers)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_selection(run.folder / "selection.json", selection)
+    if jax.process_index() == 0:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_selection(run.folder / "selection.json", selection)
+        shutil.rmtree(run.folder / "final", ignore_errors=True)
     # The mixers travel along, so that a selection is known to belong to the weights it was made with.
-    shutil.rmtree(run.folder / "final", ignore_errors=True)
     save_params(run.folder / "final", aligned, origin_of(run, handoff.fingerprint))
 
 

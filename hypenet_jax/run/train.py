@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
@@ -138,6 +137,7 @@ def _export(run: RunConfig, params: Params, prepared: Prepared) -> None:
     if jax.process_index() == 0:
         # An interrupted start of this very run may have left it.
         shutil.rmtree(run.hf_folder, ignore_errors=True)
+    runtime.meet(f"nothing in {run.hf_folder}")
     save_hf(run.hf_folder, config, params, dtype=run.export, tokenizer_from=prepared.folder)
 
 
@@ -148,7 +148,10 @@ def is_done(run: RunConfig) -> bool:
       CheckpointError: another config has.
     """
     final = run.folder / "final"
-    if not final.exists():
+    there = final.exists()
+    # Hosts that do not see the same folder would wait for each other.
+    runtime.check_agreement(final_weights=there)
+    if not there:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
@@ -164,9 +167,10 @@ def prepared_data(run: RunConfig) -> Prepared:
     """The tokenised corpus: process 0 prepares it, the others wait and open it."""
     if jax.process_index() == 0:
         prepare(run.data.corpus)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("data prepared")
-    return open_prepared(run.data.corpus.folder)
+    runtime.meet("data prepared")
+    prepared = open_prepared(run.data.corpus.folder)
+    runtime.check_agreement(data=prepared.manifest)
+    return prepared
 
 
 def _plan(run: RunConfig, mesh: Mesh) -> Plan:

@@ -1,0 +1,72 @@
+"""A conversion by two processes with four devices each is that of one process with eight."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from processes import HALO, starting
+
+from hypenet_jax.halo.select import read_selection
+from hypenet_jax.train.handoff import load_params
+from hypenet_jax.train.metrics import read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+TRAINED = ("teacher", "align", "distill", "finetune")
+
+
+@pytest.fixture(scope="module")
+def runs(text, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
+    """(folder of two processes, folder of one, what each of the two said)."""
+    place = tmp_path_factory.mktemp("chain")
+    two, one = ([*HALO, "--text", str(text), "--run-dir", str(place / n)] for n in ("two", "one"))
+    with starting(place) as start:
+        group = start(two, two)
+        codes = [member.end(800) for member in group]
+        (alone,) = start(one)
+        codes.append(alone.end(800))
+        assert codes == [0, 0, 0], [member.said() for member in (*group, alone)]
+        return place / "two", place / "one", [member.said() for member in group]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_losses_are_those_of_one_process(runs, name):
+    two, one = (read_metrics(run / name / "metrics.jsonl") for run in runs[:2])
+    assert [record["step"] for record in two] == [record["step"] for record in one]
+    losses = [[record["loss"] for record in records] for records in (two, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_final_weights_are_those_of_one_process(runs, name):
+    two, one = (load_params(run / name / "final", name)[0] for run in runs[:2])
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(two), jax.tree.leaves(one), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_same_layers_are_selected(runs):
+    two, one = (read_selection(run / "select" / "selection.json") for run in runs[:2])
+    assert two.softmax_layers == one.softmax_layers
+
+
+def test_the_evaluation_finds_the_same_numbers(runs):
+    two, one = (json.loads((run / "report" / "report.json").read_text()) for run in runs[:2])
+    measured = {"value", "low", "high"}
+    names = [
+        [{key: row[key] for key in row.keys() - measured} for row in report["numbers"]]
+        for report in (two, one)
+    ]
+    assert names[0] == names[1]
+    values = [[row["value"] for row in report["numbers"]] for report in (two, one)]
+    np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+def test_only_process_zero_prints_the_report_and_the_others_only_warn(runs):
+    first, second = runs[2]
+    assert first.count("heldout_perplexity") == 1
+    assert "heldout_perplexity" not in second
+    assert " INFO " not in second
