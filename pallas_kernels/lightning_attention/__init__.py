@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import associative, chunked, reference
+from pallas_kernels.lightning_attention import associative, chunked, reference, tpu
 
-Implementation = Literal["recurrent", "associative", "chunked"]
+Implementation = Literal["recurrent", "associative", "chunked", "tpu"]
 
 IMPLEMENTATIONS = {
     "recurrent": reference.recurrent,
     "associative": associative.associative,
     "chunked": chunked.chunked,
+    "tpu": tpu.tpu,
 }
 
 
@@ -53,10 +54,17 @@ def lightning_attention(
       UnsupportedError: there is no implementation of that name.
     Source: arXiv 2401.04658 (chunks, decay per head); arXiv 2601.22156 (its use in HypeNet).
     """
-    preferred = "recurrent" if q.shape[1] == 1 else "chunked"
-    name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
+    name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, _preferred(q))
     if state is None:
         state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     log_decay = jax.lax.stop_gradient(log_decay).astype(jnp.float32)
     state = state.astype(jnp.float32)
     return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale)
+
+
+def _preferred(q: Float[Array, "B T N H"]) -> str:
+    if q.shape[1] == 1:
+        return "recurrent"
+    if dispatch.platform() == "tpu" and tpu.tpu_refusal(q) is None:
+        return "tpu"
+    return "chunked"

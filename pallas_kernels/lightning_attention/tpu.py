@@ -1,0 +1,125 @@
+"""Lightning attention on TPU: fused Pallas kernels under this op's contract."""
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.lightning_attention import tpu_backward, tpu_chunk, tpu_forward
+from pallas_kernels.lightning_attention.tpu_chunk import Plan
+
+INSTEAD = "'chunked', or None to let it choose"
+LANES = 128
+INTERPRETED_CHUNK = 32
+BFLOAT16_ROWS = 16  # rows of one tile
+
+Tokens = Float[Array, "B T W"]
+Memory = Float[Array, "B N H H"]
+Marks = tuple[Float[Array, "B 8 S"], ...]
+
+
+def tpu(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    log_decay: Float[Array, "N"],
+    state: Float[Array, "B N H H"],
+    segment_ids: Int[Array, "B T"] | None,
+    *,
+    scale: float,
+    precision: Literal["split", "one_pass"] = "split",
+    save_states: bool = True,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    """One kernel forward, one or two backward; arguments and results as `lightning_attention`.
+
+    bfloat16 inputs are exact in the matrix units; what is computed from them is not.
+
+    Args:
+      precision: for bfloat16 inputs. "split" multiplies float32 intermediates as the sum of two
+        bfloat16 terms: relative error 3e-6 before the outputs are rounded. "one_pass" rounds them:
+        2e-3, and half the products. Other dtypes are computed in float32 throughout.
+      save_states: differentiating keeps the memory before every chunk, in q's dtype: one backward
+        kernel instead of two, for B * N * (T / chunk) * H * H numbers.
+    Raises:
+      UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
+    """
+    refusal = tpu_refusal(q)
+    if refusal is not None:
+        raise dispatch.unsupported("lightning_attention", "tpu", refusal, INSTEAD)
+    batch, length, heads, width = q.shape
+    chunk = min(chunk_size(), -(-length // BFLOAT16_ROWS) * BFLOAT16_ROWS)
+    exact = all(x.dtype == jnp.bfloat16 for x in (q, k, v))
+    products = precision if exact else "float32"
+    plan = Plan(scale, chunk, length, width, products, save_states, dispatch.interprets())
+    marks = () if segment_ids is None else (tpu_chunk.marks(segment_ids, chunk),)
+    flat = tuple(x.reshape(batch, length, heads * width) for x in (q, k, v))
+    out, last = _attend(plan, log_decay, flat, state, marks)
+    return out.reshape(q.shape), last
+
+
+def tpu_refusal(q: Float[Array, "B T N H"]) -> str | None:
+    """Why the kernels cannot run these arguments here; None where they can."""
+    refusal = dispatch.platform_refusal("tpu")
+    if refusal is not None or dispatch.interprets():
+        return refusal
+    if q.shape[-1] % LANES:
+        return f"needs a head width that is a multiple of {LANES}, and it is {q.shape[-1]}"
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
+    if any(size > 1 and kind != manual for kind, size in sizes):
+        return "is not cut up by the compiler, and the mesh has several devices"
+    return None
+
+
+def chunk_size() -> int:
+    """Tokens per chunk: as many as the matrix unit is wide.
+
+    A wider chunk moves fewer saved states and costs more products; at this width the forward pass
+    is bound by bytes on every generation but v5p, where both take as long.
+    """
+    return INTERPRETED_CHUNK if dispatch.interprets() else pltpu.get_tpu_info().mxu_column_size
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(
+    plan: Plan,
+    log_decay: Float[Array, "N"],
+    tokens: tuple[Tokens, Tokens, Tokens],
+    state: Memory,
+    marks: Marks,
+) -> tuple[Tokens, Memory]:
+    out, last, _ = tpu_forward.forward(plan, log_decay, tokens, state, marks, save_states=False)
+    return out, last
+
+
+def _attend_forward(
+    plan: Plan,
+    log_decay: Float[Array, "N"],
+    tokens: tuple[Tokens, Tokens, Tokens],
+    state: Memory,
+    marks: Marks,
+) -> tuple[tuple[Tokens, Memory], Any]:
+    out, last, saved = tpu_forward.forward(
+        plan, log_decay, tokens, state, marks, save_states=plan.save_states
+    )
+    return (out, last), (log_decay, tokens, state, marks, saved)
+
+
+def _attend_backward(plan: Plan, kept: Any, cotangents: tuple[Tokens, Memory]) -> Any:
+    log_decay, tokens, state, marks, saved = kept
+    do, dlast = cotangents
+    arguments = (plan, log_decay, (*tokens, do), dlast)
+    if saved:
+        *dtokens, dstate = tpu_backward.from_saved(*arguments, *saved, marks)
+    else:
+        *dtokens, dstate = tpu_backward.from_nothing(*arguments, state, marks)
+    constants = jax.tree.map(jnp.zeros_like, (log_decay, marks))
+    return constants[0], tuple(dtokens), dstate, constants[1]
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
