@@ -9,12 +9,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import tpu_backward, tpu_chunk, tpu_forward
+from pallas_kernels.lightning_attention import tpu_chunk, tpu_kernels
 from pallas_kernels.lightning_attention.tpu_chunk import Plan
 
 INSTEAD = "'chunked', or None to let it choose"
 LANES = 128
 INTERPRETED_CHUNK = 32
+STEP_ROWS = 512  # tokens times heads per grid step, at most
 BFLOAT16_ROWS = 16  # rows of one tile
 
 Tokens = Float[Array, "B T W"]
@@ -54,7 +55,8 @@ def tpu(
     chunk = min(chunk_size(), -(-length // BFLOAT16_ROWS) * BFLOAT16_ROWS)
     exact = all(x.dtype == jnp.bfloat16 for x in (q, k, v))
     products = precision if exact else "float32"
-    plan = Plan(scale, chunk, length, width, products, save_states, dispatch.interprets())
+    together = max(n for n in range(1, heads + 1) if heads % n == 0 and n * chunk <= STEP_ROWS)
+    plan = Plan(scale, chunk, length, width, together, products, save_states, dispatch.interprets())
     marks = () if segment_ids is None else (tpu_chunk.marks(segment_ids, chunk),)
     flat = tuple(x.reshape(batch, length, heads * width) for x in (q, k, v))
     out, last = _attend(plan, log_decay, flat, state, marks)
@@ -93,7 +95,7 @@ def _attend(
     state: Memory,
     marks: Marks,
 ) -> tuple[Tokens, Memory]:
-    out, last, _ = tpu_forward.forward(plan, log_decay, tokens, state, marks, save_states=False)
+    (out,), last, _ = tpu_kernels.forward(plan, log_decay, tokens, state, marks, save=False)
     return out, last
 
 
@@ -104,8 +106,8 @@ def _attend_forward(
     state: Memory,
     marks: Marks,
 ) -> tuple[tuple[Tokens, Memory], Any]:
-    out, last, saved = tpu_forward.forward(
-        plan, log_decay, tokens, state, marks, save_states=plan.save_states
+    (out,), last, saved = tpu_kernels.forward(
+        plan, log_decay, tokens, state, marks, save=plan.save_states
     )
     return (out, last), (log_decay, tokens, state, marks, saved)
 
@@ -115,11 +117,11 @@ def _attend_backward(plan: Plan, kept: Any, cotangents: tuple[Tokens, Memory]) -
     do, dlast = cotangents
     arguments = (plan, log_decay, (*tokens, do), dlast)
     if saved:
-        *dtokens, dstate = tpu_backward.from_saved(*arguments, *saved, marks)
+        result = tpu_kernels.backward_from_saved(*arguments, *saved, marks)
     else:
-        *dtokens, dstate = tpu_backward.from_nothing(*arguments, state, marks)
+        result = tpu_kernels.backward_from_nothing(*arguments, state, marks)
     constants = jax.tree.map(jnp.zeros_like, (log_decay, marks))
-    return constants[0], tuple(dtokens), dstate, constants[1]
+    return constants[0], result.tokens, result.carried, constants[1]
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

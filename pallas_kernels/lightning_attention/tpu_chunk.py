@@ -6,6 +6,7 @@ layout.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +33,7 @@ class Plan:
       chunk: tokens per grid step.
       length: tokens per row; the last chunk may be short.
       width: of a head.
+      heads: per grid step; independent, so that their products hide each other's latency.
       products: "float32", or for bfloat16 inputs "split" (float32 operands as the sum of two
         bfloat16 terms, a product each) or "one_pass" (rounded to bfloat16).
       save_states: the forward pass keeps the memory before every chunk for the backward pass.
@@ -42,6 +44,7 @@ class Plan:
     chunk: int
     length: int
     width: int
+    heads: int
     products: Literal["float32", "split", "one_pass"]
     save_states: bool
     interpret: bool
@@ -85,43 +88,30 @@ def marks(segment_ids: Int[Array, "B T"], chunk: int) -> Float[Array, "B 8 S"]:
     return jnp.stack(rows, axis=1).reshape(batch, SUBLANES, -1)
 
 
-def fade(log_decay: Float[Array, ""], steps: Float[Array, "..."]) -> Float[Array, "..."]:
+def _fade(log_decay: Float[Array, ""], steps: Float[Array, "..."]) -> Float[Array, "..."]:
     """exp(log_decay * steps), 0 for NEVER. Clamped before exp: an overflow masked afterwards is
     NaN."""
     return jnp.where(steps < 0, 0.0, jnp.exp(log_decay * jnp.maximum(steps, 0.0)))
 
 
-def start(
-    plan: Plan, log_decay_ref: Any, first_ref: Any, carried_ref: Any, within_refs: Refs
-) -> None:
-    """At the first step of a head: what is carried from chunk to chunk, and what all chunks
-    share."""
-    log_decay = log_decay_ref[pl.program_id(1)]
-
-    @pl.when(pl.program_id(2) == 0)
-    def _():
-        carried_ref[...] = first_ref[...]
-        square = (plan.chunk, plan.chunk)
-        for ref in within_refs:
-            steps = jnp.maximum(_index(square, 0) - _index(square, 1), NEVER)
-            ref[...] = fade(log_decay, steps)
-
-
-def factors(
-    plan: Plan, log_decay_ref: Any, index: Int[Array, ""], marks_refs: Refs, within_refs: Refs
+def _factors(
+    plan: Plan,
+    log_decay: Float[Array, ""],
+    index: Int[Array, ""],
+    marks_refs: Refs,
+    within: list[Float[Array, "C C"]],
 ) -> Factors:
-    """Factors of chunk `index`, from its marks or, for one document, from its place."""
-    log_decay = log_decay_ref[pl.program_id(1)]
+    """Of chunk `index`: from its marks or, for one document, from its place."""
     if marks_refs:
         return _factors_of_documents(plan, log_decay, marks_refs[0][...])
     size = (plan.length - index * plan.chunk).astype(jnp.float32)
     size = jnp.minimum(size, float(plan.chunk))
     row = _index((plan.chunk, plan.width), 0)
     return Factors(
-        within=within_refs[0][...],
-        entering=fade(log_decay, row + 1.0),
-        leaving=fade(log_decay, jnp.maximum(size - 1.0 - row, NEVER)),
-        across=fade(log_decay, jnp.full((1, 1), size)),
+        within=within[0],
+        entering=_fade(log_decay, row + 1.0),
+        leaving=_fade(log_decay, jnp.maximum(size - 1.0 - row, NEVER)),
+        across=_fade(log_decay, jnp.full((1, 1), size)),
     )
 
 
@@ -133,18 +123,17 @@ def _factors_of_documents(
     square = (plan.chunk, plan.chunk)
     seen = (_index(square, 0) >= _index(square, 1)) & (document == rows[1:2])
     return Factors(
-        within=fade(log_decay, jnp.where(seen, count - rows[0:1], NEVER)),
-        entering=fade(log_decay, entering),
-        leaving=fade(log_decay, leaving),
-        across=fade(log_decay, rows[4:5, :1]),
+        within=_fade(log_decay, jnp.where(seen, count - rows[0:1], NEVER)),
+        entering=_fade(log_decay, entering),
+        leaving=_fade(log_decay, leaving),
+        across=_fade(log_decay, rows[4:5, :1]),
     )
 
 
-def load(
-    plan: Plan, index: Int[Array, ""], marks_refs: Refs, refs: Refs
+def _load(
+    plan: Plan, index: Int[Array, ""], marks_refs: Refs, arrays: list[Float[Array, "C H"]]
 ) -> list[Float[Array, "C H"]]:
-    """One chunk of q, k, v or the cotangent of the outputs, zeros where there is no real token."""
-    arrays = [ref[...] for ref in refs]
+    """q, k, v or the cotangent of the outputs with zeros where there is no real token."""
     if plan.products == "float32":
         arrays = [x.astype(jnp.float32) for x in arrays]
     if marks_refs:
@@ -183,87 +172,151 @@ def _terms(plan: Plan, x: Float[Array, "I J"]) -> list[Float[Array, "I J"]]:
     return [high, (x - high.astype(jnp.float32)).astype(jnp.bfloat16)]
 
 
+def _gaps(plan: Plan) -> Float[Array, "C C"]:
+    """Steps from token j to token i of a chunk of one document, NEVER where j comes later."""
+    square = (plan.chunk, plan.chunk)
+    return jnp.maximum(_index(square, 0) - _index(square, 1), NEVER)
+
+
 def _index(shape: tuple[int, int], axis: int) -> Float[Array, "I J"]:
     return jax.lax.broadcasted_iota(jnp.int32, shape, axis).astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """Block specs on the grid (batch, head, chunk); `backward` walks the chunks last to first."""
+class Result(NamedTuple):
+    """What a kernel gives."""
 
-    plan: Plan
-    backward: bool = False
-
-    def _chunk(self, step: Any) -> Any:
-        return self.plan.num_chunks - 1 - step if self.backward else step
-
-    @property
-    def log_decay(self) -> pl.BlockSpec:
-        return pl.BlockSpec(memory_space=pltpu.SMEM)
-
-    @property
-    def tokens(self) -> pl.BlockSpec:
-        shape = (None, self.plan.chunk, self.plan.width)
-        return pl.BlockSpec(shape, lambda b, n, c: (b, self._chunk(c), n))
-
-    @property
-    def marks(self) -> pl.BlockSpec:
-        shape = (None, SUBLANES, self.plan.chunk)
-        return pl.BlockSpec(shape, lambda b, n, c: (b, 0, self._chunk(c)))
-
-    @property
-    def memory(self) -> pl.BlockSpec:
-        shape = (None, None, self.plan.width, self.plan.width)
-        return pl.BlockSpec(shape, lambda b, n, c: (b, n, 0, 0))
-
-    @property
-    def memories(self) -> pl.BlockSpec:
-        shape = (None, None, None, self.plan.width, self.plan.width)
-        return pl.BlockSpec(shape, lambda b, n, c: (b, n, self._chunk(c), 0, 0))
+    tokens: tuple[Float[Array, "..."], ...]  # outputs, or cotangents of q, k, v
+    carried: Float[Array, "..."]  # what went from chunk to chunk, after the last one
+    saved: tuple[Float[Array, "..."], ...] = ()  # and before every chunk, where it was to be saved
 
 
 def call(
-    kernel: Callable[..., None],
+    kernel: Callable[..., tuple[tuple[Float[Array, "C H"], ...], Float[Array, "H H"]]],
     plan: Plan,
-    operands: tuple[Any, ...],
+    log_decay: Float[Array, "N"],
+    tokens: tuple[Float[Array, "B T W"], ...],
+    first: Float[Array, "B N H H"],
+    marks: tuple[Float[Array, "B 8 S"], ...],
+    saved: tuple[Float[Array, "B N M H H"], ...] = (),
     *,
-    in_specs: Any,
-    out_shape: Any,
-    out_specs: Any,
+    gives: int,
+    save: bool = False,
+    backward: bool = False,
     squares: int,
     memories: int,
     name: str,
-) -> Any:
-    """`pl.pallas_call` of a kernel on the grid (batch, head, chunk), the chunks in order.
-
-    The last operand is the tuple of marks; the last reference of the kernel is the tuple of
-    `within`, one of which is empty.
+) -> Result:
+    """Runs a kernel over the grid (batch, heads, chunk), each core over its chunks in order.
 
     Args:
+      kernel: `(plan, factors, tokens, carried, *saved)` of one head and chunk to arrays like the
+        tokens, and what the next chunk is to carry. It touches no references: all heads of a step
+        are loaded before any is stored, which leaves the compiler free to interleave them.
+      first: what the first chunk carries.
+      gives: number of arrays like the tokens.
+      save: give what each chunk carried, in the tokens' dtype.
+      backward: walk the chunks last to first.
       squares, memories: products per chunk over [C, C] and over [H, H], for the cost estimate.
     """
-    log_decay, marks = operands[0], operands[-1]
-    heads, square = log_decay.shape[0], (plan.chunk, plan.chunk)
-    batch = operands[1][0].shape[0]
-    steps = batch * heads * plan.num_chunks
-    exponents = (steps if marks else batch * heads) * plan.chunk**2
-    moved = [x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, out_shape))]
-    products = squares * plan.chunk + memories * plan.width
-    return pl.pallas_call(
-        kernel,
-        grid=(batch, heads, plan.num_chunks),
-        in_specs=in_specs,
-        out_shape=out_shape,
-        out_specs=out_specs,
+    batch, heads = first.shape[:2]
+    like, square = tokens[0], (plan.heads, plan.chunk, plan.chunk)
+    memory_of_chunks = (batch, heads, plan.num_chunks, *first.shape[2:])
+    operands = (log_decay, tokens, first, marks, saved)
+    results = Result(
+        tokens=(jax.ShapeDtypeStruct(like.shape, like.dtype),) * gives,
+        carried=jax.ShapeDtypeStruct(first.shape, jnp.float32),
+        saved=(jax.ShapeDtypeStruct(memory_of_chunks, like.dtype),) * save,
+    )
+    scalars, *blocks = _blocks(plan, backward)
+    of_tokens, of_memory, of_marks, of_saved = blocks
+    counts = (len(tokens), len(marks), len(saved))
+    (result,) = pl.pallas_call(
+        functools.partial(_step, kernel, plan, backward),
+        grid=(batch, heads // plan.heads, plan.num_chunks),
+        in_specs=(
+            scalars,
+            (of_tokens,) * counts[0],
+            of_memory,
+            (of_marks,) * counts[1],
+            (of_saved,) * counts[2],
+        ),
+        out_specs=(Result((of_tokens,) * gives, of_memory, (of_saved,) * save),),
+        out_shape=(results,),
         scratch_shapes=((pltpu.VMEM(square, jnp.float32),) * (not marks),),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * steps * plan.chunk * plan.width * products,
-            transcendentals=exponents + 2 * steps * plan.chunk * plan.width,
-            bytes_accessed=sum(moved),
-        ),
+        cost_estimate=_cost(plan, batch * heads, (operands, results), squares, memories),
         interpret=plan.interpret,
         name=name,
     )(*operands)
+    return result
+
+
+def _step(
+    kernel: Callable[..., Any],
+    plan: Plan,
+    backward: bool,
+    log_decay_ref: Any,
+    tokens_refs: Refs,
+    first_ref: Any,
+    marks_refs: Refs,
+    saved_refs: Refs,
+    result_refs: Result,
+    within_refs: Refs,
+) -> None:
+    """One chunk of all heads of a grid step."""
+    step = pl.program_id(2)
+    index = plan.num_chunks - 1 - step if backward else step
+    heads = range(plan.heads)
+    log_decays = [log_decay_ref[pl.program_id(1) * plan.heads + head] for head in heads]
+
+    @pl.when(step == 0)
+    def _():
+        result_refs.carried[...] = first_ref[...]
+        for ref in within_refs:
+            for head in heads:
+                ref[head] = _fade(log_decays[head], _gaps(plan))
+
+    stores = []
+    for head in heads:
+        lanes = pl.ds(head * plan.width, plan.width)
+        within = [ref[head] for ref in within_refs]
+        factors = _factors(plan, log_decays[head], index, marks_refs, within)
+        tokens = _load(plan, index, marks_refs, [ref[:, lanes] for ref in tokens_refs])
+        carried = result_refs.carried[head]
+        saved = [ref[head] for ref in saved_refs]
+        out, next_carried = kernel(plan, factors, tokens, carried, *saved)
+        stores += [
+            (ref, (slice(None), lanes), x) for ref, x in zip(result_refs.tokens, out, strict=True)
+        ]
+        stores += [(ref, head, carried) for ref in result_refs.saved]
+        stores += [(result_refs.carried, head, next_carried)]
+    for ref, place, x in stores:
+        ref[place] = x.astype(ref.dtype)
+
+
+def _blocks(plan: Plan, backward: bool) -> tuple[pl.BlockSpec, ...]:
+    """Where a grid step finds log decays, tokens, a memory, marks and a memory of each chunk."""
+
+    def chunk(step):
+        return plan.num_chunks - 1 - step if backward else step
+
+    square = (plan.width, plan.width)
+    return (
+        pl.BlockSpec(memory_space=pltpu.SMEM),
+        pl.BlockSpec((None, plan.chunk, plan.heads * plan.width), lambda b, n, c: (b, chunk(c), n)),
+        pl.BlockSpec((None, plan.heads, *square), lambda b, n, c: (b, n, 0, 0)),
+        pl.BlockSpec((None, SUBLANES, plan.chunk), lambda b, n, c: (b, 0, chunk(c))),
+        pl.BlockSpec((None, plan.heads, None, *square), lambda b, n, c: (b, n, chunk(c), 0, 0)),
+    )
+
+
+def _cost(plan: Plan, heads: int, arrays: Any, squares: int, memories: int) -> pl.CostEstimate:
+    """Each array is moved once; a product counts once however many passes its precision takes."""
+    numbers = heads * plan.num_chunks * plan.chunk * plan.width
+    return pl.CostEstimate(
+        flops=2 * numbers * (squares * plan.chunk + memories * plan.width),
+        transcendentals=2 * numbers + heads * plan.chunk**2,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)),
+    )
