@@ -9,6 +9,7 @@ not compile, a relayout copy, or more VMEM than the program may take.
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import logging
 import math
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.typing import DTypeLike
 
 from pallas_kernels.lightning_attention import tpu as lightning
 
@@ -123,6 +125,8 @@ def compile_for(chip: str, program: Program) -> Row:
         return Row(chip, program, missed=f"does not compile: {str(error).splitlines()[0]}")
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None
+    assert memory is not None
     sizes = kernel_vmem(text)
     vmem, temporaries = max(sizes, default=0) / MIB, memory.temp_size_in_bytes / MIB
     row = Row(chip, program, len(sizes), vmem, temporaries, len(relayouts(text)), seconds)
@@ -170,38 +174,43 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 def _lightning_programs() -> list[Program]:
-    programs = []
-    for heads in (16, 32):
-        programs += _lightning(1, 16384, heads, 128)
-    return programs
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _lightning(1, 16384, heads, 128, jnp.bfloat16, vmem_limit=4.0)
+    ]
+    return large + _lightning(2, 1000, 5, 128, jnp.float32, vmem_limit=4.0)
 
 
-def _lightning(batch: int, length: int, heads: int, width: int) -> list[Program]:
+def _lightning(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
+) -> list[Program]:
     """Forward, and with gradients: of one document, without saved states, of many documents.
 
     The arrays come and go with their heads side by side, as projections give and take them.
     """
-    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
     state = jax.ShapeDtypeStruct((batch, heads, width, width), jnp.float32)
     segments = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
 
-    def forward(q, k, v, state, segments=None, **form):
-        apart = (x.reshape(batch, length, heads, width) for x in (q, k, v))
-        log_decay = -jnp.asarray(slopes, jnp.float32)
-        out, last = lightning.tpu(*apart, log_decay, state, segments, scale=width**-0.5, **form)
-        return out.reshape(q.shape), last
+    def forward(q, k, v, state, segments=None, save_states=True):
+        q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
+        decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
+        out, last = lightning.tpu(
+            q, k, v, decay, state, segments, scale=scale, save_states=save_states
+        )
+        return out.reshape(tokens.shape), last
 
-    def gradient(q, k, v, state, cotangents, segments=None, **form):
-        return jax.vjp(lambda *a: forward(*a, segments, **form), q, k, v, state)[1](cotangents)
+    def gradient(q, k, v, state, cotangents, segments=None, save_states=True):
+        function = functools.partial(forward, segments=segments, save_states=save_states)
+        return jax.vjp(function, q, k, v, state)[1](cotangents)
 
-    def recomputed(*arguments):
-        return gradient(*arguments, save_states=False)
-
-    shape = f"B{batch} T{length} N{heads} H{width}"
+    recomputed = functools.partial(gradient, save_states=False)
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
     return [
-        Program(op, shape, "forward", forward, arrays, vmem_limit=4.0),
+        Program(op, shape, "forward", forward, arrays, vmem_limit),
         Program(op, shape, "gradient", gradient, (*arrays, cotangents)),
         Program(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
         Program(op, shape, "gradient, documents", gradient, (*arrays, cotangents, segments)),

@@ -1,6 +1,5 @@
 """Lightning attention on TPU: fused Pallas kernels under this op's contract."""
 
-import functools
 from typing import Any, Literal
 
 import jax
@@ -54,13 +53,13 @@ def tpu(
     batch, length, heads, width = q.shape
     chunk = min(chunk_size(), -(-length // BFLOAT16_ROWS) * BFLOAT16_ROWS)
     exact = all(x.dtype == jnp.bfloat16 for x in (q, k, v))
-    products = precision if exact else "float32"
+    dtype, products = (jnp.bfloat16, precision) if exact else (jnp.float32, "float32")
     together = max(n for n in range(1, heads + 1) if heads % n == 0 and n * chunk <= STEP_ROWS)
     plan = Plan(scale, chunk, length, width, together, products, save_states, dispatch.interprets())
     marks = () if segment_ids is None else (tpu_chunk.marks(segment_ids, chunk),)
-    flat = tuple(x.reshape(batch, length, heads * width) for x in (q, k, v))
-    out, last = _attend(plan, log_decay, flat, state, marks)
-    return out.reshape(q.shape), last
+    flat = (x.reshape(batch, length, heads * width).astype(dtype) for x in (q, k, v))
+    out, last = _attend(plan, log_decay, tuple(flat), state, marks)
+    return out.reshape(q.shape).astype(q.dtype), last
 
 
 def tpu_refusal(q: Float[Array, "B T N H"]) -> str | None:
@@ -81,14 +80,13 @@ def tpu_refusal(q: Float[Array, "B T N H"]) -> str | None:
 def chunk_size() -> int:
     """Tokens per chunk: as many as the matrix unit is wide.
 
-    A wider chunk moves fewer saved states and costs more products; at this width the forward pass
-    is bound by bytes on every generation but v5p, where both take as long.
+    A wider chunk moves fewer saved states and costs more products. By peak rates, the forward pass
+    at this width is bound by bytes on v5e and v6e, by products on v5p, and by neither on v4 and 7x.
     """
     return INTERPRETED_CHUNK if dispatch.interprets() else pltpu.get_tpu_info().mxu_column_size
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
+def _attend_alone(
     plan: Plan,
     log_decay: Float[Array, "N"],
     tokens: tuple[Tokens, Tokens, Tokens],
@@ -115,13 +113,14 @@ def _attend_forward(
 def _attend_backward(plan: Plan, kept: Any, cotangents: tuple[Tokens, Memory]) -> Any:
     log_decay, tokens, state, marks, saved = kept
     do, dlast = cotangents
-    arguments = (plan, log_decay, (*tokens, do), dlast)
+    tokens = (*tokens, do)
     if saved:
-        result = tpu_kernels.backward_from_saved(*arguments, *saved, marks)
+        result = tpu_kernels.backward_from_saved(plan, log_decay, tokens, dlast, saved[0], marks)
     else:
-        result = tpu_kernels.backward_from_nothing(*arguments, state, marks)
+        result = tpu_kernels.backward_from_nothing(plan, log_decay, tokens, dlast, state, marks)
     constants = jax.tree.map(jnp.zeros_like, (log_decay, marks))
     return constants[0], result.tokens, result.carried, constants[1]
 
 
+_attend: Any = jax.custom_vjp(_attend_alone, nondiff_argnums=(0,))
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -15,8 +15,9 @@ reverse.
 
 from jaxtyping import Array, Float
 
-from pallas_kernels.lightning_attention import tpu_chunk
-from pallas_kernels.lightning_attention.tpu_chunk import Factors, Plan, Result, product
+from pallas_kernels.lightning_attention import tpu_grid
+from pallas_kernels.lightning_attention.tpu_chunk import Factors, Plan, product
+from pallas_kernels.lightning_attention.tpu_grid import Result
 
 Tokens = Float[Array, "B T W"]
 Chunk = Float[Array, "C H"]
@@ -34,7 +35,7 @@ def forward(
 ) -> Result:
     """Outputs and last memory from q, k, v; also the memory before every chunk if it is to be
     saved."""
-    return tpu_chunk.call(
+    return tpu_grid.call(
         _forward,
         plan,
         log_decay,
@@ -59,7 +60,7 @@ def backward_from_saved(
 ) -> Result:
     """Cotangents of q, k, v and the first memory, from q, k, v, do and the memory before every
     chunk."""
-    return tpu_chunk.call(
+    return tpu_grid.call(
         _backward,
         plan,
         log_decay,
@@ -84,7 +85,7 @@ def backward_from_nothing(
     marks: tuple[Float[Array, "B 8 S"], ...],
 ) -> Result:
     """As `backward_from_saved`, with two kernels that need only the first memory."""
-    queries = tpu_chunk.call(
+    queries = tpu_grid.call(
         _backward_queries,
         plan,
         log_decay,
@@ -96,7 +97,7 @@ def backward_from_nothing(
         memories=2,
         name="lightning_attention_backward_queries",
     )
-    keys = tpu_chunk.call(
+    keys = tpu_grid.call(
         _backward_keys,
         plan,
         log_decay,
