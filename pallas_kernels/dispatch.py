@@ -54,6 +54,19 @@ def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
     return f"needs a {target.upper()}, and this runs on {here}"
 
 
+def mesh_refusal() -> str | None:
+    """Why a kernel that the compiler cannot cut up cannot run on this mesh; None where it can.
+
+    Inside `jax.shard_map` over all axes of a mesh each device runs the kernel on its own part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    parts = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    if any(size > 1 and kind != manual for size, kind in parts):
+        return "is not cut up by the compiler, and the mesh has several devices"
+    return None
+
+
 def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:
     """The name that runs: the one asked for, or `preferred` where none was asked for.
 

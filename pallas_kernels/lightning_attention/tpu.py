@@ -69,12 +69,7 @@ def tpu_refusal(q: Float[Array, "B T N H"]) -> str | None:
         return refusal
     if q.shape[-1] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {q.shape[-1]}"
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual
-    sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    if any(size > 1 and kind != manual for kind, size in sizes):
-        return "is not cut up by the compiler, and the mesh has several devices"
-    return None
+    return dispatch.mesh_refusal()
 
 
 def chunk_size() -> int:
