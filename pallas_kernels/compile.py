@@ -27,6 +27,7 @@ from jax.experimental import topologies
 from jax.typing import DTypeLike
 
 from pallas_kernels.lightning_attention import tpu as lightning
+from pallas_kernels.norm_rotary import tpu as rotary
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,41 @@ def _lightning(
     ]
 
 
-PROGRAMS: dict[str, Callable[[], list[Program]]] = {"lightning_attention": _lightning_programs}
+def _norm_rotary_programs() -> list[Program]:
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _norm_rotary(1, 16384, heads, 128, jnp.bfloat16)
+    ]
+    return large + _norm_rotary(2, 1000, 5, 128, jnp.float32)
+
+
+def _norm_rotary(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike
+) -> list[Program]:
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
+    scale = jax.ShapeDtypeStruct((width,), jnp.float32)
+    angles = jax.ShapeDtypeStruct((batch, length, width // 2), jnp.float32)
+
+    def forward(x, scale, angles):
+        apart = x.reshape(batch, length, heads, width)
+        return rotary.tpu(apart, scale, angles, eps=1e-6).reshape(tokens.shape)
+
+    def gradient(x, scale, angles, cotangent):
+        return jax.vjp(lambda x, scale: forward(x, scale, angles), x, scale)[1](cotangent)
+
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
+    arrays = (tokens, scale, angles)
+    return [
+        Program("norm_rotary", shape, "forward", forward, arrays),
+        Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
+    ]
+
+
+PROGRAMS: dict[str, Callable[[], list[Program]]] = {
+    "lightning_attention": _lightning_programs,
+    "norm_rotary": _norm_rotary_programs,
+}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Norm and rotary positions on TPU: one kernel that reads every number once and writes it once.
 
 The array is seen as [B, T, N*H], so that a head is a block of lanes and no copy changes its layout.
-Everything in between is float32.
+Everything in between is float32, but sine and cosine come in x's dtype.
 """
 
 import functools
@@ -41,7 +41,7 @@ def tpu(
     *,
     eps: float,
 ) -> Float[Array, "B T N H"]:
-    """Rounds once, at the end; arguments as `norm_rotary`.
+    """Rounds sine and cosine to x's dtype, and the result; arguments as `norm_rotary`.
 
     Raises:
       UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
@@ -53,8 +53,8 @@ def tpu(
     rows = max(BLOCK_NUMBERS // (heads * width) // SUBLANES, 1) * SUBLANES
     rows = min(rows, -(-length // SUBLANES) * SUBLANES)
     plan = Plan(eps, rows, length, width, heads, dispatch.interprets())
-    turns = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     flat = x.reshape(batch, length, heads * width)
+    turns = _pack(angles).astype(x.dtype)
     return _apply(plan, flat, scale.astype(jnp.float32), turns).reshape(x.shape)
 
 
@@ -66,6 +66,13 @@ def tpu_refusal(x: Float[Array, "B T N H"]) -> str | None:
     if x.shape[-1] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {x.shape[-1]}"
     return dispatch.mesh_refusal()
+
+
+def _pack(angles: Float[Array, "B T J"]) -> Float[Array, "B T H"]:
+    """(cos, sin) side by side; a choice by lane, because joining two halves would move both."""
+    twice = jnp.tile(angles, 2)
+    first = jnp.arange(twice.shape[-1]) < angles.shape[-1]
+    return jnp.where(first[None, None], jnp.cos(twice), jnp.sin(twice))
 
 
 def _apply_alone(
@@ -162,6 +169,7 @@ def _normed(plan: Plan, x: Float[Array, "R H"]) -> tuple[Float[Array, "R H"], Fl
 
 def _turns(packed: Float[Array, "R H"]) -> tuple[Float[Array, "R H"], Float[Array, "R H"]]:
     """(cos, cos) and (-sin, sin) from (cos, sin)."""
+    packed = packed.astype(jnp.float32)
     swapped = _swap(packed)
     first = jax.lax.broadcasted_iota(jnp.int32, packed.shape, 1) < packed.shape[1] // 2
     return jnp.where(first, packed, swapped), jnp.where(first, -swapped, packed)
