@@ -7,6 +7,7 @@ compiles for a TPU slice must plan the TPU's kernels.
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Collection, Iterator
 from typing import Literal
 
@@ -60,11 +61,10 @@ def mesh_refusal() -> str | None:
     Inside `jax.shard_map` over all axes of a mesh each device runs the kernel on its own part.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual
-    parts = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    if any(size > 1 and kind != manual for size, kind in parts):
-        return "is not cut up by the compiler, and the mesh has several devices"
-    return None
+    manual = [kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types]
+    if all(manual) or (not any(manual) and math.prod(mesh.axis_sizes) == 1):
+        return None
+    return "is not cut up by the compiler, and the mesh has several devices"
 
 
 def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:

@@ -46,12 +46,13 @@ def lightning_attention(
         the last one that was not 0 starts a new document with an empty memory. None: one document,
         no padding.
       scale: factor on the outputs, not on the memory.
-      implementation: "recurrent", "associative" or "chunked"; None runs the best one for these
-        shapes.
+      implementation: "recurrent", "associative", "chunked" (all anywhere) or "tpu" (fused kernels);
+        None runs "recurrent" for one token, "tpu" on a TPU that can, else "chunked".
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:
-      UnsupportedError: there is no implementation of that name.
+      UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
+        this device, and why.
     Source: arXiv 2401.04658 (chunks, decay per head); arXiv 2601.22156 (its use in HypeNet).
     """
     name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, _preferred(q))
