@@ -7,6 +7,7 @@ compiles for a TPU slice must plan the TPU's kernels.
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Collection, Iterator
 from typing import Literal
 
@@ -52,6 +53,18 @@ def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
     if here == target or interprets():
         return None
     return f"needs a {target.upper()}, and this runs on {here}"
+
+
+def mesh_refusal() -> str | None:
+    """Why a kernel that the compiler cannot cut up cannot run on this mesh; None where it can.
+
+    Inside `jax.shard_map` over all axes of a mesh each device runs the kernel on its own part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = [kind == jax.sharding.AxisType.Manual for kind in mesh.axis_types]
+    if all(manual) or (not any(manual) and math.prod(mesh.axis_sizes) == 1):
+        return None
+    return "is not cut up by the compiler, and the mesh has several devices"
 
 
 def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import associative, chunked, gpu, reference
+from pallas_kernels.lightning_attention import associative, chunked, gpu, reference, tpu
 
-Implementation = Literal["recurrent", "associative", "chunked", "gpu"]
+Implementation = Literal["recurrent", "associative", "chunked", "gpu", "tpu"]
 
 IMPLEMENTATIONS = {
     "recurrent": reference.recurrent,
     "associative": associative.associative,
     "chunked": chunked.chunked,
     "gpu": gpu.gpu,
+    "tpu": tpu.tpu,
 }
 
 
@@ -39,20 +40,19 @@ def lightning_attention(
     Args:
       log_decay: natural log of the factor per step, at most 0; one per head.
       state: memory [key width, value width] before the first token, float32; None is zeros. It
-        belongs to the first
-        document of each row.
+        belongs to the first document of each row.
       segment_ids: 0 is padding, which neither writes nor decays and whose output is zero. A number
-        that differs from
-        the last one that was not 0 starts a new document with an empty memory. None: one document,
-        no padding.
+        that differs from the last one that was not 0 starts a new document with an empty memory.
+        None: one document, no padding.
       scale: factor on the outputs, not on the memory.
-      implementation: "recurrent", "associative", "chunked" or "gpu"; None runs the best one for
-        this device and these shapes.
+      implementation: "recurrent", "associative", "chunked" (all anywhere), "gpu" (Hopper or newer) or
+        "tpu" (fused kernels); None runs "recurrent" for one token, the kernels of this device where
+        they can, else "chunked".
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:
-      UnsupportedError: there is no implementation of that name, or it cannot run these arguments
-        or this device, and why.
+      UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
+        this device, and why.
     Source: arXiv 2401.04658 (chunks, decay per head); arXiv 2601.22156 (its use in HypeNet).
     """
     preferred = _preferred(q, k, v)
@@ -71,4 +71,6 @@ def _preferred(
         return "recurrent"
     if dispatch.platform() == "gpu" and gpu.gpu_refusal(q, k, v) is None:
         return "gpu"
+    if dispatch.platform() == "tpu" and tpu.tpu_refusal(q) is None:
+        return "tpu"
     return "chunked"

@@ -84,15 +84,11 @@ def gpu_refusal(q: Tokens, k: Tokens, v: Tokens) -> str | None:
 
 
 def _device_refusal() -> str | None:
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual
-    sizes = zip(mesh.axis_types, mesh.axis_sizes, strict=True)
-    if any(size > 1 and kind != manual for kind, size in sizes):
-        return "is not cut up by the compiler, and the mesh has several devices"
-    kind = (mesh.abstract_device or jax.devices()[0]).device_kind
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    kind = device.device_kind
     if not any(name in kind for name in LARGE_SHARED_MEMORY):
         return f"needs the shared memory of a Hopper or Blackwell GPU, and this is {kind}"
-    return None
+    return dispatch.mesh_refusal()
 
 
 def _plan(q: Tokens, scale: float, *, terms: int) -> Plan:

@@ -8,11 +8,17 @@ import numpy as np
 import oracles
 import pytest
 
-from pallas_kernels import UnsupportedError, lightning_attention
+from pallas_kernels import UnsupportedError, dispatch, lightning_attention
 from pallas_kernels.lightning_attention import IMPLEMENTATIONS
 
 SCALE = 0.25
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
+
+
+@pytest.fixture(autouse=True)
+def kernels_are_interpreted():
+    with dispatch.interpreted():
+        yield
 
 
 def inputs(batch=2, length=130, heads=3, width=16, dtype=jnp.float32, seed=0):

@@ -1,0 +1,259 @@
+"""Compiles every TPU kernel ahead of time, no TPU needed:  python -m pallas_kernels.compile [OP]
+[--chip CHIP]
+
+The compiler is the real one (libtpu, of the extra `tpu`). The table gives, per program: its Mosaic
+kernels, the most VMEM that one of them takes, temporaries in HBM, copies and transposes that change
+an array's layout, and the seconds to compile. Ends with 1 if a bar is missed: a program that does
+not compile, a relayout copy, or more VMEM than the program may take.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import logging
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.typing import DTypeLike
+
+from pallas_kernels.lightning_attention import tpu as lightning
+from pallas_kernels.norm_rotary import tpu as rotary
+
+logger = logging.getLogger(__name__)
+
+MIB = 2**20
+CHIPS = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+# libtpu is told that it runs on no TPU machine, and may be loaded beside another process's.
+ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+SMALLEST_RELAYOUT = MIB  # bytes; smaller arrays hold one number per token, not one per channel
+ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "f64": 8, "s64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program to compile: an op at one shape.
+
+    Attributes:
+      arguments: arrays or `jax.ShapeDtypeStruct`s for `function`.
+      vmem_limit: MiB that none of its kernels may exceed; None sets no bar.
+    """
+
+    op: str
+    shape: str
+    mode: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    vmem_limit: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the compiler made of a program for one chip; `missed` is empty where all bars are
+    met."""
+
+    chip: str
+    program: Program
+    kernels: int = 0
+    vmem: float = math.nan  # MiB, of the kernel that takes the most
+    temporaries: float = math.nan  # MiB
+    relayouts: int = 0
+    seconds: float = math.nan
+    missed: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        numbers = f"{self.vmem:.2f}", f"{self.temporaries:.1f}", str(self.relayouts)
+        program = self.program.op, self.program.shape, self.program.mode
+        seconds = f"{self.seconds:.1f}"
+        return (self.chip, *program, str(self.kernels), *numbers, seconds, self.missed or "ok")
+
+
+HEAD = ("chip", "op", "shape", "mode", "kernels", "VMEM MiB", "temp MiB", "relayouts", "s", "bars")
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("op", nargs="?", choices=sorted(PROGRAMS), help="all ops if left out")
+    parser.add_argument("--chip", choices=CHIPS, help="all chips if left out")
+    arguments = parser.parse_args()
+    if importlib.util.find_spec("libtpu") is None:
+        parser.error("the TPU compiler is not installed; pip install 'hypenet-jax[tpu]'")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ops = [arguments.op] if arguments.op else list(PROGRAMS)
+    programs = [program for op in ops for program in PROGRAMS[op]()]
+    chips = [arguments.chip] if arguments.chip else list(CHIPS)
+    rows = [compile_for(chip, program) for chip in chips for program in programs]
+    logger.info("JAX %s\n%s", jax.__version__, table(rows))
+    sys.exit(any(row.missed for row in rows))
+
+
+def compile_for(chip: str, program: Program) -> Row:
+    """Compiles for one chip, on a mesh of one of its devices."""
+    start = time.perf_counter()
+    try:
+        device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+        with jax.set_mesh(jax.sharding.Mesh(np.asarray([device]), ("device",))):
+            traced = jax.jit(program.function).trace(*program.arguments)
+            compiled = traced.lower(lowering_platforms=("tpu",)).compile()
+    except Exception as error:
+        return Row(chip, program, missed=f"does not compile: {str(error).splitlines()[0]}")
+    seconds = time.perf_counter() - start
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None
+    assert memory is not None
+    sizes = kernel_vmem(text)
+    vmem, temporaries = max(sizes, default=0) / MIB, memory.temp_size_in_bytes / MIB
+    row = Row(chip, program, len(sizes), vmem, temporaries, len(relayouts(text)), seconds)
+    return dataclasses.replace(row, missed=missed_bars(row))
+
+
+def missed_bars(row: Row) -> str:
+    """The bars that a compiled program misses, as words; empty for none."""
+    misses, limit = [], row.program.vmem_limit
+    if row.kernels == 0:
+        misses.append("no kernel in the program")
+    if row.relayouts:
+        misses.append(f"{row.relayouts} relayout copies")
+    if limit is not None and row.vmem > limit:
+        misses.append(f"more than {limit:g} MiB of VMEM")
+    return ", ".join(misses)
+
+
+def kernel_vmem(hlo: str) -> list[int]:
+    """Bytes of VMEM that each Mosaic kernel of an optimized program takes."""
+    sizes = []
+    for line in hlo.splitlines():
+        if 'custom_call_target="tpu_custom_call"' in line:
+            (used,) = re.findall(r'"used_scoped_memory_configs":\[(.*?)\]', line)
+            sizes.append(sum(map(int, re.findall(r'"memory_space":"1".*?"size":"(\d+)"', used))))
+    return sizes
+
+
+def relayouts(hlo: str) -> list[str]:
+    """Copies and transposes of large arrays in an optimized program, as "type[shape]"."""
+    found = re.findall(r"= (\w+)\[([\d,]*)\]\S* (?:copy|transpose)\(", hlo)
+    return [f"{kind}[{shape}]" for kind, shape in found if _bytes(kind, shape) >= SMALLEST_RELAYOUT]
+
+
+def table(rows: list[Row]) -> str:
+    """One line per row, in columns."""
+    lines = [HEAD, *(row.cells() for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
+    columns = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in columns)
+
+
+def _bytes(kind: str, shape: str) -> int:
+    return ITEM_BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _lightning_programs() -> list[Program]:
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _lightning(1, 16384, heads, 128, jnp.bfloat16, vmem_limit=4.0)
+    ]
+    return large + _lightning(2, 1000, 5, 128, jnp.float32, vmem_limit=4.0)
+
+
+def _lightning(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
+) -> list[Program]:
+    """Forward, and with gradients: of one document, without saved states, of many documents.
+
+    The arrays come and go with their heads side by side, as projections give and take them.
+    """
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
+    state = jax.ShapeDtypeStruct((batch, heads, width, width), jnp.float32)
+    segments = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
+
+    def forward(q, k, v, state, segments=None, save_states=True):
+        q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
+        decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
+        out, last = lightning.tpu(
+            q, k, v, decay, state, segments, scale=scale, save_states=save_states
+        )
+        return out.reshape(tokens.shape), last
+
+    def gradient(q, k, v, state, cotangents, segments=None, save_states=True):
+        function = functools.partial(forward, segments=segments, save_states=save_states)
+        return jax.vjp(function, q, k, v, state)[1](cotangents)
+
+    recomputed = functools.partial(gradient, save_states=False)
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
+    op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
+    return [
+        Program(op, shape, "forward", forward, arrays, vmem_limit),
+        Program(op, shape, "gradient", gradient, (*arrays, cotangents)),
+        Program(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
+        Program(op, shape, "gradient, documents", gradient, (*arrays, cotangents, segments)),
+    ]
+
+
+def _norm_rotary_programs() -> list[Program]:
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _norm_rotary(1, 16384, heads, 128, jnp.bfloat16)
+    ]
+    return large + _norm_rotary(2, 1000, 5, 128, jnp.float32)
+
+
+def _norm_rotary(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike
+) -> list[Program]:
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
+    scale = jax.ShapeDtypeStruct((width,), jnp.float32)
+    angles = jax.ShapeDtypeStruct((batch, length, width // 2), jnp.float32)
+
+    def forward(x, scale, angles):
+        apart = x.reshape(batch, length, heads, width)
+        return rotary.tpu(apart, scale, angles, eps=1e-6).reshape(tokens.shape)
+
+    def gradient(x, scale, angles, cotangent):
+        return jax.vjp(lambda x, scale: forward(x, scale, angles), x, scale)[1](cotangent)
+
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
+    arrays = (tokens, scale, angles)
+    return [
+        Program("norm_rotary", shape, "forward", forward, arrays),
+        Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
+    ]
+
+
+PROGRAMS: dict[str, Callable[[], list[Program]]] = {
+    "lightning_attention": _lightning_programs,
+    "norm_rotary": _norm_rotary_programs,
+}
+
+
+if __name__ == "__main__":
+    main()

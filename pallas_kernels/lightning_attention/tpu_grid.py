@@ -1,0 +1,159 @@
+"""The grid of the TPU kernels of lightning attention: chunks in order, several heads per step.
+
+Arrays are seen as [B, T, N*H], so that a head is a block of lanes and no copy changes their layout.
+What a head carries from chunk to chunk never leaves the chip before the last one: it lives in the
+block of the result, whose place is the same for all chunks.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.lightning_attention import tpu_chunk
+from pallas_kernels.lightning_attention.tpu_chunk import SUBLANES, Plan, Refs
+
+
+class Result(NamedTuple):
+    """What a kernel gives; the same tree holds the shapes, the blocks and the references of it."""
+
+    tokens: tuple[Any, ...]  # outputs, or cotangents of q, k, v
+    carried: Any  # what went from chunk to chunk, after the last one
+    saved: tuple[Any, ...] = ()  # and before every chunk, where it was to be saved
+
+
+def call(
+    kernel: Callable[..., tuple[tuple[Float[Array, "C H"], ...], Float[Array, "H H"]]],
+    plan: Plan,
+    log_decay: Float[Array, "N"],
+    tokens: tuple[Float[Array, "B T W"], ...],
+    first: Float[Array, "B N H H"],
+    marks: tuple[Float[Array, "B 8 S"], ...],
+    saved: tuple[Float[Array, "B N M H H"], ...] = (),
+    *,
+    gives: int,
+    save: bool = False,
+    backward: bool = False,
+    squares: int,
+    memories: int,
+    name: str,
+) -> Result:
+    """Runs a kernel over the grid (batch, heads, chunk), each core over its chunks in order.
+
+    Args:
+      kernel: `(plan, factors, tokens, carried, *saved)` of one head and chunk to arrays like the
+        tokens, and what the next chunk is to carry. It touches no references: all heads of a step
+        are loaded before any is stored, which leaves the compiler free to interleave them.
+      first: what the first chunk carries.
+      gives: number of arrays like the tokens.
+      save: give what each chunk carried, in the tokens' dtype.
+      backward: walk the chunks last to first.
+      squares, memories: products per chunk over [C, C] and over [H, H], for the cost estimate.
+    """
+    batch, heads = first.shape[:2]
+    like, square = tokens[0], (plan.heads, plan.chunk, plan.chunk)
+    memory_of_chunks = (batch, heads, plan.num_chunks, *first.shape[2:])
+    operands = (log_decay, tokens, first, marks, saved)
+    results = Result(
+        tokens=(jax.ShapeDtypeStruct(like.shape, like.dtype),) * gives,
+        carried=jax.ShapeDtypeStruct(first.shape, jnp.float32),
+        saved=(jax.ShapeDtypeStruct(memory_of_chunks, like.dtype),) * save,
+    )
+    scalars, *blocks = _blocks(plan, backward)
+    of_tokens, of_memory, of_marks, of_saved = blocks
+    counts = (len(tokens), len(marks), len(saved))
+    (result,) = pl.pallas_call(
+        functools.partial(_step, kernel, plan, backward),
+        grid=(batch, heads // plan.heads, plan.num_chunks),
+        in_specs=(
+            scalars,
+            (of_tokens,) * counts[0],
+            of_memory,
+            (of_marks,) * counts[1],
+            (of_saved,) * counts[2],
+        ),
+        out_specs=(Result((of_tokens,) * gives, of_memory, (of_saved,) * save),),
+        out_shape=(results,),
+        scratch_shapes=((pltpu.VMEM(square, jnp.float32),) * (not marks),),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+        cost_estimate=_cost(plan, batch * heads, (operands, results), squares, memories),
+        interpret=plan.interpret,
+        name=name,
+    )(*operands)
+    return result
+
+
+def _step(
+    kernel: Callable[..., Any],
+    plan: Plan,
+    backward: bool,
+    log_decay_ref: Any,
+    tokens_refs: Refs,
+    first_ref: Any,
+    marks_refs: Refs,
+    saved_refs: Refs,
+    result_refs: Result,
+    within_refs: Refs,
+) -> None:
+    """One chunk of all heads of a grid step."""
+    step = pl.program_id(2)
+    index = plan.num_chunks - 1 - step if backward else step
+    heads = range(plan.heads)
+    log_decays = [log_decay_ref[pl.program_id(1) * plan.heads + head] for head in heads]
+
+    @pl.when(step == 0)
+    def _():
+        result_refs.carried[...] = first_ref[...]
+        for ref in within_refs:
+            for head in heads:
+                ref[head] = tpu_chunk.fade(log_decays[head], tpu_chunk.gaps(plan))
+
+    stores = []
+    for head in heads:
+        lanes = pl.ds(head * plan.width, plan.width)
+        within = [ref[head] for ref in within_refs]
+        factors = tpu_chunk.factors(plan, log_decays[head], index, marks_refs, within)
+        tokens = tpu_chunk.load(plan, index, marks_refs, [ref[:, lanes] for ref in tokens_refs])
+        carried = result_refs.carried[head]
+        saved = [ref[head] for ref in saved_refs]
+        out, next_carried = kernel(plan, factors, tokens, carried, *saved)
+        stores += [
+            (ref, (slice(None), lanes), x) for ref, x in zip(result_refs.tokens, out, strict=True)
+        ]
+        stores += [(ref, head, carried) for ref in result_refs.saved]
+        stores += [(result_refs.carried, head, next_carried)]
+    for ref, place, x in stores:
+        ref[place] = x.astype(ref.dtype)
+
+
+def _blocks(plan: Plan, backward: bool) -> tuple[pl.BlockSpec, ...]:
+    """Where a grid step finds log decays, tokens, a memory, marks and a memory of each chunk."""
+
+    def chunk(step):
+        return plan.num_chunks - 1 - step if backward else step
+
+    square = (plan.width, plan.width)
+    return (
+        pl.BlockSpec(memory_space=pltpu.SMEM),
+        pl.BlockSpec((None, plan.chunk, plan.heads * plan.width), lambda b, n, c: (b, chunk(c), n)),
+        pl.BlockSpec((None, plan.heads, *square), lambda b, n, c: (b, n, 0, 0)),
+        pl.BlockSpec((None, SUBLANES, plan.chunk), lambda b, n, c: (b, 0, chunk(c))),
+        pl.BlockSpec((None, plan.heads, None, *square), lambda b, n, c: (b, n, chunk(c), 0, 0)),
+    )
+
+
+def _cost(plan: Plan, heads: int, arrays: Any, squares: int, memories: int) -> pl.CostEstimate:
+    """Each array is moved once; a product counts once however many passes its precision takes."""
+    numbers = heads * plan.num_chunks * plan.chunk * plan.width
+    return pl.CostEstimate(
+        flops=2 * numbers * (squares * plan.chunk + memories * plan.width),
+        transcendentals=2 * numbers + heads * plan.chunk**2,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)),
+    )

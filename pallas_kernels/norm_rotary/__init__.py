@@ -1,0 +1,62 @@
+"""RMS norm of every head, then rotary positions: what queries and keys go through before
+attention."""
+
+from typing import Literal
+
+import jax
+from jaxtyping import Array, Float
+
+from pallas_kernels import dispatch
+from pallas_kernels.norm_rotary import permuted, reference, tpu
+
+Implementation = Literal["reference", "permuted", "tpu"]
+
+IMPLEMENTATIONS = {
+    "reference": reference.reference,
+    "permuted": permuted.permuted,
+    "tpu": tpu.tpu,
+}
+
+
+def norm_rotary(
+    x: Float[Array, "B T N H"],
+    scale: Float[Array, "H"],
+    angles: Float[Array, "B T J"],
+    *,
+    eps: float,
+    implementation: str | None = None,
+) -> Float[Array, "B T N H"]:
+    """RMS norm over the last axis, then a rotation of dimension j with j + H/2 by the angle of j.
+
+    y = x / sqrt(mean(x^2) + eps) * scale
+    o = (y1 cos - y2 sin, y2 cos + y1 sin),  y1 and y2 the halves of y
+
+    The mean, sine and cosine are taken in float32. Gradients flow to x and scale; angles are
+    constants.
+
+    Args:
+      angles: radians, float32, J = H / 2 frequencies of every token, the same for all heads.
+      eps: added to the mean of squares.
+      implementation: "reference", "permuted" (half-turns as products: fewer bytes on TPU than
+        slices) or "tpu" (one kernel that reads x once and writes o once); None runs the best one
+        here.
+    Returns:
+      An array like x.
+    Raises:
+      UnsupportedError: the named implementation cannot run these arguments or this device, and why.
+      ValueError: the angles are not half as many as the width.
+    Source: arXiv 1910.07467 (RMS norm); arXiv 2104.09864 (rotary embedding).
+    """
+    if 2 * angles.shape[-1] != x.shape[-1]:
+        raise ValueError(
+            f"norm_rotary has {angles.shape[-1]} angles for heads of {x.shape[-1]}; give half the"
+            " width"
+        )
+    name = dispatch.choose("norm_rotary", implementation, IMPLEMENTATIONS, _preferred(x))
+    return IMPLEMENTATIONS[name](x, scale, jax.lax.stop_gradient(angles), eps=eps)
+
+
+def _preferred(x: Float[Array, "B T N H"]) -> str:
+    if dispatch.platform() != "tpu" or x.shape[1] == 1:
+        return "reference"
+    return "tpu" if tpu.tpu_refusal(x) is None else "permuted"

@@ -1,0 +1,29 @@
+"""The definition of norm and rotary positions: halves taken apart, turned and joined."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def reference(
+    x: Float[Array, "B T N H"],
+    scale: Float[Array, "H"],
+    angles: Float[Array, "B T J"],
+    *,
+    eps: float,
+) -> Float[Array, "B T N H"]:
+    """Rounds to x's dtype after the norm, after the scale and after the rotation; arguments as
+    `norm_rotary`."""
+    y = normed(x, eps) * scale.astype(x.dtype)[None, None, None]
+    cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
+    sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
+    first, second = jnp.split(y, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def normed(x: Float[Array, "*A H"], eps: float) -> Float[Array, "*A H"]:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32, rounded to x's dtype as Qwen3
+    does."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype)
