@@ -1,7 +1,8 @@
 """Glossary of axis letters, the array types made of them, and the logical axis names of parameters.
 
 B batch    T query time    S key time or cache slots    C chunk       D model width    N query heads
-K key/value heads    H head width    F mlp width    V vocabulary    L layers    R layers of one run
+K key/value heads    H head width    J rotary frequencies, H / 2    F mlp width    V vocabulary    L layers
+R layers of one run
 
 Capitals in annotations, the same letters lower-case in einsum. Logical names ("embed", "heads", ...) are attached
 where a parameter is made; `hypenet_jax.sharding` maps them to mesh axes and is the only place that knows those.
@@ -22,6 +23,7 @@ Segments = Int[Array, "B T"]
 Weights = Float[Array, "B T"]
 Hidden = Float[Array, "B T D"]
 Logits = Float[Array, "B T V"]
+Angles = Float[Array, "B T J"]
 Queries = Float[Array, "B T N H"]
 Keys = Float[Array, "B S K H"]
 Slots = Int[Array, "B T"]

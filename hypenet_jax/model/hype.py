@@ -9,7 +9,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from hypenet_jax.axes import Positions, Queries
+from hypenet_jax.axes import Angles, Positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LogLengthScale:
         return jnp.log(positions.astype(jnp.float32) + self.base) / math.log(int(self.base))
 
 
-def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Float[Array, "B T J"]:
+def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Angles:
     """Angle of each position and frequency: t * theta^(-2j / H), j = 0 .. H/2 - 1, in radians.
 
     Positions reach a million and bfloat16 merges neighbours past 256, so angles stay float32 until sine and cosine.
@@ -43,14 +43,3 @@ def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Float[Ar
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     inverse_frequency = jnp.power(jnp.float32(theta), -exponent)
     return positions.astype(jnp.float32)[..., None] * inverse_frequency[None, None, :]
-
-
-def rotate(x: Queries, angles: Float[Array, "B T J"]) -> Queries:
-    """Rotary embedding with half-split pairs: dimension j turns with j + H/2.
-
-    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), in the dtype of `x`; sine and cosine are taken in float32.
-    """
-    cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
-    sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -110,12 +110,18 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
         start = nn.initializers.constant(self.start)
-        scale = parameter(self, "scale", start, self.shape, self.names).astype(x.dtype)
-        wide = x.astype(jnp.float32)
-        over = tuple(range(-len(self.shape), 0))
-        mean = jnp.mean(jnp.square(wide), axis=over, keepdims=True)
-        normed = (wide * jax.lax.rsqrt(mean + self.eps)).astype(x.dtype)
-        return normed * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+        scale = parameter(self, "scale", start, self.shape, self.names)
+        return rms_norm(x, scale, self.eps)
+
+
+def rms_norm(
+    x: Float[Array, "B T ..."], scale: Float[Array, "..."], eps: float
+) -> Float[Array, "B T ..."]:
+    """x / sqrt(mean(x^2) + eps) * scale over the axes of `scale` jointly, which are the last ones of `x`."""
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(jnp.square(wide), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    normed = (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype)
+    return normed * scale.astype(x.dtype).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
 
 
 class GatedMLP(nn.Module):

@@ -15,9 +15,18 @@ def reference(
     """Rounds to x's dtype after the norm, after the scale and after the rotation; arguments as
     `norm_rotary`."""
     y = normed(x, eps) * scale.astype(x.dtype)[None, None, None]
+    return rotate(y, angles)
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T J"]) -> Float[Array, "B T N H"]:
+    """Rotary embedding with half-split pairs: dimension j turns with j + H/2.
+
+    (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), in the dtype of x; sine and cosine are taken in
+    float32.
+    """
     cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
     sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
-    first, second = jnp.split(y, 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

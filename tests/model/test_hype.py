@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.model.hype import LogLengthScale, rotary_angles, rotate
+from hypenet_jax.model.hype import LogLengthScale, rotary_angles
+from pallas_kernels.norm_rotary import rotate
 
 POSITIONS = np.asarray([[0, 1, 499, 500, 16_383, 131_071, 1_048_575]], np.int32)
 

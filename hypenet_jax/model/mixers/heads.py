@@ -7,34 +7,54 @@ import flax.linen as nn
 import jax
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Keys, Queries
-from hypenet_jax.model.hype import rotary_angles, rotate
-from hypenet_jax.model.layers import Linear, RMSNorm
+from hypenet_jax.axes import Angles, Hidden, Keys, Queries
+from hypenet_jax.model.hype import rotary_angles
+from hypenet_jax.model.layers import Linear, parameter, rms_norm
 from hypenet_jax.model.timeline import Timeline
+from pallas_kernels.norm_rotary import norm_rotary, rotate
 
 
 def project_qkv(
-    mixer: nn.Module, x: Hidden, num_heads: int, num_kv_heads: int, *, qk_norm: bool
+    mixer: nn.Module,
+    x: Hidden,
+    num_heads: int,
+    num_kv_heads: int,
+    angles: Angles | None,
+    *,
+    qk_norm: bool,
 ) -> tuple[Queries, Keys, Keys]:
-    """Queries, keys and values of every head; queries and keys RMS-normed per head where `qk_norm`."""
+    """Queries, keys and values of every head; queries and keys RMS-normed per head where `qk_norm`, then rotated."""
     q = _to_heads(mixer, "q", num_heads, axes.HEADS)(x)
     k = _to_heads(mixer, "k", num_kv_heads, axes.KV_HEADS)(x)
     v = _to_heads(mixer, "v", num_kv_heads, axes.KV_HEADS)(x)
     if qk_norm:
-        shape, names = (mixer.spec.head_dim,), (axes.HEAD_DIM,)
-        q = RMSNorm(shape, names, mixer.norm_eps, mixer.start.query_norm, name="q_norm")(q)
-        k = RMSNorm(shape, names, mixer.norm_eps, name="k_norm")(k)
+        width, eps = mixer.spec.head_dim, mixer.norm_eps
+        q = HeadNorm(width, eps, mixer.start.query_norm, name="q_norm")(q, angles)
+        k = HeadNorm(width, eps, name="k_norm")(k, angles)
+    elif angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
     return q, k, v
 
 
-def place_heads(
-    q: Queries, k: Keys, timeline: Timeline, theta: float | None
-) -> tuple[Queries, Keys]:
-    """Rotate queries and keys to their positions; without a base they stay as they are (NoPE)."""
-    if theta is None:
-        return q, k
-    angles = rotary_angles(timeline.positions, q.shape[-1], theta)
-    return rotate(q, angles), rotate(k, angles)
+def head_angles(timeline: Timeline, head_dim: int, theta: float | None) -> Angles | None:
+    """Rotary angles of the positions; None without a base: queries and keys stay as they are (NoPE)."""
+    return None if theta is None else rotary_angles(timeline.positions, head_dim, theta)
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of every head, and in the same pass over memory its rotation where angles are given."""
+
+    width: int
+    eps: float
+    start: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Queries, angles: Angles | None) -> Queries:
+        start = nn.initializers.constant(self.start)
+        scale = parameter(self, "scale", start, (self.width,), (axes.HEAD_DIM,))
+        if angles is None:
+            return rms_norm(x, scale, self.eps)
+        return norm_rotary(x, scale, angles, eps=self.eps)
 
 
 def output_gate(mixer: nn.Module, x: Hidden, num_heads: int) -> Queries:

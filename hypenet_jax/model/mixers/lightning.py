@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden
 from hypenet_jax.model.layers import Initialization, RMSNorm
-from hypenet_jax.model.mixers.heads import output_gate, place_heads, project_out, project_qkv
+from hypenet_jax.model.mixers.heads import head_angles, output_gate, project_out, project_qkv
 from hypenet_jax.model.timeline import Timeline
 from pallas_kernels.lightning_attention import lightning_attention
 
@@ -94,8 +94,8 @@ class LightningMixer(nn.Module):
         self, x: Hidden, timeline: Timeline, state: LightningState | None
     ) -> tuple[Hidden, LightningState | None]:
         spec = self.spec
-        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_heads, qk_norm=spec.qk_norm)
-        q, k = place_heads(q, k, timeline, spec.rope_theta)
+        angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
+        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_heads, angles, qk_norm=spec.qk_norm)
         memory = None if state is None else _remember(state.memory, timeline)
         heads, memory = lightning_attention(
             q,

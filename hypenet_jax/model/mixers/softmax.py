@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from hypenet_jax.axes import Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers.heads import output_gate, place_heads, project_out, project_qkv
+from hypenet_jax.model.mixers.heads import head_angles, output_gate, project_out, project_qkv
 from hypenet_jax.model.timeline import Timeline
 from pallas_kernels.attention import attention
 
@@ -79,8 +79,8 @@ class SoftmaxMixer(nn.Module):
         self, x: Hidden, timeline: Timeline, state: KVState | None
     ) -> tuple[Hidden, KVState | None]:
         spec = self.spec
-        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_kv_heads, qk_norm=True)
-        q, k = place_heads(q, k, timeline, spec.rope_theta)
+        angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
+        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_kv_heads, angles, qk_norm=True)
         q = _scale_logits(q, timeline, spec.logit_scale)
         documents = timeline.documents
         if state is not None:
