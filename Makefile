@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch venv quickstart test test-torch check
+.PHONY: install install-test install-torch venv quickstart test test-torch test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -46,3 +46,13 @@ test: check
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
+
+# What needs the TPU compiler, and no TPU. In an environment of its own: where libtpu is installed, JAX looks for a TPU.
+AOT := .venv-aot
+test-aot: $(AOT)/installed
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot $(ARGS)
+
+$(AOT)/installed: pyproject.toml
+	rm -rf $(AOT) && $(PYTHON) -m venv $(AOT)
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	touch $@
