@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -23,7 +24,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jaxlib
 import numpy as np
 from jax.experimental import multihost_utils
 
@@ -169,7 +169,7 @@ def code_version() -> dict[str, str]:
         "sources": sources.hexdigest(),
         "python": platform.python_version(),
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
     }
 
 
