@@ -1,17 +1,22 @@
 """Which implementation of an op runs here: None may choose, a name runs that one or fails.
 
 The platform is asked of the mesh set by `jax.set_mesh`, not of the process: a CPU machine that
-compiles for a TPU slice
-must plan the TPU's kernels.
+compiles for a TPU slice must plan the TPU's kernels.
 """
 
+import contextlib
 import functools
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from typing import Literal
 
 import jax
 
 logger = logging.getLogger(__name__)
+
+
+# Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
+_interpreting = jax.make_user_context(False)
 
 
 class UnsupportedError(ValueError):
@@ -23,6 +28,30 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     name = jax.default_backend() if device is None else device.platform
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Inside, Pallas kernels run on any platform, each step on the host: to test their numbers.
+
+    Only a kernel asked for by its name runs this way; what None chooses stays as it is.
+    """
+    with _interpreting(True):
+        yield
+
+
+def interprets() -> bool:
+    """Whether Pallas kernels are interpreted here: the `interpret` of every `pallas_call`."""
+    return _interpreting.value
+
+
+def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
+    """Why a Pallas kernel made for `target` cannot run here; None where it can or is
+    interpreted."""
+    here = platform()
+    if here == target or interprets():
+        return None
+    return f"needs a {target.upper()}, and this runs on {here}"
 
 
 def choose(op: str, implementation: str | None, names: Collection[str], preferred: str) -> str:

@@ -22,6 +22,23 @@ def test_without_a_mesh_the_platform_is_that_of_the_process():
     assert dispatch.platform() == "cpu"
 
 
+def test_a_kernel_runs_elsewhere_only_when_it_is_interpreted():
+    assert dispatch.platform_refusal("tpu") == "needs a TPU, and this runs on cpu"
+    with dispatch.interpreted():
+        assert dispatch.interprets()
+        assert dispatch.platform_refusal("tpu") is None
+        assert dispatch.platform() == "cpu"
+    assert not dispatch.interprets()
+
+
+def test_a_compiled_function_is_not_shared_between_interpreted_and_not():
+    function = jax.jit(lambda x: x + 1 if dispatch.interprets() else x)
+    assert function(1) == 1
+    with dispatch.interpreted():
+        assert function(1) == 2
+    assert function(1) == 1
+
+
 def test_a_choice_is_logged_once_and_a_name_is_not_a_choice(caplog):
     with caplog.at_level(logging.INFO, logger="pallas_kernels.dispatch"):
         for _ in range(3):
