@@ -156,7 +156,7 @@ def test_what_cannot_be_cut_is_refused(loss):
     odd = jax.tree.map(lambda x: x[:94] if len(x) == VOCABULARY else x, (head, target))
     with jax.set_mesh(mesh_of(2, 4)):
         with pytest.raises(
-            UnsupportedError, match="vocabulary of 94 does not divide .* work: 1, 2"
+            UnsupportedError, match=r"vocabulary of 94 does not divide .* work: 1, 2"
         ):
             total(loss, **cut)(hidden, odd[0], weights, odd[1])
         with pytest.raises(UnsupportedError, match="no mesh axis 'x'; the mesh has parts, rows"):
