@@ -58,7 +58,7 @@ def values(shape):
 @pytest.mark.slow
 @every_loss
 def test_gradients_take_no_longer_than_the_definition(loss):
-    """At a vocabulary of 16,384, where the definition needs about a GiB; in turns, best of three."""
+    """At a vocabulary of 16,384, so that the definition fits in memory; in turns, best of three."""
     runs = {name: compiled(loss, 16_384, name) for name in ("chunked", "reference")}
     seconds = {name: [] for name in runs}
     arrays = [values(shape) for shape in runs["chunked"][1]]
