@@ -3,7 +3,7 @@
 from pallas_kernels.attention import attention
 from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.lightning_attention import lightning_attention
-from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
+from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
 from pallas_kernels.norm_rotary import norm_rotary
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "lightning_attention",
     "linear_cross_entropy",
     "linear_kl",
+    "linear_kl_top_k",
     "norm_rotary",
 ]

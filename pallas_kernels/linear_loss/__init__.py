@@ -1,18 +1,27 @@
-"""Losses of a linear head over a large vocabulary, without the logits of all tokens at once."""
+"""Losses of a linear head over a large vocabulary, without the logits of all tokens at once.
 
-from typing import Literal
+Which implementation runs where: "chunked" is plain XLA and runs on CPUs, GPUs and TPUs alike; None
+is "chunked" everywhere. Only it knows how to share the vocabulary between the devices of a mesh.
+"reference" is the definition, which holds every logit: for tests.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_loss import chunked, reference
+from pallas_kernels.linear_loss import chunked, reference, sharded
+from pallas_kernels.linear_loss.sharded import MeshAxes
 
 Implementation = Literal["reference", "chunked"]
 
 CROSS_ENTROPY = {"reference": reference.cross_entropy, "chunked": chunked.cross_entropy}
 KL = {"reference": reference.kl, "chunked": chunked.kl}
+KL_TOP_K = {"reference": reference.kl_top_k, "chunked": chunked.kl_top_k}
 
 
 def linear_cross_entropy(
@@ -21,6 +30,8 @@ def linear_cross_entropy(
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
     *,
+    vocabulary_axes: tuple[str, ...] = (),
+    token_axes: tuple[str, ...] = (),
     implementation: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """Cross entropy of the logits hidden @ head^T.
@@ -28,23 +39,30 @@ def linear_cross_entropy(
     number_t = log sum_v exp(logit_tv) - logit_t,label ;  total = sum_t weights_t * number_t
 
     The product runs in hidden's dtype; softmax and sums in float32. The gradient of the total is
-    formed in the forward
-    pass, chunk of tokens by chunk, so it costs one product with the head less than computing the
-    logits again.
+    formed in the forward pass, chunk of tokens by chunk, so it costs one product with the head less
+    than computing the logits again.
 
     Args:
       weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
-      implementation: "reference" or "chunked"; None is "chunked".
+      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the head's rows. Each device
+        then computes the logits of its own rows only, and three float32 numbers per token are
+        exchanged, and the sum of the gradients toward hidden. Nothing without a mesh.
+      token_axes: axes of that mesh that cut the tokens. The gradient toward head is summed over
+        them once.
+      implementation: "reference" or "chunked"; None is "chunked" on every platform.
     Returns:
       The total, differentiable in hidden, head and weights, and the number of each token, which is
       not.
     Raises:
-      UnsupportedError: there is no implementation of that name.
+      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
+        the mesh has no axis of that name; the vocabulary does not divide over its axes.
     Source: arXiv 2410.10989 (gradients in the forward pass).
     """
-    name = dispatch.choose("linear_cross_entropy", implementation, CROSS_ENTROPY, "chunked")
+    op = "linear_cross_entropy"
+    axes = MeshAxes(vocabulary_axes, token_axes)
+    run = _choose(op, implementation, CROSS_ENTROPY, axes, head)
     hidden = _without_skipped(hidden, weights)
-    total, numbers = CROSS_ENTROPY[name](hidden, head, labels, weights.astype(jnp.float32))
+    total, numbers = run(hidden, head, labels, weights.astype(jnp.float32))
     return total, jax.lax.stop_gradient(numbers)
 
 
@@ -56,39 +74,121 @@ def linear_kl(
     weights: Float[Array, "T"],
     *,
     temperature: float = 1.0,
+    vocabulary_axes: tuple[str, ...] = (),
+    token_axes: tuple[str, ...] = (),
     implementation: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """KL(teacher || student) of the two heads' softmaxes, temperature r.
 
-    number_t = r^2 * sum_v p_tv (log p_tv - log s_tv) ;  p, s = softmax(teacher's, student's logits
-    / r)
-    total = sum_t weights_t * number_t
+    p, s = softmax(teacher's, student's logits / r)
+    number_t = r^2 * sum_v p_tv (log p_tv - log s_tv) ;  total = sum_t weights_t * number_t
 
     Products run in each hidden's dtype; softmax and sums in float32. The gradient of the total is
-    formed in the forward
-    pass, chunk of tokens by chunk. The teacher is a constant.
+    formed in the forward pass, chunk of tokens by chunk. The teacher is a constant.
 
     Args:
       weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
-      implementation: "reference" or "chunked"; None is "chunked".
+      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the rows of both heads. Each
+        device then computes the logits of its own rows only, and five float32 numbers per token are
+        exchanged, and the sum of the gradients toward student_hidden. Nothing without a mesh.
+      token_axes: axes of that mesh that cut the tokens. The gradient toward student_head is summed
+        over them once.
+      implementation: "reference" or "chunked"; None is "chunked" on every platform.
     Returns:
       The total, differentiable in student_hidden, student_head and weights, and the number of each
       token, which is not.
     Raises:
-      UnsupportedError: there is no implementation of that name.
+      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
+        the mesh has no axis of that name; the vocabulary does not divide over its axes.
     Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
     forward pass).
     """
-    name = dispatch.choose("linear_kl", implementation, KL, "chunked")
+    axes = MeshAxes(vocabulary_axes, token_axes)
+    run = _choose("linear_kl", implementation, KL, axes, student_head)
     teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
     student_hidden, teacher_hidden = (
         _without_skipped(x, weights) for x in (student_hidden, teacher_hidden)
     )
     weights = weights.astype(jnp.float32)
-    total, numbers = KL[name](
+    total, numbers = run(
         student_hidden, student_head, teacher_hidden, teacher_head, weights, temperature
     )
     return total, jax.lax.stop_gradient(numbers)
+
+
+def linear_kl_top_k(
+    student_hidden: Float[Array, "T D"],
+    student_head: Float[Array, "V D"],
+    teacher_log_probs: Float[Array, "T k"],
+    teacher_indices: Int[Array, "T k"],
+    weights: Float[Array, "T"],
+    *,
+    temperature: float = 1.0,
+    vocabulary_axes: tuple[str, ...] = (),
+    token_axes: tuple[str, ...] = (),
+    implementation: str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """KL(teacher || student) over k + 1 buckets: the teacher's k likeliest tokens, and all others.
+
+    s = softmax(student's logits / r) ;  p_ti = exp(teacher_log_probs_ti) for the k of i
+    tail_t = 1 - sum_i p_ti ;  rest_t = sum of s_tv over every v that is not one of the k
+    number_t = r^2 * (sum_i p_ti (log p_ti - log s_ti) + tail_t (log tail_t - log rest_t))
+    total = sum_t weights_t * number_t
+
+    It is at most `linear_kl` of the same teacher, and equal to it where k is the vocabulary or the
+    student shares out the rest as the teacher does. The product runs in student_hidden's dtype;
+    softmax and sums in float32. The gradient of the total is formed in the forward pass, chunk of
+    tokens by chunk. The teacher is a constant.
+
+    Args:
+      teacher_log_probs: logarithms of the teacher's probabilities at the same temperature, over the
+        whole vocabulary: not normalised over the k. -inf is a probability of 0.
+      teacher_indices: tokens they belong to, all different within a row.
+      weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
+      temperature: r.
+      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the head's rows, as in
+        `linear_kl`.
+      token_axes: axes of that mesh that cut the tokens, as in `linear_kl`.
+      implementation: "reference" or "chunked"; None is "chunked" on every platform.
+    Returns:
+      The total, differentiable in student_hidden, student_head and weights, and the number of each
+      token, which is not.
+    Raises:
+      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
+        the mesh has no axis of that name; the vocabulary does not divide over its axes.
+    Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
+    forward pass).
+    """
+    axes = MeshAxes(vocabulary_axes, token_axes)
+    run = _choose("linear_kl_top_k", implementation, KL_TOP_K, axes, student_head)
+    counted = (weights != 0)[:, None]
+    log_probs = jnp.where(counted, teacher_log_probs.astype(jnp.float32), -jnp.inf)
+    indices = jnp.where(counted, teacher_indices, 0)
+    total, numbers = run(
+        _without_skipped(student_hidden, weights),
+        student_head,
+        jax.lax.stop_gradient(log_probs),
+        indices,
+        weights.astype(jnp.float32),
+        temperature,
+    )
+    return total, jax.lax.stop_gradient(numbers)
+
+
+def _choose(
+    op: str,
+    implementation: str | None,
+    table: dict[str, Callable[..., Any]],
+    axes: MeshAxes,
+    head: Float[Array, "V D"],
+) -> Callable[..., Any]:
+    name = dispatch.choose(op, implementation, table, "chunked")
+    axes = sharded.mesh_axes(op, axes, len(head))
+    if axes == MeshAxes():
+        return table[name]
+    if name != "chunked":
+        raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")
+    return functools.partial(table[name], axes=axes)
 
 
 def _without_skipped(

@@ -10,14 +10,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_loss.reference import logits
+from pallas_kernels.linear_loss import per_token, sharded
+from pallas_kernels.linear_loss.sharded import MeshAxes
 from pallas_kernels.products import product
 
 # Float32 logits of one chunk, in bytes.
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**29, "tpu": 2**28}
 
 # Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
-PerToken = Callable[[Float[Array, "C V"], Any, Any], tuple[Float[Array, "C"], Float[Array, "C V"]]]
+PerToken = Callable[..., tuple[Float[Array, "C"], Float[Array, "C V"]]]
+# Hidden, head and weights: what the total is differentiated by.
+Inputs = tuple[Float[Array, "T D"], Float[Array, "V D"], Float[Array, "T"]]
+
+WHOLE = MeshAxes()
 
 
 def cross_entropy(
@@ -25,9 +30,11 @@ def cross_entropy(
     head: Float[Array, "V D"],
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
+    axes: MeshAxes = WHOLE,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
-    return _loss(_cross_entropy_per_token, hidden, head, weights, labels, ())
+    function = functools.partial(per_token.cross_entropy, vocabulary=len(head))
+    return _loss(function, axes, (hidden, head, weights), labels, ())
 
 
 def kl(
@@ -37,84 +44,96 @@ def kl(
     teacher_head: Float[Array, "V E"],
     weights: Float[Array, "T"],
     temperature: float,
+    axes: MeshAxes = WHOLE,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl`."""
-    per_token = functools.partial(_kl_per_token, temperature=temperature)
-    return _loss(per_token, student_hidden, student_head, weights, teacher_hidden, teacher_head)
+    function = functools.partial(per_token.kl, temperature=temperature)
+    inputs = student_hidden, student_head, weights
+    return _loss(function, axes, inputs, teacher_hidden, teacher_head)
 
 
-def _cross_entropy_per_token(
-    values: Float[Array, "C V"], labels: Int[Array, "C"], _: Any
-) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
-    log_probs = jax.nn.log_softmax(values, axis=-1)
-    number = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
-    hit = labels[:, None] == jnp.arange(values.shape[1], dtype=labels.dtype)[None]
-    return number, jnp.exp(log_probs) - hit
-
-
-def _kl_per_token(
-    values: Float[Array, "C V"],
-    teacher_hidden: Float[Array, "C E"],
-    teacher_head: Float[Array, "V E"],
-    temperature: float,
-) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
-    student = jax.nn.log_softmax(values / temperature, axis=-1)
-    teacher = jax.nn.log_softmax(logits(teacher_hidden, teacher_head) / temperature, axis=-1)
-    number = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
-    return number, temperature * (jnp.exp(student) - jnp.exp(teacher))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss(
-    per_token: PerToken,
-    hidden: Float[Array, "T D"],
-    head: Float[Array, "V D"],
+def kl_top_k(
+    student_hidden: Float[Array, "T D"],
+    student_head: Float[Array, "V D"],
+    teacher_log_probs: Float[Array, "T k"],
+    teacher_indices: Int[Array, "T k"],
     weights: Float[Array, "T"],
-    extra: Any,
-    constants: Any,
+    temperature: float,
+    axes: MeshAxes = WHOLE,
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """As `linear_kl_top_k`."""
+    function = functools.partial(
+        per_token.kl_top_k, temperature=temperature, vocabulary=len(student_head)
+    )
+    inputs = student_hidden, student_head, weights
+    return _loss(function, axes, inputs, (teacher_log_probs, teacher_indices), ())
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(
+    function: PerToken, axes: MeshAxes, inputs: Inputs, extra: Any, constants: Any
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """Without a gradient to form: the loss alone."""
+    hidden, head, weights = inputs
+    run = functools.partial(_numbers, functools.partial(function, axes=axes.vocabulary))
+    numbers, _ = sharded.over_shards(run, axes, (hidden, weights, extra), (head, constants))
+    return jnp.sum(weights * numbers), numbers
+
+
+def _forward(function, axes, inputs, extra, constants):
+    hidden, head, weights = inputs
+    run = functools.partial(_gradients, functools.partial(function, axes=axes.vocabulary), axes)
+    tokens, rows = (hidden, weights, extra), (head, constants)
+    (numbers, toward_hidden), toward_head = sharded.over_shards(run, axes, tokens, rows)
+    return (jnp.sum(weights * numbers), numbers), (toward_hidden, toward_head, numbers)
+
+
+def _backward(function, axes, kept, grads):
+    toward_total, _ = grads
+    return tuple((toward_total * x).astype(x.dtype) for x in kept), None, None
+
+
+_loss.defvjp(_forward, _backward)
+
+
+def _numbers(function, tokens, rows):
+    """The loop without gradients: number of each token."""
+    (hidden, _, _), (head, constants) = tokens, rows
     matrix = head.astype(hidden.dtype)
 
     def chunk(_, tokens):
         hidden, weights, extra = tokens
-        number, _ = per_token(product("td,vd->tv", hidden, matrix), extra, constants)
+        number, _ = function(product("td,vd->tv", hidden, matrix), extra, constants)
         return None, jnp.where(weights != 0, number, 0.0)
 
-    _, numbers = jax.lax.scan(chunk, None, _chunks((hidden, weights, extra), head.shape[0]))
-    numbers = _join(numbers, hidden.shape[0])
-    return jnp.sum(weights * numbers), numbers
+    _, numbers = jax.lax.scan(chunk, None, _chunks(tokens, len(head)))
+    return _join(numbers, len(hidden)), None
 
 
-def _forward(per_token, hidden, head, weights, extra, constants):
+def _gradients(function, axes, tokens, rows):
+    """The loop with them: number of each token and gradient toward it, gradient toward each row."""
+    (hidden, _, _), (head, constants) = tokens, rows
     matrix = head.astype(hidden.dtype)
 
     def chunk(toward_head, tokens):
         hidden, weights, extra = tokens
-        number, slope = per_token(product("td,vd->tv", hidden, matrix), extra, constants)
+        number, slope = function(product("td,vd->tv", hidden, matrix), extra, constants)
         slope = (weights[:, None] * slope).astype(hidden.dtype)
-        toward_hidden = product("tv,vd->td", slope, matrix).astype(hidden.dtype)
+        toward_hidden = _summed(product("tv,vd->td", slope, matrix), axes.vocabulary)
         return toward_head + product("tv,td->vd", slope, hidden), (
             jnp.where(weights != 0, number, 0.0),
-            toward_hidden,
+            toward_hidden.astype(hidden.dtype),
         )
 
     zeros = jnp.zeros(head.shape, jnp.float32)
-    toward_head, (numbers, toward_hidden) = jax.lax.scan(
-        chunk, zeros, _chunks((hidden, weights, extra), head.shape[0])
-    )
-    numbers, toward_hidden = (_join(x, hidden.shape[0]) for x in (numbers, toward_hidden))
-    kept = toward_hidden, toward_head.astype(head.dtype), numbers
-    return (jnp.sum(weights * numbers), numbers), kept
+    toward_head, by_token = jax.lax.scan(chunk, zeros, _chunks(tokens, len(head)))
+    # Once, after all chunks.
+    toward_head = _summed(toward_head, axes.tokens).astype(head.dtype)
+    return tuple(_join(x, len(hidden)) for x in by_token), toward_head
 
 
-def _backward(per_token, kept, grads):
-    toward_total, _ = grads
-    toward_hidden, toward_head, toward_weights = ((toward_total * x).astype(x.dtype) for x in kept)
-    return toward_hidden, toward_head, toward_weights, None, None
-
-
-_loss.defvjp(_forward, _backward)
+def _summed(x: Float[Array, "_ D"], axes: tuple[str, ...]) -> Float[Array, "_ D"]:
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def _chunks(tokens: Any, vocabulary: int) -> Any:
@@ -129,7 +148,7 @@ def _chunks(tokens: Any, vocabulary: int) -> Any:
     size = -(-length // count)
 
     def deal(x):
-        x = jnp.pad(x, [(0, size * count - length)] + [(0, 0)] * (x.ndim - 1))
+        x = sharded.padded(x, size * count)
         return jnp.swapaxes(x.reshape(size, count, *x.shape[1:]), 0, 1)
 
     return jax.tree.map(deal, tokens)

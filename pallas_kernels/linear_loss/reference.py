@@ -34,6 +34,36 @@ def kl(
     return _total(numbers, weights)
 
 
+def kl_top_k(
+    student_hidden: Float[Array, "T D"],
+    student_head: Float[Array, "V D"],
+    teacher_log_probs: Float[Array, "T k"],
+    teacher_indices: Int[Array, "T k"],
+    weights: Float[Array, "T"],
+    temperature: float,
+) -> tuple[Float[Array, ""], Float[Array, "T"]]:
+    """As `linear_kl_top_k`."""
+    student = jax.nn.log_softmax(logits(student_hidden, student_head) / temperature, axis=-1)
+    kept = jnp.take_along_axis(student, teacher_indices, axis=-1)
+    probs = jnp.exp(teacher_log_probs)
+    # Where a probability is 0 its logarithm is -inf, and the term 0.
+    terms = jnp.where(probs > 0, probs * (teacher_log_probs - kept), 0.0)
+    numbers = jnp.sum(terms, axis=-1)
+    if teacher_indices.shape[1] < student.shape[1]:
+        rest = jnp.put_along_axis(student, teacher_indices, -jnp.inf, axis=-1, inplace=False)
+        rest = jax.scipy.special.logsumexp(rest, axis=-1)
+        tail = tail_mass(teacher_log_probs, student.shape[1])
+        numbers += jax.scipy.special.xlogy(tail, tail) - tail * rest
+    return _total(temperature**2 * numbers, weights)
+
+
+def tail_mass(log_probs: Float[Array, "T k"], vocabulary: int) -> Float[Array, "T"]:
+    """What the k largest probabilities leave for all others."""
+    if log_probs.shape[1] == vocabulary:
+        return jnp.zeros(log_probs.shape[:1], jnp.float32)
+    return jnp.maximum(1 - jnp.sum(jnp.exp(log_probs), axis=-1), 0.0)
+
+
 def logits(hidden: Float[Array, "T D"], head: Float[Array, "V D"]) -> Float[Array, "T V"]:
     """Float32 logits of a product in hidden's dtype."""
     return product("td,vd->tv", hidden, head.astype(hidden.dtype))

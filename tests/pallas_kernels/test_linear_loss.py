@@ -1,4 +1,4 @@
-"""Both implementations of both losses answer the same questions."""
+"""Both implementations of all losses answer the same questions."""
 
 import functools
 
@@ -8,19 +8,18 @@ import numpy as np
 import oracles
 import pytest
 
-from pallas_kernels import UnsupportedError, linear_cross_entropy, linear_kl
-from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, chunked
+from pallas_kernels import UnsupportedError, linear_cross_entropy, linear_kl, linear_kl_top_k
+from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K, chunked
 
-TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY = 77, 24, 12, 97
+TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K = 77, 24, 12, 97, 5
 every = pytest.mark.parametrize("implementation", list(KL))
-both = pytest.mark.parametrize("loss", ["cross entropy", "kl"])
+every_loss = pytest.mark.parametrize("loss", ["cross entropy", "kl", "top-k kl"])
 
 
 @pytest.fixture(autouse=True)
-def small_chunks(monkeypatch, request):
+def small_chunks(monkeypatch):
     """Chunks of 16 tokens: five of them, the last one ragged."""
-    if "memory" not in request.node.name:
-        monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 16 * 4 * VOCABULARY)
+    monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 16 * 4 * VOCABULARY)
 
 
 def inputs(dtype=jnp.float32, tokens=TOKENS):
@@ -36,33 +35,50 @@ def inputs(dtype=jnp.float32, tokens=TOKENS):
     return *numbers, labels, jnp.asarray(weights, jnp.float32)
 
 
+def top_k(teacher, teacher_head, temperature, k=K):
+    """The k largest log-probabilities of each token, likeliest last, and their indices."""
+    log_probs = jax.nn.log_softmax(teacher @ teacher_head.T / temperature, axis=-1)
+    indices = jnp.argsort(log_probs, axis=-1)[:, -k:]
+    return jnp.take_along_axis(log_probs, indices, axis=-1), indices
+
+
 def make(loss, implementation, temperature=1.0, tokens=TOKENS, dtype=jnp.float32):
     """A function of (hidden, head, weights)."""
     _, _, teacher, teacher_head, labels, _ = inputs(dtype, tokens)
-    if loss == "kl":
-        return lambda hidden, head, weights: linear_kl(
-            hidden,
-            head,
-            teacher,
-            teacher_head,
-            weights,
-            temperature=temperature,
-            implementation=implementation,
+    name = {"implementation": implementation}
+    if loss == "cross entropy":
+        return lambda hidden, head, weights: linear_cross_entropy(
+            hidden, head, labels, weights, **name
         )
-    return lambda hidden, head, weights: linear_cross_entropy(
-        hidden, head, labels, weights, implementation=implementation
+    if loss == "kl":
+        target, op = (teacher, teacher_head), linear_kl
+    else:
+        teacher, teacher_head = teacher.astype(jnp.float32), teacher_head.astype(jnp.float32)
+        target, op = top_k(teacher, teacher_head, temperature), linear_kl_top_k
+    return lambda hidden, head, weights: op(
+        hidden, head, *target, weights, temperature=temperature, **name
     )
 
 
 def definition(hidden, head, weights, teacher, teacher_head, labels, loss, temperature):
     """Weighted sum in float64."""
     student = jax.nn.log_softmax(hidden @ head.T / temperature, axis=-1)
-    if loss == "kl":
-        target = jax.nn.log_softmax(teacher @ teacher_head.T / temperature, axis=-1)
-        numbers = temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
-    else:
+    target = jax.nn.log_softmax(teacher @ teacher_head.T / temperature, axis=-1)
+    if loss == "cross entropy":
         numbers = -jnp.take_along_axis(student, labels[:, None], axis=1)[:, 0]
+    else:
+        if loss == "top-k kl":
+            _, indices = top_k(teacher, teacher_head, temperature)
+            student, target = buckets(student, indices), buckets(target, indices)
+        numbers = temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
     return jnp.sum(weights * numbers), numbers
+
+
+def buckets(log_probs, indices):
+    """Log-probabilities of the tokens of these indices, and that of being none of them."""
+    kept = jnp.take_along_axis(log_probs, indices, axis=-1)
+    rest = jnp.log1p(-jnp.sum(jnp.exp(kept), axis=-1, keepdims=True))
+    return jnp.concatenate([kept, rest], axis=-1)
 
 
 @functools.cache
@@ -85,10 +101,10 @@ def got(function, arrays):
 
 
 @every
-@both
+@every_loss
 @pytest.mark.parametrize(("tokens", "temperature"), [(TOKENS, 1.0), (64, 2.5), (1, 1.0)])
 def test_value_and_gradients_match_float64(implementation, loss, tokens, temperature):
-    temperature = temperature if loss == "kl" else 1.0
+    temperature = 1.0 if loss == "cross entropy" else temperature
     hidden, head, _, _, _, weights = inputs(tokens=tokens)
     arrays = hidden, head, weights
     function = make(loss, implementation, temperature, tokens)
@@ -98,7 +114,7 @@ def test_value_and_gradients_match_float64(implementation, loss, tokens, tempera
 
 
 @every
-@both
+@every_loss
 def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
     hidden, head, _, _, _, weights = inputs(jnp.bfloat16)
     arrays = hidden, head.astype(jnp.float32), weights
@@ -110,7 +126,7 @@ def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
 
 
 @every
-@both
+@every_loss
 def test_a_token_of_weight_zero_is_skipped_whatever_it_holds(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -123,7 +139,7 @@ def test_a_token_of_weight_zero_is_skipped_whatever_it_holds(implementation, los
 
 
 @every
-@both
+@every_loss
 def test_the_gradient_scales_with_what_multiplies_the_total(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -140,7 +156,7 @@ def test_the_gradient_scales_with_what_multiplies_the_total(implementation, loss
 
 
 @every
-@both
+@every_loss
 def test_numbers_carry_no_gradient(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -190,7 +206,7 @@ def test_a_tied_head_gets_the_gradients_of_both_uses(implementation):
     oracles.assert_close(got, want, 5e-6)
 
 
-@both
+@every_loss
 def test_a_loss_without_gradient_forms_none(loss):
     hidden, head, _, _, _, weights = inputs()
     text = jax.jit(make(loss, "chunked")).lower(hidden, head, weights).as_text()
@@ -198,32 +214,72 @@ def test_a_loss_without_gradient_forms_none(loss):
     assert products == (2 if loss == "kl" else 1)
 
 
-@both
-def test_memory_is_a_fifth_of_the_definition(loss):
-    tokens, width, vocabulary = 4096, 512, 151_936
-    hidden, head = ((tokens, width), jnp.float32), ((vocabulary, width), jnp.float32)
-    shapes = [jax.ShapeDtypeStruct(*x) for x in (hidden, head, ((tokens,), jnp.float32))]
-    labels = jax.ShapeDtypeStruct((tokens,), jnp.int32)
+@every
+def test_all_of_the_vocabulary_as_top_k_is_the_whole_kl(implementation):
+    hidden, head, teacher, teacher_head, _, weights = inputs()
+    target = top_k(teacher, teacher_head, 1.5, VOCABULARY)
+    options = {"temperature": 1.5, "implementation": implementation}
+    whole = got(
+        lambda h, m, w: linear_kl(h, m, teacher, teacher_head, w, **options),
+        (hidden, head, weights),
+    )
+    listed = got(
+        lambda h, m, w: linear_kl_top_k(h, m, *target, w, **options), (hidden, head, weights)
+    )
+    oracles.assert_close(listed, whole, oracles.TOLERANCE["float32"])
 
-    def temporaries(implementation):
-        def total(hidden, head, weights, labels, teacher, teacher_head):
-            if loss == "kl":
-                return linear_kl(
-                    hidden, head, teacher, teacher_head, weights, implementation=implementation
+
+@every
+def test_a_probability_of_zero_among_the_top_k_adds_only_its_student_mass(implementation):
+    """To list a token as impossible takes it out of the tail: the others' buckets are unchanged."""
+    hidden, head, teacher, teacher_head, _, weights = inputs()
+    far = teacher_head.at[3].set(0.0)
+    values = (teacher @ far.T).at[:, 3].set(-jnp.inf)
+    log_probs = jax.nn.log_softmax(values, axis=-1)
+    indices = jnp.argsort(log_probs, axis=-1)[:, -K:].at[:, 0].set(3)
+    target = jnp.take_along_axis(log_probs, indices, axis=-1)
+    total, numbers, *grads = got(
+        lambda h, m, w: linear_kl_top_k(h, m, target, indices, w, implementation=implementation),
+        (hidden, head, weights),
+    )
+    student = buckets(jax.nn.log_softmax(hidden @ head.T, axis=-1), indices)
+    probs = jnp.exp(buckets(log_probs, indices))
+    terms = jnp.where(probs > 0, probs * (jnp.log(probs) - student), 0.0)
+    want = jnp.where(weights != 0, jnp.sum(terms, axis=-1), 0.0)
+    oracles.assert_close((total, numbers), (jnp.sum(weights * want), want), 5e-6)
+    assert all(np.all(np.isfinite(x)) for x in grads)
+
+
+@every
+def test_a_tail_that_the_student_has_all_but_ruled_out_keeps_a_finite_loss(implementation):
+    """The student's tail is exp(-200): nothing in float32, but its logarithm is not."""
+    hidden, head = jnp.eye(4)[:1], jnp.zeros((VOCABULARY, 4)).at[7, 0].set(200.0)
+    log_probs, indices = jnp.log(jnp.array([[0.5]])), jnp.array([[7]])
+    total, _, toward_hidden, _ = got(
+        lambda h, m, w: linear_kl_top_k(h, m, log_probs, indices, w, implementation=implementation),
+        (hidden, head, jnp.ones(1)),
+    )
+    np.testing.assert_allclose(total, -np.log(2) + 0.5 * (200 - np.log(VOCABULARY - 1)), rtol=1e-6)
+    np.testing.assert_allclose(toward_hidden[0, 0], 0.5 * 200, rtol=1e-6)
+
+
+def test_the_top_k_teacher_is_a_constant():
+    hidden, head, teacher, teacher_head, _, weights = inputs()
+    log_probs, indices = top_k(teacher, teacher_head, 1.0)
+    for implementation in KL_TOP_K:
+        grads = jax.jit(
+            jax.grad(
+                lambda x, name=implementation: linear_kl_top_k(
+                    hidden, head, x, indices, weights, implementation=name
                 )[0]
-            return linear_cross_entropy(
-                hidden, head, labels, weights, implementation=implementation
-            )[0]
-
-        lowered = jax.jit(jax.grad(total, (0, 1))).lower(*shapes, labels, shapes[0], shapes[1])
-        return lowered.compile().memory_analysis().temp_size_in_bytes
-
-    assert temporaries("chunked") <= temporaries("reference") / 5
+            )
+        )(log_probs)
+        assert not np.any(grads)
 
 
 def test_an_unknown_name_is_refused():
     hidden, head, teacher, teacher_head, labels, weights = inputs()
-    assert list(KL) == list(CROSS_ENTROPY)
+    assert list(KL) == list(CROSS_ENTROPY) == list(KL_TOP_K)
     with pytest.raises(UnsupportedError, match="linear_kl has no implementation 'fused'"):
         linear_kl(hidden, head, teacher, teacher_head, weights, implementation="fused")
     with pytest.raises(UnsupportedError, match="linear_cross_entropy has no implementation 'x'"):
