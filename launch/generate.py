@@ -4,7 +4,6 @@ python -m launch.generate MODEL [--prompt TEXT ... | --prompts FILE] [--max-new-
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from typing import Literal
@@ -13,7 +12,7 @@ import tyro
 
 from hypenet_jax import runtime
 from hypenet_jax.model.generate import Sampling
-from hypenet_jax.run.generate import Speed, Writer, complete, open_writer, read_prompts
+from hypenet_jax.run.generate import Speed, complete, converse, open_writer, read_prompts, show
 from launch.errors import CODES
 
 
@@ -33,8 +32,6 @@ class Arguments:
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and computation; None: as stored."""
-    batch: int = 8
-    """Prompts continued at once."""
     out: pathlib.Path | None = None
     """JSON lines to write instead of printing."""
 
@@ -44,33 +41,16 @@ def main(args: Arguments) -> None:
     if typed and not sys.stdin.isatty():
         raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
     texts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
-    names = ("max_new_tokens", "seed", "batch", "dtype")
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
     writer = open_writer(
-        args.model, sampling=sampling, **{name: getattr(args, name) for name in names}
+        args.model,
+        max_new_tokens=args.max_new_tokens,
+        sampling=Sampling(args.temperature, args.top_k, args.top_p),
+        seed=args.seed,
+        dtype=args.dtype,
     )
     speed = Speed()
-    _converse(writer, speed) if typed else _continue(writer, texts, args.out, speed)
+    converse(writer, speed) if typed else show(complete(writer, texts, speed), args.out)
     print(speed, file=sys.stderr)
-
-
-def _continue(writer: Writer, texts: list[str], out: pathlib.Path | None, speed: Speed) -> None:
-    results = complete(writer, texts, speed)
-    if out is None:
-        print("\n\n".join(result.prompt + result.text for result in results))
-        return
-    lines = [json.dumps(dataclasses.asdict(result), ensure_ascii=False) for result in results]
-    out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-def _converse(writer: Writer, speed: Speed) -> None:
-    show = lambda text: print(text, end="", flush=True)  # noqa: E731
-    print("> ", end="", file=sys.stderr, flush=True)
-    for line in sys.stdin:
-        if line.strip():
-            complete(writer, [line.rstrip("\n")], speed, on_text=show)
-            print()
-        print("> ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

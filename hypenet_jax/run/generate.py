@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -220,6 +221,29 @@ class _Stream:
     def __call__(self, new: Sequence[np.ndarray]) -> None:
         self.tokens += new[0].tolist()
         text = _text(self.writer, self.tokens)
-        if not text.endswith("\ufffd"):
+        last = (
+            len(self.tokens) == self.writer.max_new_tokens or self.tokens[-1] in self.writer.end_ids
+        )
+        if last or not text.endswith("\ufffd"):
             self.on_text(text[self.told :])
             self.told = len(text)
+
+
+def show(completions: Sequence[Completion], out: pathlib.Path | None) -> None:
+    """Prints texts, or writes one JSON object per line."""
+    if out is None:
+        print("\n\n".join(one.prompt + one.text for one in completions))
+        return
+    lines = [json.dumps(dataclasses.asdict(one), ensure_ascii=False) for one in completions]
+    out.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def converse(writer: Writer, speed: Speed) -> None:
+    """Continues each line of standard input as it comes, streaming; ends with the input."""
+    print("> ", end="", file=sys.stderr, flush=True)
+    for line in sys.stdin:
+        if line.strip():
+            prompt = [line.rstrip("\n")]
+            complete(writer, prompt, speed, on_text=lambda text: print(text, end="", flush=True))
+            print()
+        print("> ", end="", file=sys.stderr, flush=True)
