@@ -20,6 +20,7 @@ from hypenet_jax.weights.hf_config import read_json
 
 # Prompts are padded to a power of two, this at least: a file of prompts meets a handful of widths.
 SHORTEST = 32
+GREEDY = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_writer(
     folder: pathlib.Path,
     *,
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = GREEDY,
     seed: int = 0,
     batch: int = 8,
     dtype: str | None = None,
