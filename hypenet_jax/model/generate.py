@@ -225,9 +225,9 @@ def _prefill(
 
 def _start_writing(context: Context, count: int, stops: tuple[int, ...]) -> _Writing:
     batch = context.logits.shape[0]
-    none = (jnp.zeros((batch,), bool) for _ in range(2))
+    done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
     written = jnp.full((batch, count), stops[0] if stops else 0, jnp.int32)
-    return _Writing(jnp.int32(0), context, *none, written, jnp.zeros((batch,), jnp.int32))
+    return _Writing(jnp.int32(0), context, done, broken, written, jnp.zeros((batch,), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)

@@ -137,6 +137,14 @@ def test_streamed_tokens_are_those_written_and_none_after_a_row_ends(write, prom
         assert row == new[:end].tolist()
 
 
+def test_spans_of_a_stream_and_other_stops_of_rows_run_one_program(write, prompts):
+    options = {"on_tokens": lambda new: None, "max_new_tokens": 2 * module.STREAM_SPAN + 1}
+    before = module._write._cache_size()
+    write(prompts, stop_token=23, **options)
+    write(prompts[::-1], stop_token=23, **options)
+    assert module._write._cache_size() == before + 1
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0)])
 def test_writing_in_two_calls_is_writing_in_one(student, write, prompts, sampling):
     key = jax.random.key(2)
