@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -16,6 +16,8 @@ from hypenet_jax.model.stacking import unstack_layers
 
 # Prompts are read in parts of this many tokens, so that activations do not grow with the prompt.
 PREFILL_PART = 2048
+# Tokens written between two calls to the host while streaming.
+STREAM_SPAN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,41 @@ class Sampling:
 
 
 @flax.struct.dataclass
+class Context:
+    """What has been read and written so far: all that is needed to go on, now or from a file.
+
+    Attributes:
+      state: of the decoder, after the last token of each row.
+      logits: of each row's next token.
+    """
+
+    state: DecodeState
+    logits: Float[Array, "B V"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What `decode` wrote.
+
+    Attributes:
+      tokens: new tokens; after a row's end its (first) stop token, 0 without one.
+      lengths: tokens of each row up to its end, a stop token included.
+      context: after those tokens; fillers after the end are not in it.
+    """
+
+    tokens: Int[np.ndarray, "B M"]
+    lengths: Int[np.ndarray, "B"]
+    context: Context
+
+
+@flax.struct.dataclass
 class _Writing:
     step: Int[Array, ""]
-    logits: Float[Array, "B V"]
-    state: DecodeState
+    context: Context
     done: Bool[Array, "B"]
+    broken: Bool[Array, "B"]
     written: Int[Array, "B M"]
+    lengths: Int[Array, "B"]
 
 
 def generate(
@@ -55,86 +86,188 @@ def generate(
     max_new_tokens: int,
     segment_ids: Int[np.ndarray, "B T"] | None = None,
     sampling: Sampling = Sampling(),
-    stop_token: int | None = None,
-    key: PRNGKeyArray | None = None,
+    stop_token: int | tuple[int, ...] | None = None,
+    key: PRNGKeyArray | Key[Array, "B"] | None = None,
+    on_tokens: Callable[[Sequence[np.ndarray]], None] | None = None,
 ) -> Int[np.ndarray, "B M"]:
-    """Continues each prompt by up to `max_new_tokens` tokens.
+    """Continues each prompt by up to `max_new_tokens` tokens: `prefill`, then `decode`.
 
     Args:
       decoder, params: a model in either grouping of its layers.
       prompts: token ids; rows of different lengths are padded on either side.
       segment_ids: 0 where a prompt is padded; None where none is.
-      sampling: greedy by default.
-      stop_token: ends a row; the row is then filled up with it.
-      key: randomness of the draws; needed unless greedy. Row b uses fold_in(key, b).
+      sampling, stop_token, key, on_tokens: see `decode`.
     Returns:
       New tokens only.
     Raises:
       ValueError: an empty prompt, nothing to write, token ids outside the vocabulary, or draws without a key.
+      FloatingPointError: the model computes NaN.
     """
-    prompts = np.asarray(prompts)
-    _check(decoder, prompts, segment_ids, max_new_tokens, sampling, key)
-    decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    _check_writing(max_new_tokens, sampling, key)
     batch, time = prompts.shape
-    real = np.ones_like(prompts) if segment_ids is None else (segment_ids != 0).astype(np.int32)
-    state = decode_state(decoder.config, batch, time + max_new_tokens, decoder.dtype)
-    logits = jnp.zeros((batch, decoder.config.vocab_size), jnp.float32)
-    for part in range(0, time, PREFILL_PART):
-        span = slice(part, part + PREFILL_PART)
-        logits, state = _prefill(decoder, params, state, logits, prompts[:, span], real[:, span])
-    root = jax.random.key(0) if key is None else key
-    rows = jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.arange(batch))
-    write = (decoder, params, state, logits, rows, max_new_tokens, sampling, stop_token)
-    return np.asarray(_write(*write).written)
+    context = start_context(decoder, batch, time + max_new_tokens)
+    context = prefill(decoder, params, context, prompts, segment_ids=segment_ids)
+    return decode(
+        decoder,
+        params,
+        context,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_token=stop_token,
+        key=key,
+        on_tokens=on_tokens,
+    ).tokens
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
-def _prefill(
+def start_context(decoder: Decoder, batch: int, capacity: int) -> Context:
+    """The context before the first token, with room for `capacity` tokens per row, read or written."""
+    state = decode_state(decoder.config, batch, capacity, decoder.dtype)
+    return Context(state, jnp.zeros((batch, decoder.config.vocab_size), jnp.float32))
+
+
+def prefill(
     decoder: Decoder,
     params: Params,
-    state: DecodeState,
-    logits: Float[Array, "B V"],
-    tokens: Tokens,
-    real: Tokens,
-) -> tuple[Float[Array, "B V"], DecodeState]:
+    context: Context,
+    prompts: Tokens | Int[np.ndarray, "B T"],
+    *,
+    segment_ids: Int[np.ndarray, "B T"] | None = None,
+) -> Context:
+    """Reads prompts after what `context` holds; a row of padding alone stays where it was.
+
+    `context` is given away, as its caches are written in place: copy it first to use it twice.
+
+    Raises:
+      ValueError: a row would hold no token at all, or more than it has room for; unknown token ids.
+    """
+    prompts = np.asarray(prompts)
+    real = np.ones_like(prompts) if segment_ids is None else (segment_ids != 0).astype(np.int32)
+    _check_prompts(decoder, context, prompts, real)
+    decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    for part in range(0, prompts.shape[1], PREFILL_PART):
+        span = slice(part, part + PREFILL_PART)
+        context = _prefill(decoder, params, context, prompts[:, span], real[:, span])
+    return context
+
+
+def decode(
+    decoder: Decoder,
+    params: Params,
+    context: Context,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    stop_token: int | tuple[int, ...] | None = None,
+    key: PRNGKeyArray | Key[Array, "B"] | None = None,
+    on_tokens: Callable[[Sequence[np.ndarray]], None] | None = None,
+) -> Generation:
+    """Writes up to `max_new_tokens` tokens per row after what `context` holds, which is given away.
+
+    Args:
+      sampling: greedy by default.
+      stop_token: a row ends with it, or with any of several; the row is then filled up with the first.
+      key: randomness of the draws; needed unless greedy. One key per row, or one of which row b uses
+        fold_in(key, b). A draw depends on its row's key and the tokens before it alone, so neither other
+        rows, padding nor a stop and resumption change it.
+      on_tokens: called every few tokens with the new ones of each row, none for a row that has ended.
+    Raises:
+      ValueError: nothing to write, no room for it, an unread context, or draws without a key.
+      FloatingPointError: the model computes NaN.
+    """
+    _check_writing(max_new_tokens, sampling, key)
+    lengths = np.asarray(context.state.lengths)
+    _check_room(context, lengths + max_new_tokens)
+    if lengths.size == 0 or lengths.min() == 0:
+        raise ValueError("a row has read no token; prefill its prompt first")
+    stops = (stop_token,) if isinstance(stop_token, int) else stop_token or ()
+    batch = len(lengths)
+    keys = _row_keys(key, batch)
+    decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    now = _start_writing(context, max_new_tokens, stops)
+    span = max_new_tokens if on_tokens is None else STREAM_SPAN
+    told = np.zeros((batch,), np.int32)
+    for until in range(span, max_new_tokens + span, span):
+        now = _write(decoder, params, now, keys, min(until, max_new_tokens), sampling, stops)
+        _refuse_nan(now)
+        if on_tokens is not None:
+            tokens, ends = np.asarray(now.written), np.asarray(now.lengths)
+            on_tokens([row[a:b] for row, a, b in zip(tokens, told, ends, strict=True)])
+            told = ends
+        if np.asarray(now.done).all():
+            break
+    return Generation(np.asarray(now.written), np.asarray(now.lengths), now.context)
+
+
+def _row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Array, "B"]:
+    key = jax.random.key(0) if key is None else key
+    if key.ndim == 1:
+        if len(key) != batch:
+            raise ValueError(f"{len(key)} keys for {batch} rows; give one per row, or one for all")
+        return key
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _prefill(
+    decoder: Decoder, params: Params, context: Context, tokens: Tokens, real: Tokens
+) -> Context:
     """Reads a part of the prompts; the logits after each row's last real token so far."""
-    output = decoder.apply({"params": params}, tokens, segment_ids=real, state=state)
+    number = jnp.maximum(context.state.cursor.segment, 1)[:, None]  # goes on with the open document
+    output = decoder.apply(
+        {"params": params}, tokens, segment_ids=real * number, state=context.state
+    )
     last = tokens.shape[1] - 1 - jnp.argmax(real[:, ::-1] != 0, axis=1)
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)
     new = decoder.apply({"params": params}, hidden, method="logits")[:, 0]
     some = jnp.any(real != 0, axis=1)
-    return jnp.where(some[:, None], new, logits), output.state
+    return Context(output.state, jnp.where(some[:, None], new, context.logits))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7), donate_argnums=(2, 3))
+def _start_writing(context: Context, count: int, stops: tuple[int, ...]) -> _Writing:
+    batch = context.logits.shape[0]
+    done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
+    written = jnp.full((batch, count), stops[0] if stops else 0, jnp.int32)
+    return _Writing(jnp.int32(0), context, done, broken, written, jnp.zeros((batch,), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
 def _write(
     decoder: Decoder,
     params: Params,
-    state: DecodeState,
-    logits: Float[Array, "B V"],
+    start: _Writing,
     keys: Key[Array, "B"],
-    count: int,
+    until: Int[Array, ""] | int,
     sampling: Sampling,
-    stop_token: int | None,
+    stops: tuple[int, ...],
 ) -> _Writing:
-    """The loop and all that it carries: the caches given away live on only in what comes back."""
-    batch = logits.shape[0]
-    filler = 0 if stop_token is None else stop_token
+    """The loop up to step `until`, and all that it carries: the caches given away live on in what comes back."""
+    filler = stops[0] if stops else 0
 
     def going(now: _Writing) -> Bool[Array, ""]:
-        return (now.step < count) & ~jnp.all(now.done)
+        return (now.step < until) & ~jnp.all(now.done)
 
     def one(now: _Writing) -> _Writing:
-        keys_now = jax.vmap(jax.random.fold_in, (0, None))(keys, now.step)
-        token = jnp.where(now.done, filler, draw(now.logits, keys_now, sampling))
-        done = now.done if stop_token is None else now.done | (token == stop_token)
-        output = decoder.apply({"params": params}, token[:, None], state=now.state)
-        logits = decoder.apply({"params": params}, output.hidden, method="logits")[:, 0]
-        written = now.written.at[:, now.step].set(token)
-        return _Writing(now.step + 1, logits, output.state, done, written)
+        logits, state = now.context.logits, now.context.state
+        broken = now.broken | (~now.done & jnp.isnan(jnp.max(logits, axis=-1)))
+        keys_now = jax.vmap(jax.random.fold_in)(keys, state.cursor.written)
+        token = jnp.where(now.done, filler, draw(logits, keys_now, sampling))
+        # An ended row reads padding, which leaves its state as it was; without stops no row ends.
+        real = jnp.where(now.done, 0, state.cursor.segment)[:, None] if stops else None
+        output = decoder.apply({"params": params}, token[:, None], segment_ids=real, state=state)
+        new = decoder.apply({"params": params}, output.hidden, method="logits")[:, 0]
+        logits = jnp.where(now.done[:, None], logits, new) if stops else new
+        done = now.done
+        if stops:
+            done = done | jnp.any(token[:, None] == jnp.asarray(stops)[None], axis=1)
+        return _Writing(
+            step=now.step + 1,
+            context=Context(output.state, logits),
+            done=done,
+            broken=broken,
+            written=now.written.at[:, now.step].set(token),
+            lengths=now.lengths + ~now.done,
+        )
 
-    written = jnp.full((batch, count), filler, jnp.int32)
-    start = _Writing(jnp.int32(0), logits, state, jnp.zeros((batch,), bool), written)
     return jax.lax.while_loop(going, one, start)
 
 
@@ -159,20 +292,40 @@ def _outside(logits: Float[Array, "B V"], mass: float) -> Bool[Array, "B V"]:
     return jnp.take_along_axis(before >= mass, jnp.argsort(order, axis=-1), axis=-1)
 
 
-def _check(
-    decoder: Decoder, prompts: np.ndarray, segment_ids: Any, count: int, sampling: Any, key: Any
+def _check_prompts(
+    decoder: Decoder, context: Context, prompts: np.ndarray, real: np.ndarray
 ) -> None:
     vocabulary = decoder.config.vocab_size
-    lengths = [prompts.shape[1]] if segment_ids is None else np.count_nonzero(segment_ids, axis=1)
-    if prompts.shape[0] == 0 or min(lengths) == 0:
+    lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
+    if lengths.size == 0 or lengths.min() == 0:
         raise ValueError(
             "a prompt is empty; give at least one token, such as the end-of-text token"
         )
-    if count < 1:
-        raise ValueError(f"max_new_tokens {count} writes nothing; use at least 1")
-    if prompts.min() < 0 or prompts.max() >= vocabulary:
+    if prompts.size and (prompts.min() < 0 or prompts.max() >= vocabulary):
         raise ValueError(
             f"token ids from {prompts.min()} to {prompts.max()} are not all in the vocabulary of {vocabulary}"
         )
+    _check_room(context, lengths)
+
+
+def _check_room(context: Context, lengths: np.ndarray) -> None:
+    capacity = context.state.cursor.slot_documents.shape[1]
+    if lengths.max(initial=0) > capacity:
+        raise ValueError(
+            f"{lengths.max()} tokens do not fit into a state with room for {capacity}; make it larger"
+        )
+
+
+def _check_writing(
+    count: int, sampling: Sampling, key: PRNGKeyArray | Key[Array, "B"] | None
+) -> None:
+    if count < 1:
+        raise ValueError(f"max_new_tokens {count} writes nothing; use at least 1")
     if sampling.temperature > 0 and key is None:
         raise ValueError(f"{sampling} draws at random; give a key, or temperature 0")
+
+
+def _refuse_nan(now: _Writing) -> None:
+    rows = np.flatnonzero(np.asarray(now.broken))
+    if len(rows):
+        raise FloatingPointError(f"the model computes NaN logits in rows {rows.tolist()}")

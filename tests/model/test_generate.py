@@ -8,7 +8,14 @@ import pytest
 from hypenet_jax.model import generate as module
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.generate import Sampling, draw, generate
+from hypenet_jax.model.generate import (
+    Sampling,
+    decode,
+    draw,
+    generate,
+    prefill,
+    start_context,
+)
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
 
@@ -56,13 +63,21 @@ def test_greedy_writes_the_likeliest_token_of_a_full_pass_at_every_place(config,
     assert len(np.unique(new)) > 2
 
 
-def test_shorter_prompts_padded_on_either_side_write_what_they_write_alone(write, prompts):
-    alone = [write(prompts[:1]), write(prompts[1:, :3])]
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0)])
+def test_shorter_prompts_padded_on_either_side_write_what_they_write_alone(
+    write, prompts, sampling
+):
+    keys = jax.random.split(jax.random.key(5), 2)
+    alone = [
+        write(prompts[:1], sampling=sampling, key=keys[:1]),
+        write(prompts[1:, :3], sampling=sampling, key=keys[1:]),
+    ]
     for pad in ((0, 2), (2, 0)):
         ragged, real = prompts.copy(), np.ones_like(prompts)
         ragged[1] = np.pad(prompts[1, :3], pad, constant_values=7)
         real[1] = np.pad(np.ones(3, np.int32), pad)
-        np.testing.assert_array_equal(write(ragged, segment_ids=real), np.concatenate(alone))
+        together = write(ragged, segment_ids=real, sampling=sampling, key=keys)
+        np.testing.assert_array_equal(together, np.concatenate(alone))
 
 
 def test_prompts_read_in_parts_are_prompts_read_at_once(write, prompts, monkeypatch):
@@ -98,6 +113,76 @@ def test_the_same_key_draws_the_same_and_another_key_does_not(write, prompts):
 def test_what_a_row_draws_does_not_depend_on_the_rows_beside_it(write, prompts):
     hot = {"sampling": Sampling(temperature=2.0), "key": jax.random.key(3)}
     np.testing.assert_array_equal(write(prompts, **hot)[:1], write(prompts[:1], **hot))
+
+
+def test_any_of_several_stop_tokens_ends_a_row_and_the_first_fills_it_up(write, prompts):
+    free = write(prompts)
+    stops = (int(free[0, 1]), int(free[1, 3]))
+    stopped = write(prompts, stop_token=stops)
+    for before, after in zip(free, stopped, strict=True):
+        end = int(np.flatnonzero(np.isin(before, stops))[0]) + 1
+        np.testing.assert_array_equal(after[:end], before[:end])
+        assert (after[end:] == stops[0]).all()
+
+
+def test_streamed_tokens_are_those_written_and_none_after_a_row_ends(write, prompts):
+    stop = int(write(prompts)[0, 1])
+    heard = [[], []]
+    options = {
+        "stop_token": stop,
+        "on_tokens": lambda new: [h.extend(n) for h, n in zip(heard, new, strict=True)],
+    }
+    for row, new in zip(heard, write(prompts, **options), strict=True):
+        end = [*new.tolist(), stop].index(stop) + 1
+        assert row == new[:end].tolist()
+
+
+def test_spans_of_a_stream_and_other_stops_of_rows_run_one_program(write, prompts):
+    options = {"on_tokens": lambda new: None, "max_new_tokens": 2 * module.STREAM_SPAN + 1}
+    before = module._write._cache_size()
+    write(prompts, stop_token=23, **options)
+    write(prompts[::-1], stop_token=23, **options)
+    assert module._write._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0)])
+def test_writing_in_two_calls_is_writing_in_one(student, write, prompts, sampling):
+    key = jax.random.key(2)
+    context = prefill(*student, start_context(student[0], 2, 5 + NEW), prompts)
+    parts = []
+    for _ in range(2):
+        part = decode(*student, context, max_new_tokens=NEW // 2, sampling=sampling, key=key)
+        context = part.context
+        parts.append(part.tokens)
+    whole = write(prompts, sampling=sampling, key=key)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+def test_an_ended_row_goes_on_with_its_next_prompt_as_if_read_at_once(student, write, prompts):
+    first = write(prompts)
+    stop = int(first[0, 0])
+    assert stop not in first[1]
+    context = prefill(*student, start_context(student[0], 2, 5 + 2 * NEW + 2), prompts)
+    turn = decode(*student, context, max_new_tokens=NEW, stop_token=stop)
+    assert turn.lengths.tolist() == [1, NEW]
+    more = np.asarray([[3, 4], [5, 6]], np.int32)
+    context = prefill(*student, turn.context, more)
+    second = decode(*student, context, max_new_tokens=NEW).tokens
+    for row in range(2):
+        read = np.concatenate([prompts[row], first[row, : turn.lengths[row]], more[row]])
+        np.testing.assert_array_equal(second[row], write(read[None])[0])
+
+
+def test_nan_logits_and_a_full_state_are_errors(student, prompts):
+    decoder, params = student
+    context = prefill(decoder, params, start_context(decoder, 2, 5), prompts)
+    with pytest.raises(ValueError, match="room for 5"):
+        decode(decoder, params, context, max_new_tokens=1)
+    with pytest.raises(ValueError, match="read no token"):
+        decode(decoder, params, start_context(decoder, 2, 5), max_new_tokens=1)
+    nan = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    with pytest.raises(FloatingPointError, match=r"rows \[0, 1\]"):
+        generate(decoder, nan, prompts, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6)])
