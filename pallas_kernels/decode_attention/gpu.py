@@ -132,12 +132,12 @@ def _attend(
     lines = (plan.splits, *rows)
     shapes = Part(*(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:])))
     pairs = q.shape[0] * q.shape[1] * plan.capacity
-    part = pl.pallas_call(
+    (part,) = pl.pallas_call(
         functools.partial(_walk, plan=plan),
         grid=(plan.kv_heads, plan.splits, plan.batch),
         in_specs=_in_specs(plan, masked=visible.query_segments is not None),
-        out_specs=_out_specs(plan),
-        out_shape=shapes,
+        out_specs=(_out_specs(plan),),
+        out_shape=(shapes,),
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=STAGES),
         cost_estimate=pl.CostEstimate(
