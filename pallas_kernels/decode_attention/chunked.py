@@ -1,7 +1,8 @@
 """Decode attention in blocks of slots with an online softmax: XLA, on any device.
 
 Reads only the blocks up to the longest row's last visible slot, so the cost follows how full the
-cache is, never its capacity.
+cache is, never its capacity. Products are written as sums, not as matrix products: with few queries
+per key, XLA on CPU fuses them with reading the block, where a matrix product would copy it first.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible, lengths, seen
-from pallas_kernels.products import product
 
 BLOCK = 512
 
@@ -63,14 +63,15 @@ def _add(
         jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (cache.keys, cache.values)
     )
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= j * size
-    mask = seen(cache.visible, start, size) & fresh[None]
-    scores = scale * product("bkgh,bskh->bkgs", rows, keys)
-    scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-    top = jnp.maximum(part.top, jnp.max(scores, axis=-1))
-    weights, shrink = jnp.exp(scores - top[..., None]), jnp.exp(part.top - top)
-    added = product("bkgs,bskh->bkgh", weights.astype(values.dtype), values)
+    seen_here = seen(cache.visible, start, size) & fresh[None]
+    keys, values = (x.astype(jnp.float32)[:, :, :, None] for x in (keys, values))
+    scores = scale * jnp.sum(rows.astype(jnp.float32)[:, None] * keys, axis=-1)  # [B C K G]
+    scores = jnp.where(seen_here[..., None, None], scores, -jnp.inf)
+    top = jnp.maximum(part.top, jnp.max(scores, axis=1))
+    weights, shrink = jnp.exp(scores - top[:, None]), jnp.exp(part.top - top)
+    added = jnp.sum(weights[..., None] * values, axis=1)
     return Part(
         top,
-        shrink * part.total + jnp.sum(weights, axis=-1),
+        shrink * part.total + jnp.sum(weights, axis=1),
         shrink[..., None] * part.out + added,
     )
