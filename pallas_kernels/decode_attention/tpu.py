@@ -69,7 +69,7 @@ def tpu(
     error 3e-6, at the price of more queries in the matrix unit. float32 is float32 throughout.
     Raises:
       UnsupportedError: not a TPU, types that are neither all bfloat16 nor all float32, a head width
-        or number of heads for which the cache would be copied, or a mesh.
+        or number of heads for which the cache would be copied, a short cache, or a mesh.
     """
     why = tpu_refusal(q, keys, values)
     if why is not None:
@@ -97,6 +97,10 @@ def tpu_refusal(
         return refusal
     if keys.shape[3] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {keys.shape[3]}"
+    if keys.shape[1] < LANES:
+        return f"needs at least {LANES} slots, and the cache has {keys.shape[1]}"
+    if keys.shape[2] % SUBLANES and keys.shape[2] not in (1, 2, 4):
+        return f"would copy a cache of {keys.shape[2]} key/value heads, not 1, 2, 4 or 8 n"
     return parts.mesh_refusal()
 
 
