@@ -1,6 +1,7 @@
 """Ops with more than one implementation: plain arrays in, plain arrays out, no model in sight."""
 
 from pallas_kernels.attention import attention
+from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
@@ -9,6 +10,7 @@ from pallas_kernels.norm_rotary import norm_rotary
 __all__ = [
     "UnsupportedError",
     "attention",
+    "decode_attention",
     "lightning_attention",
     "linear_cross_entropy",
     "linear_kl",

@@ -1,0 +1,77 @@
+"""Decode attention in blocks of slots with an online softmax: XLA, on any device.
+
+Reads only the blocks up to the longest row's last visible slot, so the cost follows how full the
+cache is, never its capacity. Products are written as sums, not as matrix products: with few queries
+per key, XLA on CPU fuses them with reading the block, where a matrix product would copy it first.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible, lengths, seen
+
+BLOCK = 512
+
+
+class Cache(NamedTuple):
+    """All slots, in the layout they came in: a block is cut out where it is read."""
+
+    keys: Float[Array, "B S K H"]
+    values: Float[Array, "B S K H"]
+    visible: Visible
+
+
+def chunked(
+    q: Float[Array, "B N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    visible: Visible,
+    *,
+    scale: float,
+) -> Part:
+    """One block of all rows after the other; arguments as `decode_attention`."""
+    capacity, kv_heads = keys.shape[1:3]
+    rows = q.reshape(q.shape[0], kv_heads, -1, q.shape[2])
+    cache, size = Cache(keys, values, visible), min(BLOCK, capacity)
+
+    def add(j: Int[Array, ""], part: Part) -> Part:
+        return _add(part, scale, rows, cache, j, size)
+
+    nothing = jnp.zeros(rows.shape, jnp.float32)
+    start = Part(jnp.full(rows.shape[:3], LOWEST), nothing[..., 0], nothing)
+    blocks = (jnp.max(lengths(visible, capacity)) + size - 1) // size
+    part = jax.lax.fori_loop(0, blocks, add, start)
+    return jax.tree.map(lambda x: x.reshape(*q.shape[:2], *x.shape[3:]), part)
+
+
+def _add(
+    part: Part,
+    scale: float,
+    rows: Float[Array, "B K G H"],
+    cache: Cache,
+    j: Int[Array, ""],
+    size: int,
+) -> Part:
+    """The part with block j of the slots added."""
+    # The last block starts early where the slots are not a multiple of the block; the one before
+    # has seen those.
+    start = jnp.minimum(j * size, cache.keys.shape[1] - size)
+    keys, values = (
+        jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (cache.keys, cache.values)
+    )
+    fresh = start + jnp.arange(size, dtype=jnp.int32) >= j * size
+    seen_here = seen(cache.visible, start, size) & fresh[None]
+    keys, values = (x.astype(jnp.float32)[:, :, :, None] for x in (keys, values))
+    scores = scale * jnp.sum(rows.astype(jnp.float32)[:, None] * keys, axis=-1)  # [B C K G]
+    scores = jnp.where(seen_here[..., None, None], scores, -jnp.inf)
+    top = jnp.maximum(part.top, jnp.max(scores, axis=1))
+    weights, shrink = jnp.exp(scores - top[:, None]), jnp.exp(part.top - top)
+    added = jnp.sum(weights[..., None] * values, axis=1)
+    return Part(
+        top,
+        shrink * part.total + jnp.sum(weights, axis=1),
+        shrink[..., None] * part.out + added,
+    )

@@ -1,0 +1,264 @@
+"""Decode attention on NVIDIA GPUs: every row's slots in parallel splits, so that one query fills the
+chip.
+
+A block of threads owns the queries of one key/value head and one split of a row's slots, and walks
+it in tiles with an online softmax; (max, sum, outputs) of the splits are joined by XLA. How far each
+split goes is read from the lengths of the rows, so a short row is spread as evenly as a long one.
+
+Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
+be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.decode_attention import parts
+from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
+
+INSTEAD = "'chunked', or None to let it choose"
+KINDS = ("A100", "A800", "H100", "H200", "H800", "H20", "B200", "B300")  # 163 KiB or more of shared
+MAX_WIDTH = 256  # wider outputs do not fit into the registers of one block
+MAX_GROUP = 64
+BLOCKS = 512  # an H100 has 132 multiprocessors; a few blocks on each hide the wait for memory
+TILE_BYTES = 16 * 2**10  # of keys; three stages of keys and values are in flight
+STAGES = 3
+MIN_TILES = 4  # of a split of a full cache, or its results would be much of what it reads
+MATRIX_ROWS = 16  # the least the matrix units take
+
+Ref = Any  # an array in HBM, read and written by index
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How one call is cut: each row's slots into `splits` runs of tiles of `tile` slots."""
+
+    scale: float
+    batch: int
+    capacity: int
+    kv_heads: int
+    group: int  # query heads of one key/value head
+    width: int
+    tile: int
+    splits: int
+    interpret: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile of queries."""
+        return max(MATRIX_ROWS, pl.next_power_of_2(self.group))
+
+    @property
+    def columns(self) -> int:
+        return max(16, pl.next_power_of_2(self.width))
+
+
+def gpu(
+    q: Float[Array, "B N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    visible: Visible,
+    *,
+    scale: float,
+) -> Part:
+    """The kernel above; tiles after a row's last visible slot are neither read nor computed.
+
+    Probabilities are multiplied with bfloat16 values as the sum of two bfloat16 terms: relative
+    error 3e-6. float32 is multiplied in three TF32 products.
+    Raises:
+      UnsupportedError: not a data-centre GPU from Ampere on, types that are neither all bfloat16 nor
+        all float32, heads too wide, groups too large, or a mesh.
+    """
+    why = gpu_refusal(q, keys, values)
+    if why is not None:
+        raise dispatch.unsupported("decode_attention", "gpu", why, INSTEAD)
+    return parts.join(_attend(q, keys, values, visible, _plan(q, keys, scale)))
+
+
+def gpu_refusal(
+    q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], values: Float[Array, "B S K H"]
+) -> str | None:
+    """Why the kernel cannot run these arguments here; None where it can."""
+    types = sorted({str(x.dtype) for x in (q, keys, values)})
+    if types not in (["bfloat16"], ["float32"]):
+        return f"takes q, keys, values all bfloat16 or all float32, not {', '.join(types)}"
+    if q.shape[2] > MAX_WIDTH:
+        return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[2]}"
+    group = q.shape[1] // keys.shape[2]
+    if group > MAX_GROUP:
+        return f"takes up to {MAX_GROUP} queries per key/value head, and these are {group}"
+    refusal = dispatch.platform_refusal("gpu")
+    if refusal is not None or dispatch.interprets():
+        return refusal
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if not any(kind in device.device_kind for kind in KINDS):
+        return f"needs a GPU of {', '.join(KINDS)}, and this is {device.device_kind}"
+    return parts.mesh_refusal()
+
+
+def tile_slots(keys: Float[Array, "B S K H"]) -> int:
+    """Slots per tile: a power of two."""
+    columns = pl.next_power_of_2(keys.shape[3])
+    return min(128, max(16, TILE_BYTES // (columns * keys.dtype.itemsize)))
+
+
+def _plan(q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], scale: float) -> Plan:
+    batch, capacity, kv_heads, width = keys.shape
+    tile = tile_slots(keys)
+    splits = min(pl.cdiv(BLOCKS, batch * kv_heads), pl.cdiv(capacity, MIN_TILES * tile))
+    shape = (batch, capacity, kv_heads, q.shape[1] // kv_heads, width)
+    return Plan(scale, *shape, tile, splits, dispatch.interprets())
+
+
+def _attend(
+    q: Float[Array, "B N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    visible: Visible,
+    plan: Plan,
+) -> Part:
+    counts = parts.lengths(visible, plan.capacity)
+    begin, end = parts.spans(counts, plan.tile, plan.splits)
+    rows = (plan.batch, plan.kv_heads, plan.group)
+    inputs = (begin, end, counts, visible.query_segments, visible.key_segments)
+    inputs = (*inputs, q.reshape(*rows, plan.width), keys, values)
+    lines = (plan.splits, *rows)
+    shapes = Part(*(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:])))
+    pairs = q.shape[0] * q.shape[1] * plan.capacity
+    (part,) = pl.pallas_call(
+        functools.partial(_walk, plan=plan),
+        grid=(plan.kv_heads, plan.splits, plan.batch),
+        in_specs=_in_specs(plan, masked=visible.query_segments is not None),
+        out_specs=(_out_specs(plan),),
+        out_shape=(shapes,),
+        interpret=plan.interpret,
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=STAGES),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * pairs * plan.width,
+            transcendentals=pairs,
+            bytes_accessed=sum(
+                x.size * x.dtype.itemsize for x in jax.tree.leaves((inputs, shapes))
+            ),
+        ),
+        name="decode_attention",
+    )(*inputs)
+    return jax.tree.map(lambda x: x.reshape(plan.splits, *q.shape[:2], *x.shape[4:]), part)
+
+
+def _in_specs(plan: Plan, *, masked: bool) -> tuple[pl.BlockSpec | None, ...]:
+    """What one block of the grid (key/value heads, splits, rows) sees of each input."""
+    number = pl.BlockSpec((1,), lambda k, i, b: (b,))
+    boundary = pl.BlockSpec((None, plan.splits), lambda k, i, b: (b, 0))
+    segments = pl.BlockSpec((None, plan.capacity), lambda k, i, b: (b, 0))
+    queries = pl.BlockSpec((None, None, plan.group, plan.width), lambda k, i, b: (b, k, 0, 0))
+    cache = pl.BlockSpec((None, plan.capacity, None, plan.width), lambda k, i, b: (b, 0, k, 0))
+    marks = (number, segments) if masked else (None, None)
+    return boundary, boundary, number, *marks, queries, cache, cache
+
+
+def _out_specs(plan: Plan) -> Part:
+    number = pl.BlockSpec((None, None, None, plan.group), lambda k, i, b: (i, b, k, 0))
+    line = pl.BlockSpec((None, None, None, plan.group, plan.width), lambda k, i, b: (i, b, k, 0, 0))
+    return Part(number, number, line)
+
+
+def _walk(
+    begin: Ref,
+    end: Ref,
+    counts: Ref,
+    segment: Ref | None,
+    segments: Ref | None,
+    q: Ref,
+    keys: Ref,
+    values: Ref,
+    part: Part,
+    *,
+    plan: Plan,
+) -> None:
+    """One split of one row for the queries of one key/value head."""
+    split, count = pl.program_id(1), counts[0]
+    is_query = jnp.arange(plan.rows) < plan.group
+    queries = _read(q, 0, is_query, plan)
+
+    def add(j, carry):
+        top, total, out = carry
+        start = j * plan.tile
+        inside = start + jnp.arange(plan.tile) < count
+        scores = plan.scale * _product(queries, _read(keys, start, inside, plan), (1, 1), plan)
+        mask = inside
+        if segment is not None and segments is not None:
+            here = triton.load(segments.at[pl.ds(start, plan.tile)], mask=inside, other=0)
+            mask = inside & (here == segment[0])
+        scores = jnp.where(mask[None, :], scores, -jnp.inf)
+        new_top = jnp.maximum(top, jnp.max(scores, axis=1))
+        weights, shrink = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)
+        total = shrink * total + jnp.sum(weights, axis=1)
+        added = _weighted(weights, _read(values, start, inside, plan), plan)
+        return new_top, total, shrink[:, None] * out + added
+
+    nothing = jnp.zeros((plan.rows,), jnp.float32)
+    start = jnp.full_like(nothing, LOWEST), nothing, jnp.zeros((plan.rows, plan.columns))
+    top, total, out = jax.lax.fori_loop(begin[split], end[split], add, start)
+    _write(part, top, total, out, is_query, plan)
+
+
+def _write(
+    part: Part,
+    top: Float[Array, "R"],
+    total: Float[Array, "R"],
+    out: Float[Array, "R C"],
+    is_query: Bool[Array, "R"],
+    plan: Plan,
+) -> None:
+    rows = pl.ds(jnp.zeros((), jnp.int32), plan.rows)
+    triton.store(part.top.at[rows], top, mask=is_query)
+    triton.store(part.total.at[rows], total, mask=is_query)
+    columns, inside = _columns(plan)
+    triton.store(part.out.at[rows, columns], out, mask=is_query[:, None] & inside[None, :])
+
+
+def _read(
+    ref: Ref, start: Int[Array, ""] | int, real: Bool[Array, "R"], plan: Plan
+) -> Float[Array, "R C"]:
+    columns, inside = _columns(plan)
+    rows = pl.ds(jnp.asarray(start, jnp.int32), real.shape[0])
+    return triton.load(ref.at[rows, columns], mask=real[:, None] & inside[None, :], other=0.0)
+
+
+def _columns(plan: Plan) -> tuple[Any, Bool[Array, "C"]]:
+    """Where the columns of a head are, and which of a tile's are the head's."""
+    # A slice past the end is refused where its start is a Python number; the mask keeps it inside.
+    start = jnp.zeros((), jnp.int32) if plan.columns > plan.width else 0
+    return pl.ds(start, plan.columns), jnp.arange(plan.columns) < plan.width
+
+
+def _weighted(
+    weights: Float[Array, "R S"], values: Float[Array, "S C"], plan: Plan
+) -> Float[Array, "R C"]:
+    if values.dtype == jnp.float32:
+        return _product(weights, values, (1, 0), plan)
+    high = weights.astype(values.dtype)
+    low = (weights - high.astype(jnp.float32)).astype(values.dtype)
+    return _product(high, values, (1, 0), plan) + _product(low, values, (1, 0), plan)
+
+
+def _product(
+    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int], plan: Plan
+) -> Float[Array, "_ _"]:
+    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
+    precision = None
+    if a.dtype == jnp.float32:
+        # Three TF32 products; the host that interprets has no such unit, and none is needed.
+        three = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        precision = jax.lax.Precision.HIGHEST if plan.interpret else three
+    dimensions = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,90 @@
+"""Softmax over some of the slots as (max, sum, outputs), and how such parts are joined."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+# Finite: a part that has seen nothing subtracts it from itself without a NaN.
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+class Visible(NamedTuple):
+    """Arguments of `decode_attention` that say what is seen; the same meaning, None included."""
+
+    slots: Int[Array, "B"]
+    query_segments: Int[Array, "B"] | None
+    key_segments: Int[Array, "B S"] | None
+
+
+class Part(NamedTuple):
+    """Softmax over some slots, not yet divided by its sum; LOWEST and zeros where none is seen.
+
+    Several parts of the same queries have a leading axis I.
+    """
+
+    top: Float[Array, "*I B N"]  # the largest score
+    total: Float[Array, "*I B N"]  # sum of exp(score - top)
+    out: Float[Array, "*I B N H"]  # sum of exp(score - top) * value
+
+
+def lengths(visible: Visible, capacity: int) -> Int[Array, "B"]:
+    """How many slots of each row can be seen at all: none of those after is ever read."""
+    count = jnp.clip(visible.slots + 1, 0, capacity).astype(jnp.int32)
+    if visible.query_segments is None:
+        return count
+    return jnp.where(visible.query_segments == 0, 0, count)
+
+
+def seen(visible: Visible, start: Int[Array, ""] | int, size: int) -> Bool[Array, "B S"]:
+    """Which of the slots from `start` on each row sees."""
+    slots = start + jnp.arange(size, dtype=jnp.int32)[None]
+    mask = slots <= visible.slots[:, None]
+    if visible.query_segments is None or visible.key_segments is None:
+        return mask
+    segments = jax.lax.dynamic_slice_in_dim(visible.key_segments, start, size, axis=1)
+    query_segments = visible.query_segments[:, None]
+    return mask & (segments == query_segments) & (query_segments != 0)
+
+
+def spans(
+    counts: Int[Array, "B"], block: int, splits: int
+) -> tuple[Int[Array, "B I"], Int[Array, "B I"]]:
+    """First block of each split, and the block after its last: as many each as the row's own
+    length allows, so that no split idles because a row is short."""
+    blocks = -(-counts[:, None] // block)
+    share = -(-blocks // splits)
+    split = jnp.arange(splits, dtype=jnp.int32)[None]
+    return jnp.minimum(split * share, blocks), jnp.minimum((split + 1) * share, blocks)
+
+
+def join(parts: Part) -> Part:
+    """One part of several along their leading axis."""
+    top = jnp.max(parts.top, axis=0)
+    shrink = jnp.exp(parts.top - top[None])
+    total = jnp.sum(shrink * parts.total, axis=0)
+    return Part(top, total, jnp.sum(shrink[..., None] * parts.out, axis=0))
+
+
+def join_over(part: Part, axis: str) -> Part:
+    """One part of those that the devices along a mesh axis hold, the same on each."""
+    top = jax.lax.pmax(part.top, axis)
+    shrink = jnp.exp(part.top - top)
+    total, out = jax.lax.psum((shrink * part.total, shrink[..., None] * part.out), axis)
+    return Part(top, total, out)
+
+
+def finish(part: Part) -> Float[Array, "B N H"]:
+    """The softmax's outputs; zeros where nothing was seen."""
+    return part.out / jnp.where(part.total == 0, 1.0, part.total)[..., None]
+
+
+def mesh_refusal() -> str | None:
+    """Why a kernel that the compiler cannot cut up cannot run on this mesh; None where it can."""
+    mesh = jax.sharding.get_abstract_mesh()
+    manual = jax.sharding.AxisType.Manual
+    sizes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    if any(size > 1 and kind != manual for size, kind in sizes):
+        return "is not cut up by the compiler, and the mesh has several devices"
+    return None
