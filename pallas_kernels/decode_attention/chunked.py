@@ -63,6 +63,8 @@ def _add(
         jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (cache.keys, cache.values)
     )
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= j * size
+    # The block is copied once, which XLA on CPU runs faster than a slice fused into each sum.
+    keys, values = jax.lax.optimization_barrier((keys, values))
     seen_here = seen(cache.visible, start, size) & fresh[None]
     keys, values = (x.astype(jnp.float32)[:, :, :, None] for x in (keys, values))
     scores = scale * jnp.sum(rows.astype(jnp.float32)[:, None] * keys, axis=-1)  # [B C K G]

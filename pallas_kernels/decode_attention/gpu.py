@@ -130,9 +130,9 @@ def _attend(
     inputs = (begin, end, counts, visible.query_segments, visible.key_segments)
     inputs = (*inputs, q.reshape(*rows, plan.width), keys, values)
     lines = (plan.splits, *rows)
-    shapes = Part(*(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:])))
+    shapes = tuple(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:]))
     pairs = q.shape[0] * q.shape[1] * plan.capacity
-    (part,) = pl.pallas_call(
+    (results,) = pl.pallas_call(
         functools.partial(_walk, plan=plan),
         grid=(plan.kv_heads, plan.splits, plan.batch),
         in_specs=_in_specs(plan, masked=visible.query_segments is not None),
@@ -149,7 +149,7 @@ def _attend(
         ),
         name="decode_attention",
     )(*inputs)
-    return jax.tree.map(lambda x: x.reshape(plan.splits, *q.shape[:2], *x.shape[4:]), part)
+    return Part(*(x.reshape(plan.splits, *q.shape[:2], *x.shape[4:]) for x in results))
 
 
 def _in_specs(plan: Plan, *, masked: bool) -> tuple[pl.BlockSpec | None, ...]:
@@ -163,10 +163,10 @@ def _in_specs(plan: Plan, *, masked: bool) -> tuple[pl.BlockSpec | None, ...]:
     return boundary, boundary, number, *marks, queries, cache, cache
 
 
-def _out_specs(plan: Plan) -> Part:
+def _out_specs(plan: Plan) -> tuple[pl.BlockSpec, ...]:
     number = pl.BlockSpec((None, None, None, plan.group), lambda k, i, b: (i, b, k, 0))
     line = pl.BlockSpec((None, None, None, plan.group, plan.width), lambda k, i, b: (i, b, k, 0, 0))
-    return Part(number, number, line)
+    return number, number, line
 
 
 def _walk(
@@ -178,7 +178,7 @@ def _walk(
     q: Ref,
     keys: Ref,
     values: Ref,
-    part: Part,
+    results: tuple[Ref, Ref, Ref],
     *,
     plan: Plan,
 ) -> None:
@@ -206,22 +206,16 @@ def _walk(
     nothing = jnp.zeros((plan.rows,), jnp.float32)
     start = jnp.full_like(nothing, LOWEST), nothing, jnp.zeros((plan.rows, plan.columns))
     top, total, out = jax.lax.fori_loop(begin[split], end[split], add, start)
-    _write(part, top, total, out, is_query, plan)
+    _write(results, Part(top, total, out), is_query, plan)
 
 
-def _write(
-    part: Part,
-    top: Float[Array, "R"],
-    total: Float[Array, "R"],
-    out: Float[Array, "R C"],
-    is_query: Bool[Array, "R"],
-    plan: Plan,
-) -> None:
+def _write(refs: tuple[Ref, Ref, Ref], part: Part, is_query: Bool[Array, "R"], plan: Plan) -> None:
     rows = pl.ds(jnp.zeros((), jnp.int32), plan.rows)
-    triton.store(part.top.at[rows], top, mask=is_query)
-    triton.store(part.total.at[rows], total, mask=is_query)
+    for ref, x in ((refs[0], part.top), (refs[1], part.total)):
+        triton.store(ref.at[rows], x, mask=is_query)
     columns, inside = _columns(plan)
-    triton.store(part.out.at[rows, columns], out, mask=is_query[:, None] & inside[None, :])
+    mask = is_query[:, None] & inside[None, :]
+    triton.store(refs[2].at[rows, columns], part.out, mask=mask)
 
 
 def _read(

@@ -5,6 +5,7 @@ is B * N * (H + 2) float32 numbers whatever the length.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -38,7 +39,8 @@ def sharded(
         part = attend(q, keys, values, visible._replace(slots=visible.slots - first))
         return join_over(part, axis)
 
-    everywhere, cut = PartitionSpec(), PartitionSpec(None, axis)
+    everywhere: Any = PartitionSpec()
+    cut: Any = PartitionSpec(None, axis)
     return jax.shard_map(
         one_shard,
         in_specs=(everywhere, cut, cut, Visible(everywhere, everywhere, cut)),

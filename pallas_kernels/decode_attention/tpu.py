@@ -130,8 +130,8 @@ def _attend(
     arrays = (q, keys.reshape(rows), values.reshape(rows), hidden)
     scalars = (begin.reshape(-1), end.reshape(-1), counts, segments)
     lines = (plan.splits, plan.batch, plan.heads)
-    shapes = Part(*(jax.ShapeDtypeStruct((*lines, n), jnp.float32) for n in _columns(plan)))
-    (part,) = pl.pallas_call(
+    shapes = tuple(jax.ShapeDtypeStruct((*lines, n), jnp.float32) for n in _columns(plan))
+    ((top, total, out),) = pl.pallas_call(
         functools.partial(_step, plan=plan),
         grid_spec=_grid(plan, steps, masked=bool(hidden)),
         out_shape=(shapes,),
@@ -142,7 +142,7 @@ def _attend(
         interpret=plan.interpret,
         name="decode_attention",
     )(*scalars, *arrays)
-    return Part(part.top[..., 0], part.total[..., 0], part.out)
+    return Part(top[..., 0], total[..., 0], out)
 
 
 def _columns(plan: Plan) -> tuple[int, int, int]:
@@ -174,7 +174,7 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
             cache,
             (hidden,) * masked,
         ),
-        out_specs=(Part(*map(result, _columns(plan))),),
+        out_specs=(tuple(map(result, _columns(plan))),),
         scratch_shapes=(pltpu.VMEM((plan.heads, plan.rows), jnp.float32),),
     )
 
@@ -188,12 +188,13 @@ def _step(
     keys: Ref,
     values: Ref,
     hidden: tuple[Ref, ...],
-    part: Part,
+    results: tuple[Ref, Ref, Ref],
     bias: Ref,
     *,
     plan: Plan,
 ) -> None:
     """One block of slots of one row, added to what its split has seen."""
+    part = Part(*results)
     row, step = pl.program_id(0), pl.program_id(2)
     split = row * plan.splits + pl.program_id(1)
     block = begin[split] + step
