@@ -100,7 +100,7 @@ def gpu_refusal(
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if not any(kind in device.device_kind for kind in KINDS):
         return f"needs a GPU of {', '.join(KINDS)}, and this is {device.device_kind}"
-    return parts.mesh_refusal()
+    return dispatch.mesh_refusal()
 
 
 def tile_slots(keys: Float[Array, "B S K H"]) -> int:

@@ -78,13 +78,3 @@ def join_over(part: Part, axis: str) -> Part:
 def finish(part: Part) -> Float[Array, "B N H"]:
     """The softmax's outputs; zeros where nothing was seen."""
     return part.out / jnp.where(part.total == 0, 1.0, part.total)[..., None]
-
-
-def mesh_refusal() -> str | None:
-    """Why a kernel that the compiler cannot cut up cannot run on this mesh; None where it can."""
-    mesh = jax.sharding.get_abstract_mesh()
-    manual = jax.sharding.AxisType.Manual
-    sizes = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
-    if any(size > 1 and kind != manual for size, kind in sizes):
-        return "is not cut up by the compiler, and the mesh has several devices"
-    return None

@@ -101,7 +101,7 @@ def tpu_refusal(
         return f"needs at least {LANES} slots, and the cache has {keys.shape[1]}"
     if keys.shape[2] % SUBLANES and keys.shape[2] not in (1, 2, 4):
         return f"would copy a cache of {keys.shape[2]} key/value heads, not 1, 2, 4 or 8 n"
-    return parts.mesh_refusal()
+    return dispatch.mesh_refusal()
 
 
 def block_slots(keys: Float[Array, "B S K H"]) -> int:

@@ -14,6 +14,7 @@ from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import head_angles, output_gate, project_out, project_qkv
 from hypenet_jax.model.timeline import Timeline
 from pallas_kernels.attention import attention
+from pallas_kernels.decode_attention import decode_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,22 +83,41 @@ class SoftmaxMixer(nn.Module):
         angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
         q, k, v = project_qkv(self, x, spec.num_heads, spec.num_kv_heads, angles, qk_norm=True)
         q = _scale_logits(q, timeline, spec.logit_scale)
-        documents = timeline.documents
         if state is not None:
             state = _write(state, k, v, timeline)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
-        heads = attention(
-            q,
-            k,
-            v,
-            scale=spec.head_dim**-0.5,
-            query_slots=timeline.slots,
-            query_segments=documents,
-            key_segments=documents if state is None else timeline.slot_documents,
-        )
+        heads = _attend(q, k, v, timeline, spec.head_dim**-0.5)
         if spec.output_gate:
             heads = heads * output_gate(self, x, spec.num_heads)
         return project_out(self, heads), state
+
+
+def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Queries:
+    """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
+    documents, slots = timeline.documents, timeline.slots
+    if slots is None:
+        return attention(q, k, v, scale=scale, query_segments=documents, key_segments=documents)
+    if q.shape[1] > 1:
+        return attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            query_slots=slots,
+            query_segments=documents,
+            key_segments=timeline.slot_documents,
+        )
+    assert documents is not None  # a call with a cache always has them
+    heads = decode_attention(
+        q[:, 0],
+        k,
+        v,
+        slots[:, 0],
+        scale=scale,
+        query_segments=documents[:, 0],
+        key_segments=timeline.slot_documents,
+    )
+    return heads[:, None]
 
 
 def _scale_logits(q: Queries, timeline: Timeline, scale: LogLengthScale | float | None) -> Queries:

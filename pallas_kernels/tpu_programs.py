@@ -1,0 +1,151 @@
+"""What `pallas_kernels.compile` compiles: every TPU kernel at the shapes of real models."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from pallas_kernels.decode_attention import decode_attention
+from pallas_kernels.lightning_attention import tpu as lightning
+from pallas_kernels.norm_rotary import tpu as rotary
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program to compile: an op at one shape.
+
+    Attributes:
+      arguments: arrays or `jax.ShapeDtypeStruct`s for `function`.
+      vmem_limit: MiB that none of its kernels may exceed; None sets no bar.
+    """
+
+    op: str
+    shape: str
+    mode: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    vmem_limit: float | None = None
+
+
+def _lightning_programs() -> list[Program]:
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _lightning(1, 16384, heads, 128, jnp.bfloat16, vmem_limit=4.0)
+    ]
+    return large + _lightning(2, 1000, 5, 128, jnp.float32, vmem_limit=4.0)
+
+
+def _lightning(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
+) -> list[Program]:
+    """Forward, and with gradients: of one document, without saved states, of many documents.
+
+    The arrays come and go with their heads side by side, as projections give and take them.
+    """
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
+    state = jax.ShapeDtypeStruct((batch, heads, width, width), jnp.float32)
+    segments = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
+
+    def forward(q, k, v, state, segments=None, save_states=True):
+        q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
+        decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
+        out, last = lightning.tpu(
+            q, k, v, decay, state, segments, scale=scale, save_states=save_states
+        )
+        return out.reshape(tokens.shape), last
+
+    def gradient(q, k, v, state, cotangents, segments=None, save_states=True):
+        function = functools.partial(forward, segments=segments, save_states=save_states)
+        return jax.vjp(function, q, k, v, state)[1](cotangents)
+
+    recomputed = functools.partial(gradient, save_states=False)
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
+    op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
+    return [
+        Program(op, shape, "forward", forward, arrays, vmem_limit),
+        Program(op, shape, "gradient", gradient, (*arrays, cotangents)),
+        Program(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
+        Program(op, shape, "gradient, documents", gradient, (*arrays, cotangents, segments)),
+    ]
+
+
+def _norm_rotary_programs() -> list[Program]:
+    large = [
+        program
+        for heads in (16, 32)
+        for program in _norm_rotary(1, 16384, heads, 128, jnp.bfloat16)
+    ]
+    return large + _norm_rotary(2, 1000, 5, 128, jnp.float32)
+
+
+def _norm_rotary(
+    batch: int, length: int, heads: int, width: int, dtype: DTypeLike
+) -> list[Program]:
+    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
+    scale = jax.ShapeDtypeStruct((width,), jnp.float32)
+    angles = jax.ShapeDtypeStruct((batch, length, width // 2), jnp.float32)
+
+    def forward(x, scale, angles):
+        apart = x.reshape(batch, length, heads, width)
+        return rotary.tpu(apart, scale, angles, eps=1e-6).reshape(tokens.shape)
+
+    def gradient(x, scale, angles, cotangent):
+        return jax.vjp(lambda x, scale: forward(x, scale, angles), x, scale)[1](cotangent)
+
+    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
+    arrays = (tokens, scale, angles)
+    return [
+        Program("norm_rotary", shape, "forward", forward, arrays),
+        Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
+    ]
+
+
+def _decode_programs() -> list[Program]:
+    shapes = (
+        (1, 524288, 16, 8, jnp.bfloat16),
+        (8, 32768, 32, 8, jnp.bfloat16),
+        (2, 4096, 16, 4, jnp.float32),
+    )
+    return [program for shape in shapes for program in _decode(*shape)]
+
+
+def _decode(
+    batch: int, capacity: int, heads: int, kv_heads: int, dtype: DTypeLike, width: int = 128
+) -> list[Program]:
+    q = jax.ShapeDtypeStruct((batch, heads, width), dtype)
+    cache = jax.ShapeDtypeStruct((batch, capacity, kv_heads, width), dtype)
+    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    segments = jax.ShapeDtypeStruct((batch, capacity), jnp.int32)
+
+    def step(q, keys, values, slots, query_segments=None, key_segments=None):
+        return decode_attention(
+            q,
+            keys,
+            values,
+            slots,
+            scale=width**-0.5,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            implementation="tpu",
+        )
+
+    shape = f"B{batch} S{capacity} N{heads} K{kv_heads} H{width} {jnp.dtype(dtype).name}"
+    op, arrays = "decode_attention", (q, cache, cache, row)
+    return [
+        Program(op, shape, "one document", step, arrays, vmem_limit=6.0),
+        Program(op, shape, "documents", step, (*arrays, row, segments), vmem_limit=6.0),
+    ]
+
+
+PROGRAMS: dict[str, Callable[[], list[Program]]] = {
+    "decode_attention": _decode_programs,
+    "lightning_attention": _lightning_programs,
+    "norm_rotary": _norm_rotary_programs,
+}
