@@ -41,7 +41,7 @@ check: install-test
 	$(BIN)/pyright --warnings
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
