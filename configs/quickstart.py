@@ -52,7 +52,7 @@ START = Initialization(std=0.1, embedding_std=0.1, output_gain=0.1, query_norm=5
 
 STEPS = {
     "teacher_short": 120,  # retrieval is at 98 % after them
-    "teacher": 500,
+    "teacher": 600,
     "align": 300,
     "distill": 200,
     "finetune": 300,
@@ -151,7 +151,7 @@ def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:
 
     texts: dict[str, DataConfig] = {}
     texts["teacher_short"] = rows(None, SHORT_LENGTH, 32, 0.75, 8)
-    texts["teacher"] = rows("teacher_short", TRAINED_LENGTH, 24, 0.5, 8)
+    texts["teacher"] = rows("teacher_short", TRAINED_LENGTH, 24, 0.75, 8)
     texts["align"] = rows("teacher", TRAINED_LENGTH, 16, 0.5, 8)
     texts["select"] = texts["align"]
     texts["distill"] = rows("align", TRAINED_LENGTH, 16, 0.5, 8)
@@ -175,9 +175,9 @@ def evaluation() -> EvaluateConfig:
         student="HypeNet",
         catalogue=CATALOGUE,
         needles=4,
-        sequences=64,
+        sequences=256,
         long_sequences=32,
-        long_length=2048,
+        long_length=512,
         read_lengths=LENGTHS,
         read_windows=16,
         read_targets=64,
