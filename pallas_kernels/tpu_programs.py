@@ -88,19 +88,22 @@ def _norm_rotary_programs() -> list[Program]:
 def _norm_rotary(
     batch: int, length: int, heads: int, width: int, dtype: DTypeLike
 ) -> list[Program]:
+    """Forward, and with gradients; the angles are formed in the program, as models do."""
     tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
     scale = jax.ShapeDtypeStruct((width,), jnp.float32)
-    angles = jax.ShapeDtypeStruct((batch, length, width // 2), jnp.float32)
+    positions = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    frequency = jnp.asarray(1e6 ** -np.linspace(0, 1, width // 2, endpoint=False), jnp.float32)
 
-    def forward(x, scale, angles):
+    def forward(x, scale, positions):
         apart = x.reshape(batch, length, heads, width)
+        angles = positions.astype(jnp.float32)[..., None] * frequency
         return rotary.tpu(apart, scale, angles, eps=1e-6).reshape(tokens.shape)
 
-    def gradient(x, scale, angles, cotangent):
-        return jax.vjp(lambda x, scale: forward(x, scale, angles), x, scale)[1](cotangent)
+    def gradient(x, scale, positions, cotangent):
+        return jax.vjp(lambda x, scale: forward(x, scale, positions), x, scale)[1](cotangent)
 
     shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
-    arrays = (tokens, scale, angles)
+    arrays = (tokens, scale, positions)
     return [
         Program("norm_rotary", shape, "forward", forward, arrays),
         Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),

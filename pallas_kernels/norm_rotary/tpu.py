@@ -69,8 +69,13 @@ def tpu_refusal(x: Float[Array, "B T N H"]) -> str | None:
 
 
 def _pack(angles: Float[Array, "B T J"]) -> Float[Array, "B T H"]:
-    """(cos, sin) side by side; a choice by lane, because joining two halves would move both."""
-    twice = jnp.tile(angles, 2)
+    """(cos, sin) side by side.
+
+    A choice by lane of padded angles: joining two halves, or tiling, would move both through memory.
+    """
+    room = angles.shape[-1]
+    left, right = (jnp.pad(angles, ((0, 0), (0, 0), side)) for side in ((0, room), (room, 0)))
+    twice = left + right
     first = jnp.arange(twice.shape[-1]) < angles.shape[-1]
     return jnp.where(first[None, None], jnp.cos(twice), jnp.sin(twice))
 

@@ -1,9 +1,7 @@
 """What a whole lightning layer moves through memory on a TPU, by the compiler's own account; no TPU needed."""
 
-import functools
 import importlib.util
 import os
-import re
 
 import flax.linen as nn
 import jax
@@ -49,31 +47,10 @@ def compiled():
         return traced.lower(lowering_platforms=("tpu",)).compile()
 
 
-def kernel_bytes(hlo):
-    """Bytes of the operands and results of all Mosaic kernels."""
-    shapes = dict(re.findall(r"(%[\w.-]+) = (\w+\[[\d,]*\])", hlo))
-    total = 0
-    for line in hlo.splitlines():
-        if 'custom_call_target="tpu_custom_call"' in line:
-            results, _, rest = line.partition(" custom-call(")
-            operands = re.findall(r"%[\w.-]+", rest.partition(")")[0])
-            found = re.findall(r"\w+\[[\d,]*\]", results)
-            found += [shapes[name] for name in operands if name in shapes]
-            total += sum(map(_size, found))
-    return total
-
-
-def _size(shape):
-    kind, _, dimensions = shape.rstrip("]").partition("[")
-    numbers = functools.reduce(lambda a, b: a * int(b), filter(None, dimensions.split(",")), 1)
-    return numbers * {"bf16": 2, "pred": 1}.get(kind, 4)
-
-
 @pytest.mark.aot
 def test_a_lightning_layer_runs_three_kernels_and_moves_little_else(compiled):
     hlo = compiled.as_text()
     assert hlo.count('custom_call_target="tpu_custom_call"') == 3  # q and k, and the attention
-    accessed, kernels = compiled.cost_analysis()["bytes accessed"], kernel_bytes(hlo)
-    print(f"bytes accessed {accessed / 1e9:.3f} GB, of them by kernels {kernels / 1e9:.3f} GB")
-    # By the account of XLA alone, in which a kernel reads and writes nothing.
-    assert accessed - kernels <= 1.8e9
+    accessed = compiled.cost_analysis()["bytes accessed"]
+    print(f"bytes accessed: {accessed / 1e9:.3f} GB")
+    assert accessed <= 1.8e9
