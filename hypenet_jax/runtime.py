@@ -241,7 +241,7 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
 
 
 def _left(code: int) -> int:
-    """The exit code, once the others end too; ends this process if they do not."""
+    """The exit code of a process alone; one of several ends here, once the others end too or time is up."""
     if not jax.distributed.is_initialized():
         return code
     failures: list[Exception] = []
@@ -256,10 +256,11 @@ def _left(code: int) -> int:
     leaving.start()
     # A lost process looks like a bug here until its heartbeat is missed, and that decides about a restart.
     leaving.join(None if code == BUG else SECONDS_TO_LEAVE)
-    if leaving.is_alive() or failures:
-        sys.stdout.flush()
-        os._exit(LOST if code == BUG else code)
-    return code
+    lost = code == BUG and (leaving.is_alive() or bool(failures))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by raising: the interpreter would wait for threads of collectives whose other side is gone.
+    os._exit(LOST if lost else code)
 
 
 def _say(text: str) -> None:
