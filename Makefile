@@ -1,4 +1,4 @@
-# make quickstart   install what is missing, then convert a small teacher and report (about 10 minutes on 2 cores)
+# make quickstart   install what is missing, then convert a small teacher and report (about 13 minutes on 2 cores)
 # make test         format, lint, types, rooms and tests
 # make install      only .venv
 # PYTHON=python3.12 make test   the same with another interpreter; .venv is made anew when it has another version
