@@ -53,7 +53,7 @@ START = Initialization(std=0.1, embedding_std=0.1, output_gain=0.1, query_norm=5
 STEPS = {
     "teacher_short": 120,  # retrieval is at 98 % after them
     "teacher": 600,
-    "align": 300,
+    "align": 400,
     "distill": 200,
     "finetune": 300,
     "rope_distill": 200,  # the controls are trained as the student is
