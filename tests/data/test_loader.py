@@ -84,7 +84,7 @@ def test_over_three_epochs_with_changing_hosts_no_row_is_skipped_or_repeated(
     # A run of 2 hosts that goes on with 4, then 1, then 2.
     cuts = [0, rows // 9, rows // 3, 2 * rows // 3, batches]
     read = []
-    for hosts, first, last in zip((2, 4, 1, 2), cuts, cuts[1:], strict=True):
+    for hosts, (first, last) in zip((2, 4, 1, 2), itertools.pairwise(cuts), strict=True):
         shares = [take(load(config, host, hosts, first), last - first) for host in range(hosts)]
         read += [
             np.concatenate([batch.tokens for batch in share]) for share in zip(*shares, strict=True)

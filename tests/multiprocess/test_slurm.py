@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm_node.MISSING), reason=f"not installed: {slurm_node.MISSING}"),
 ]
 
-STEPS = 300
+STEPS = 60
 TWO_TASKS = ["--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1", "--gpus-per-node=0"]
 SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
 # Saves when it is told to; finishes when it is started again.
