@@ -12,8 +12,8 @@ from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Resu
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.select import SelectConfig, read_selection
-from hypenet_jax.train.checkpoint import versions
 from hypenet_jax.train.metrics import read_metrics
+from hypenet_jax.train.origin import versions
 
 # Numbers that change from run to run; all others are the same bits for the same config on the same machine.
 TIMED = ("prefill_seconds", "prefill_speedup", "decode_seconds", "decode_speedup")
