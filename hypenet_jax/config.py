@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from hypenet_jax.data.config import DataConfig
-from hypenet_jax.evals.config import EvaluateConfig
+from hypenet_jax.evals.config import EvaluateConfig, SuiteConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -163,7 +163,7 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
 
     Args:
       path: a Python file.
-      kind: RunConfig or HaloConfig.
+      kind: RunConfig, HaloConfig or SuiteConfig.
       arguments: `--name value` pairs: arguments of the file's function first, then dotted fields of the value.
     Raises:
       ConfigError: no such file, no `config` in it, or another kind of config.
@@ -184,8 +184,8 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):
-        other = "launch.halo" if isinstance(made, HaloConfig) else "launch.train"
-        raise ConfigError(f"{path} makes a {type(made).__name__}; use python -m {other}")
+        other = {HaloConfig: "halo", SuiteConfig: "evaluate"}.get(type(made), "train")
+        raise ConfigError(f"{path} makes a {type(made).__name__}; use python -m launch.{other}")
     if not rest:
         return made
     try:

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name not in ("__init__.py", "published.py")
+    if path.name not in ("__init__.py", "published.py") and "evals" not in path.parts
 )
 SIZES = ("halo_2b", "halo_5b", "halo_9b")
 ALIGN = "configs/halo_2b/align.py"
