@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch venv quickstart results test test-torch test-aot check
+.PHONY: install install-test install-torch venv quickstart results test test-torch test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -51,6 +51,16 @@ test: check
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
+
+# What needs lm-evaluation-harness: our scores against its own backend's. In an environment of its own, as it brings much.
+HARNESS := .venv-harness
+test-harness: $(HARNESS)/installed
+	$(HARNESS)/bin/python -m pytest -m harness $(ARGS)
+
+$(HARNESS)/installed: pyproject.toml
+	rm -rf $(HARNESS) && $(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch,eval]' 'lm-eval[hf]'
+	touch $@
 
 # What needs the TPU compiler, and no TPU. In an environment of its own: where libtpu is installed, JAX looks for a TPU.
 AOT := .venv-aot
