@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hypenet_jax.model import generate as module
+from hypenet_jax.model import prefill as reading
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.generate import (
@@ -85,7 +86,7 @@ def test_prompts_read_in_parts_are_prompts_read_at_once(write, prompts, monkeypa
     ragged, real = prompts.copy(), np.ones_like(prompts)
     real[1, 2:] = 0
     short = write(ragged, segment_ids=real)
-    monkeypatch.setattr(module, "PREFILL_PART", 2)
+    monkeypatch.setattr(reading, "PREFILL_PART", 2)
     np.testing.assert_array_equal(write(prompts), whole)
     np.testing.assert_array_equal(write(ragged, segment_ids=real), short)
 
@@ -139,10 +140,10 @@ def test_streamed_tokens_are_those_written_and_none_after_a_row_ends(write, prom
 
 def test_spans_of_a_stream_and_other_stops_of_rows_run_one_program(write, prompts):
     options = {"on_tokens": lambda new: None, "max_new_tokens": 2 * module.STREAM_SPAN + 1}
-    before = module._write._cache_size()
+    before = module.write_until._cache_size()
     write(prompts, stop_token=23, **options)
     write(prompts[::-1], stop_token=23, **options)
-    assert module._write._cache_size() == before + 1
+    assert module.write_until._cache_size() == before + 1
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0)])
