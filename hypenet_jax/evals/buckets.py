@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from hypenet_jax import axes
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH
+from hypenet_jax.model.prefill import left_padded
 from hypenet_jax.sharding import sharding_of
 
 TokenRow: TypeAlias = Int[np.ndarray, " _"]
@@ -33,11 +34,7 @@ class Batch:
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
         """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
         order = [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
-        tokens, real = (np.zeros((self.size, self.width), np.int32) for _ in range(2))
-        for place, row in enumerate(order):
-            start = self.width - len(rows[row])
-            tokens[place, start:], real[place, start:] = rows[row], 1
-        return tokens, real
+        return left_padded([rows[row] for row in order], self.width)
 
 
 def batches_by_width(

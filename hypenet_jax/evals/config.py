@@ -199,11 +199,13 @@ class RaceConfig:
       lengths: context lengths; at each a token is written after a full cache.
       longest_prefill: up to here the context is also read; beyond, it would take minutes.
       rounds: runs of each model, in turns.
+      chips: whose least times for the same work are reported too, by the names of `evals.floors`.
     """
 
     lengths: tuple[int, ...] = ()
     longest_prefill: int = 16384
     rounds: int = 5
+    chips: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,23 +17,20 @@ from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.subject import Model, Subject
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.generate import decode
-from hypenet_jax.model.prefill import Context, prefill, start_context
+from hypenet_jax.model.prefill import Context, start_context
+from hypenet_jax.model.prefill import prefill as read_prompts
 from hypenet_jax.model.timeline import Cursor
 
 DECODE_STEPS = 32
 
 
 def efficiency(
-    subjects: Sequence[Subject],
-    lengths: Sequence[int],
-    *,
-    rounds: int,
-    longest_prefill: int | None = None,
+    subjects: Sequence[Subject], lengths: Sequence[int], *, rounds: int, prefill: bool = True
 ) -> Report:
     """All numbers of this file for these models at these context lengths, batch 1.
 
     Args:
-      longest_prefill: longer contexts are not read, only decoded after; None reads all.
+      prefill: also time how long it takes to read a context; decoding after one needs no reading.
     Returns:
       Rows "prefill_seconds", "decode_seconds" (per token), "prefill_peak_bytes", "decode_peak_bytes",
       "state_bytes" and "state_bytes_formula"; for every model but the first also "prefill_speedup" and
@@ -43,7 +40,7 @@ def efficiency(
     single = [subject.with_single_layers() for subject in subjects]
     report = Report()
     for length in lengths:
-        if longest_prefill is None or length <= longest_prefill:
+        if prefill:
             report += prefill_times(single, length, rounds=rounds)
         report += decode_times(single, length, rounds=rounds)
         for subject in single:
@@ -60,7 +57,7 @@ def prefill_times(subjects: Sequence[Subject], length: int, *, rounds: int) -> R
         decoder = _decoder(subject)
         context = jax.block_until_ready(start_context(decoder, 1, length))
         some, start = tokens % decoder.config.vocab_size, time.perf_counter()
-        jax.block_until_ready(prefill(decoder, subject.params, context, some))
+        jax.block_until_ready(read_prompts(decoder, subject.params, context, some))
         return time.perf_counter() - start
 
     return _timed_in_turns("prefill", subjects, length, rounds, read)

@@ -25,7 +25,7 @@ from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.chat import Message, render_chat, token_of
 from hypenet_jax.evals.continuation import Continuations
 from hypenet_jax.evals.likelihood import Likelihoods
-from hypenet_jax.model.generate import Sampling
+from hypenet_jax.model.sampling import Sampling
 
 log = logging.getLogger("hypenet_jax")
 

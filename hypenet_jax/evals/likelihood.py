@@ -17,7 +17,7 @@ from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width, power_o
 from hypenet_jax.evals.perplexity import BLOCK
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject
 from hypenet_jax.model.decoder import DecodeState, decode_state
-from hypenet_jax.model.generate import PREFILL_PART
+from hypenet_jax.model.prefill import PREFILL_PART
 from hypenet_jax.sharding import constrain
 
 

@@ -92,9 +92,7 @@ def generate(
         key=key,
         on_tokens=on_tokens,
     )
-    if generation.broken.any():
-        rows = np.flatnonzero(generation.broken).tolist()
-        raise FloatingPointError(f"the model computes NaN logits in rows {rows}")
+    refuse_nan(generation)
     return generation.tokens
 
 
@@ -144,6 +142,13 @@ def decode(
             break
     written, lengths, broken = map(np.asarray, (now.written, now.lengths, now.broken))
     return Generation(written, lengths, broken, now.context)
+
+
+def refuse_nan(generation: Generation) -> None:
+    """Raises FloatingPointError where a row ended because its logits became NaN."""
+    rows = np.flatnonzero(generation.broken).tolist()
+    if rows:
+        raise FloatingPointError(f"the model computes NaN logits in rows {rows}")
 
 
 def row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Array, "B"]:

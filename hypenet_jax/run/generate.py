@@ -10,19 +10,16 @@ import numpy as np
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import Generation, decode
-from hypenet_jax.model.prefill import left_padded, prefill, start_context
+from hypenet_jax.model.prefill import prefill, start_context
 from hypenet_jax.model.sampling import GREEDY, Sampling
 from hypenet_jax.run.prompts import Completion, Prompt
 from hypenet_jax.run.speed import Speed
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_config import read_json
-
-# Prompts are padded to a power of two, this at least: a file of prompts meets a handful of widths.
-SHORTEST = 32
-# Prompts of one batch hold no more tokens than this together, or are one prompt.
-TOKENS_AT_ONCE = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Writer:
       end_ids: tokens that end a text.
       max_length: most tokens of a prompt and its continuation together; None for no limit.
       seed: prompt i draws with fold_in(key(seed), i), whatever it is batched with.
-      batch: prompts that are continued at once.
+      tokens_per_batch: of the prompts that are continued at once, or one longer prompt.
     """
 
     decoder: Decoder
@@ -44,7 +41,7 @@ class Writer:
     max_length: int | None
     sampling: Sampling
     seed: int
-    batch: int
+    tokens_per_batch: int
 
 
 def open_writer(
@@ -54,7 +51,7 @@ def open_writer(
     max_length: int | None = None,
     sampling: Sampling = GREEDY,
     seed: int = 0,
-    batch: int = 8,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     dtype: str | None = None,
 ) -> Writer:
     """Reads a model folder: weights, tokenizer, end tokens.
@@ -62,14 +59,13 @@ def open_writer(
     Raises:
       CheckpointError, FileNotFoundError, ValueError: no such model or tokenizer, or settings that mean nothing.
     """
-    if max_new_tokens < 1 or batch < 1:
-        raise ValueError(f"max_new_tokens {max_new_tokens} and batch {batch} must be at least 1")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens {max_new_tokens} writes nothing; use at least 1")
     tokenizer = load_tokenizer(folder)
     decoder, params = load_hf(folder, dtype=dtype)
     ends = end_ids(folder) or (tokenizer.end_id,)
-    return Writer(
-        decoder, params, tokenizer, ends, max_new_tokens, max_length, sampling, seed, batch
-    )
+    asked = (max_new_tokens, max_length, sampling, seed, tokens_per_batch)
+    return Writer(decoder, params, tokenizer, ends, *asked)
 
 
 def end_ids(folder: pathlib.Path) -> tuple[int, ...]:
@@ -97,7 +93,7 @@ def complete(
       skip: indices of prompts to leave out.
       on_text: is given the text of a single prompt as it is written.
     Yields:
-      Completions by the index of their prompt, as batches end: first errors, then the shortest prompts.
+      Completions by the index of their prompt, as batches end: errors first, then the longest prompts.
     """
     wanted = [index for index in range(len(prompts)) if index not in skip]
     texts = [_text_of(prompts[index]) for index in wanted]
@@ -110,12 +106,15 @@ def complete(
     }
     if refused:
         yield refused
-    good = {index: ids for index, ids in tokens.items() if index not in refused}
-    for width, rows in _batches({index: len(ids) for index, ids in good.items()}, writer.batch):
-        written = _write(writer, {row: good[row] for row in rows}, width, speed, on_text)
+    good = [index for index in wanted if index not in refused]
+    rows = [tokens[index] for index in good]
+    for batch in batches_by_width([len(row) for row in rows], writer.tokens_per_batch):
+        indices = [good[row] for row in batch.rows]
+        written = _write(writer, batch, rows, indices, speed, on_text)
+        texts = [_text_of(prompts[index]) for index in indices]
         yield {
-            row: _completion(writer, _text_of(prompts[row]), written, i)
-            for i, row in enumerate(rows)
+            index: _completion(writer, text, written, place)
+            for place, (index, text) in enumerate(zip(indices, texts, strict=True))
         }
 
 
@@ -143,37 +142,23 @@ def _objection(writer: Writer, prompt: Prompt, tokens: np.ndarray) -> str | None
     return None
 
 
-def _batches(lengths: dict[int, int], batch: int) -> Iterator[tuple[int, list[int]]]:
-    """Each width and the prompts that are padded to it, at most `batch` and TOKENS_AT_ONCE at once."""
-    widths = {index: _power_of_two(max(length, SHORTEST)) for index, length in lengths.items()}
-    for width in sorted(set(widths.values())):
-        rows = [index for index in lengths if widths[index] == width]
-        size = max(1, min(batch, TOKENS_AT_ONCE // width))
-        for first in range(0, len(rows), size):
-            yield width, rows[first : first + size]
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
 def _write(
     writer: Writer,
-    tokens: dict[int, np.ndarray],
-    width: int,
+    batch: Batch,
+    rows: Sequence[TokenRow],
+    indices: Sequence[int],
     speed: Speed,
     on_text: Callable[[str], None] | None,
 ) -> Generation:
-    """Continues the prompts of one batch. Copies of the last one fill it to a power of two."""
-    size = min(_power_of_two(len(tokens)), writer.batch)
-    rows = [*tokens, *[list(tokens)[-1]] * (size - len(tokens))]
-    padded, real = left_padded([tokens[row] for row in rows], width)
+    """Continues the rows of one batch, which draw by the indices of their prompts."""
+    tokens, real = batch.stack(rows)
     with speed.prefill.timed():
-        context = start_context(writer.decoder, len(rows), width + writer.max_new_tokens)
-        context = prefill(writer.decoder, writer.params, context, padded, segment_ids=real)
+        context = start_context(writer.decoder, batch.size, batch.width + writer.max_new_tokens)
+        context = prefill(writer.decoder, writer.params, context, tokens, segment_ids=real)
         jax.block_until_ready(context)
     with speed.decode.timed():
-        root, index = jax.random.key(writer.seed), jnp.asarray(rows)
+        root = jax.random.key(writer.seed)
+        draws = jnp.asarray([*indices, *[indices[-1]] * (batch.size - len(indices))])
         generation = decode(
             writer.decoder,
             writer.params,
@@ -181,11 +166,11 @@ def _write(
             max_new_tokens=writer.max_new_tokens,
             sampling=writer.sampling,
             stop_token=writer.end_ids,
-            key=jax.vmap(jax.random.fold_in, (None, 0))(root, index),
+            key=jax.vmap(jax.random.fold_in, (None, 0))(root, draws),
             on_tokens=None if on_text is None else _Stream(writer, on_text),
         )
-    speed.prefill.tokens += sum(map(len, tokens.values()))
-    speed.decode.tokens += int(generation.lengths[: len(tokens)].sum())
+    speed.prefill.tokens += sum(len(rows[row]) for row in batch.rows)
+    speed.decode.tokens += int(generation.lengths[: len(batch.rows)].sum())
     return generation
 
 

@@ -27,21 +27,22 @@ class Pace:
         """Adds the time of the block, in which its work must end."""
         spans: list[tuple[float, float]] = []
 
-        def hear(event: str, seconds: float, **_: str | int) -> None:
+        def hear(event: str, duration_secs: float, **kwargs: str | int) -> None:
             if event.startswith(COMPILING):
                 end = time.perf_counter()
+                start = end - duration_secs
                 # A program within a program is reported first, and again as a part of it.
-                while spans and spans[-1][0] >= end - seconds:
+                while spans and spans[-1][0] >= start:
                     spans.pop()
-                spans.append((end - seconds, end))
+                spans.append((start, end))
 
         jax.monitoring.register_event_duration_secs_listener(hear)
-        start = time.perf_counter()
+        begun = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - start
-            self.compiling += sum(end - begin for begin, end in spans)
+            self.seconds += time.perf_counter() - begun
+            self.compiling += sum(end - start for start, end in spans)
             jax.monitoring.unregister_event_duration_listener(hear)
 
 

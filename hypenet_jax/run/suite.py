@@ -1,6 +1,7 @@
 """Models in folders, measured and compared: quality of each, the search for a logit scale, speed and memory."""
 
 import functools
+import itertools
 import logging
 
 import jax
@@ -10,6 +11,7 @@ from hypenet_jax import runtime
 from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.efficiency import efficiency
+from hypenet_jax.evals.floors import floors
 from hypenet_jax.run.quality import Entrant, attempt, needles, open_entrant, perplexities, tasks
 from hypenet_jax.run.scale_sweep import sweep
 from hypenet_jax.run.suite_page import write_suite
@@ -58,6 +60,8 @@ def _race(config: SuiteConfig, mesh: Mesh) -> Report:
     log.info("evaluate: speed and memory of %s", [one.label for one in racing])
     subjects = [open_entrant(config, one, mesh).subject for one in racing]
     report = Report()
+    for one, chip in itertools.product(subjects, config.race.chips):
+        report += floors(one.name, one.decoder.config, config.race.lengths, chip)
     for length in config.race.lengths:
         reads = length <= config.race.longest_prefill
         times = functools.partial(

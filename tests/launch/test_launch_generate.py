@@ -10,7 +10,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
@@ -43,7 +42,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def writer(folder) -> room.Writer:
-    return room.open_writer(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3, batch=2)
+    return room.open_writer(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3)
 
 
 def complete(writer, prompts, **options):
@@ -72,9 +71,9 @@ def test_streamed_text_is_the_text(writer):
 def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(writer, monkeypatch):
     (expected,) = complete(writer, PROMPTS[:1])
 
-    def with_nan(decoder, params, context, *given, **options):
+    def with_nan(decoder, params, context, *given, **options):  # in the row of the longest
         context = prefill(decoder, params, context, *given, **options)
-        return dataclasses.replace(context, logits=context.logits.at[1].set(jnp.nan))
+        return dataclasses.replace(context, logits=context.logits.at[0].set(jnp.nan))
 
     prefill = room.prefill
     monkeypatch.setattr(room, "prefill", with_nan)
@@ -119,20 +118,6 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, t
     answer.answer(writer, PROMPTS, Speed(), again)
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not partial.exists()
-
-
-def test_prompts_share_a_few_widths_and_full_batches():
-    lengths = np.random.default_rng(0).integers(1, 500, 1000).tolist()
-    batches = list(room._batches(dict(enumerate(lengths)), 8))
-    assert {width for width, _ in batches} <= {32, 64, 128, 256, 512}
-    assert sorted(row for _, rows in batches for row in rows) == list(range(1000))
-    assert sum(len(rows) < 8 for _, rows in batches) <= 5
-    assert all(lengths[row] <= width for width, rows in batches for row in rows)
-
-
-def test_long_prompts_come_few_at_once_and_none_is_left_out():
-    batches = list(room._batches({3: 40_000, 5: 10_000, 8: 12_000, 9: 9_000, 10: 9_999, 11: 1}, 8))
-    assert batches == [(32, [11]), (16_384, [5, 8, 9, 10]), (65_536, [3])]
 
 
 def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):

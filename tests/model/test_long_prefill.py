@@ -18,6 +18,7 @@ def peak(softmax_layers: int, length: int) -> int:
     done = subprocess.run(
         list(map(str, command)), env=environment, check=True, capture_output=True, text=True
     )
+    print(softmax_layers, "softmax layers,", length, "tokens:", done.stdout)
     return json.loads(done.stdout.splitlines()[-1])["peak"]
 
 
