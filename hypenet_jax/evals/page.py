@@ -33,7 +33,7 @@ from hypenet_jax.evals.page_parts import (
     share_text,
 )
 from hypenet_jax.evals.page_style import STYLE
-from hypenet_jax.evals.page_tasks import depths, failures, tasks
+from hypenet_jax.evals.page_tasks import depths, failures, harness, tasks
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.results import Curve, LayerScore, Results
 
@@ -53,7 +53,7 @@ def render_page(results: Results) -> str:
     text is escaped.
     """
     parts = [_headline(results), _retrieval(results), depths(results), tasks(results)]
-    parts += [_perplexity(results), _positions(results), _speed(results)]
+    parts += [harness(results.report), _perplexity(results), _positions(results), _speed(results)]
     parts += [_conversion(results), _checks(results), failures(results.report)]
     title = html.escape(results.title)
     head = (

@@ -4,7 +4,7 @@ import html
 
 from hypenet_jax.evals.heat_map import heat_map
 from hypenet_jax.evals.page_parts import figure, length_table, plain_table, section, share_text
-from hypenet_jax.evals.report import Report
+from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.results import Results
 
 
@@ -43,6 +43,26 @@ def tasks(results: Results) -> str:
         f"{counts[0]} to {counts[-1]} questions per number, the same for models of one tokenizer."
     )
     return section("Tasks", note, "".join(parts))
+
+
+def harness(report: Report) -> str:
+    """Tasks of lm-evaluation-harness, which are those without a context length: a line per metric and model."""
+    rows = [
+        row for row in report.rows if row.task and row.length is None and row.metric != "failed"
+    ]
+    if not rows:
+        return ""
+    lines = [
+        (row.task or "", row.metric, row.model, f"{row.value:.4g}", _ends(row), str(row.count))
+        for row in sorted(rows, key=lambda row: (row.task or "", row.metric))
+    ]
+    head = ("task", "metric", "model", "value", "95 % interval", "documents")
+    note = "Prompts and metrics are those of the harness."
+    return section("Tasks of lm-evaluation-harness", note, plain_table(head, lines))
+
+
+def _ends(row: Row) -> str:
+    return "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def failures(report: Report) -> str:

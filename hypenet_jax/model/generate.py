@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.prefill import Context, check_room, prefill, start_context
+from hypenet_jax.model.prefill import Context, check_room, known_lengths, prefill, start_context
 from hypenet_jax.model.sampling import GREEDY, Sampling, draw
 from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.sharding import constrain
 
 # Tokens written between two calls to the host while streaming.
 STREAM_SPAN = 4
@@ -205,7 +206,15 @@ def write_until(
             lengths=now.lengths + ~ended,
         )
 
-    return jax.lax.while_loop(going, one, start)
+    end = jax.lax.while_loop(going, one, start)
+    return Writing(
+        step=end.step,
+        context=known_lengths(end.context),
+        done=constrain(end.done, (None,)),
+        broken=constrain(end.broken, (None,)),
+        written=constrain(end.written, (None, None)),
+        lengths=constrain(end.lengths, (None,)),
+    )
 
 
 def _check_writing(

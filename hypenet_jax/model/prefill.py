@@ -15,6 +15,7 @@ from hypenet_jax.axes import Params, Segments, Tokens
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.mixers.softmax import KVState
 from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.sharding import constrain
 
 # Prompts are read in parts of this many tokens, so that activations do not grow with the prompt.
 PREFILL_PART = 2048
@@ -87,7 +88,14 @@ def read_part(
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)
     new = decoder.apply({"params": params}, hidden, method="logits")[:, 0]
     some = jnp.any(real, axis=1, keepdims=True)
-    return Context(output.state, jnp.where(some, new, context.logits))
+    return known_lengths(Context(output.state, jnp.where(some, new, context.logits)))
+
+
+def known_lengths(context: Context) -> Context:
+    """The same with the lengths of all rows on every device, as each process reads them."""
+    state = context.state
+    cursor = dataclasses.replace(state.cursor, written=constrain(state.lengths, (None,)))
+    return dataclasses.replace(context, state=dataclasses.replace(state, cursor=cursor))
 
 
 def with_room(context: Context, capacity: int) -> Context:

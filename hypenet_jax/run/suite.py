@@ -12,6 +12,7 @@ from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.floors import floors
+from hypenet_jax.run.harness import check_harness, harness_scores
 from hypenet_jax.run.quality import Entrant, attempt, needles, open_entrant, perplexities, tasks
 from hypenet_jax.run.scale_sweep import sweep
 from hypenet_jax.run.suite_page import write_suite
@@ -26,8 +27,9 @@ def measure(config: SuiteConfig) -> Report:
     What cannot be measured, such as a length that the text does not fill, is a row "failed" that says why.
 
     Raises:
-      CheckpointError, FileNotFoundError, ValueError: see `open_entrant`.
+      CheckpointError, FileNotFoundError, ValueError: see `check_harness` and `open_entrant`.
     """
+    check_harness(config)
     mesh, report = make_mesh(config.mesh), Report()
     with on_mesh(mesh):
         for one in config.models:
@@ -50,6 +52,7 @@ def _quality(config: SuiteConfig, one: ModelFolder, entrant: Entrant) -> Report:
     if one.searches:
         for length in config.ruler.lengths:
             report += tasks(config, entrant, length)
+        report += harness_scores(config, one, entrant)
     return report
 
 
