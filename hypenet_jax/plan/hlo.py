@@ -48,10 +48,12 @@ def collectives(text: str) -> list[Collective]:
     """
     bodies = _computations(text)
     times = _times(bodies)
+    stated = re.search(r"num_partitions=(\d+)", text)
+    devices = int(stated[1]) if stated else 1
     found = []
     for name, lines in bodies.items():
         for line in lines:
-            one = _collective(name, line, times[name])
+            one = _collective(name, line, times[name], devices)
             if one is not None and one.times and one.sent:
                 found.append(one)
     return found
@@ -96,19 +98,33 @@ def _called(line: str) -> list[str]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Rounds of a loop: as the compiler notes it, else the bound that its condition compares with."""
+    """Rounds of a loop: as the compiler notes it, else the bound of its condition over the step of its counter."""
     if " while(" not in line:
         return 1
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if known is not None:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    lines = bodies.get(condition[1], []) if condition else []
-    bounds = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(lines))
-    return int(bounds[0]) if len(bounds) == 1 else 1
+    condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line) for part in ("condition", "body"))
+    test = "\n".join(bodies.get(condition[1], [])) if condition else ""
+    bounds = re.findall(r"[su]32\[\]\S* constant\((\d+)\)", test)
+    counter = re.search(r"get-tuple-element\(.*?\), index=(\d+)", test)
+    if len(bounds) != 1 or counter is None or body is None:
+        return 1
+    return -(-int(bounds[0]) // _step("\n".join(bodies[body[1]]), int(counter[1])))
 
 
-def _collective(computation: str, line: str, times: int) -> Collective | None:
+def _step(body: str, counter: int) -> int:
+    """What a loop adds to the element of its tuple that counts; 1 where that is not plain."""
+    root = re.search(r"ROOT .* tuple\((.*?)\)", body)
+    if root is None:
+        return 1
+    after = re.sub(r"/\*.*?\*/", "", root[1]).split(",")[counter].strip()
+    added = re.search(rf"{re.escape(after)} = \S+ add\([^,]*, (%[\w.\-]+)\)", body)
+    constant = added and re.search(rf"{re.escape(added[1])} = \S+ constant\((\d+)\)", body)
+    return int(constant[1]) if constant else 1
+
+
+def _collective(computation: str, line: str, times: int, devices: int) -> Collective | None:
     operation = _OPERATION.match(line)
     if operation is None:
         return None
@@ -116,8 +132,8 @@ def _collective(computation: str, line: str, times: int) -> Collective | None:
     kind = name.removesuffix("-start")
     if kind not in KINDS:
         return None
-    groups = _groups(rest)
-    size, n = _bytes(result), len(groups[0]) if groups else 1
+    groups = _groups(rest, devices)
+    size, n = _bytes(result), len(groups[0])
     if name == "all-gather-start":
         size *= n / (n + 1)  # its result names what goes in as well
     if name == "collective-permute-start":
@@ -139,17 +155,44 @@ def _sent(kind: str, size: float, n: int) -> float:
     return size * (n - 1) / n
 
 
-def _groups(rest: str) -> tuple[tuple[int, ...], ...]:
-    """replica_groups as lists, {{0,1},{2,3}}, or as a reshaped count, [2,4]<=[4,2]T(1,0); or the pairs of a permute."""
+def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
+    """The groups in any of their notations, or the pairs of a permute; without any, all devices are one group.
+
+    {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0), a count reshaped; mesh['a'=2,'b'=4] {'b'}, those along some axes of a mesh.
+    """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", rest)
     if listed is not None:
         return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
-    if counted is None:
-        return ()
-    shape, source, order = (tuple(map(int, g.split(","))) if g else () for g in counted.groups())
-    numbers = np.arange(math.prod(source)).reshape(source).transpose(order or None)
-    return tuple(tuple(row) for row in numbers.reshape(shape).tolist())
+    if counted is not None:
+        shape, source, order = (tuple(map(int, g.split(","))) if g else () for g in counted.groups())
+        return _rows(np.arange(devices).reshape(source).transpose(order or None).reshape(shape))
+    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
+    if meshed is not None:
+        return _along(meshed[1], meshed[2])
+    return _rows(np.arange(devices)[None])
+
+
+def _along(mesh: str, named: str) -> tuple[tuple[int, ...], ...]:
+    """Groups along the named axes; 'a':(m)k is the part of size k of axis a, after parts of size m."""
+    parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)
+    shape, inside = [], []
+    for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
+        rest = int(size)
+        for _, before, wide in sorted((p for p in parts if p[0] == axis), key=lambda p: int(p[1] or 1)):
+            before, wide = int(before or 1), int(wide or rest)
+            done = int(size) // rest
+            shape += [before // done, wide]
+            inside.append(len(shape) - 1)
+            rest = int(size) // (before * wide)
+        shape.append(rest)
+    outside = [i for i in range(len(shape)) if i not in inside]
+    grid = np.arange(math.prod(shape)).reshape(shape).transpose(*outside, *inside)
+    return _rows(grid.reshape(math.prod(shape[i] for i in outside), -1))
+
+
+def _rows(grid: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in grid.tolist())
 
 
 def _bytes(shape: str) -> float:
