@@ -5,13 +5,18 @@ All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
 import typing
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Shaped
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Scalar, Segments, Tokens, Weights
+from hypenet_jax.sharding import mesh_axes
 from pallas_kernels import linear_cross_entropy, linear_kl
+from pallas_kernels.mesh import on_each_device
 
 
 # Not checked at construction: tree functions build it with shapes or shardings as leaves.
@@ -40,10 +45,11 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
       tokens: the text itself; shifted here.
       weights: how much the prediction of each token counts; the first token of a row is never predicted.
     """
-    width = hidden.shape[-1]
-    sources = hidden[:, :-1].reshape(-1, width)
-    targets, counted = tokens[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
-    total, _ = linear_cross_entropy(sources, head, targets, counted)
+    # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
+    targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
+    total, _ = linear_cross_entropy(
+        *_flat(hidden), head, *_flat(targets, counted), **_cuts(tokens, head)
+    )
     return Mean(total, jnp.sum(counted))
 
 
@@ -60,15 +66,36 @@ def distillation(
 
     Every real position counts, without a shift, as in the official stage 2 (arXiv 2601.22156).
     """
+    student, teacher, counted = _flat(student, teacher, weights)
     total, _ = linear_kl(
-        student.reshape(-1, student.shape[-1]),
+        student,
         student_head,
-        teacher.reshape(-1, teacher.shape[-1]),
+        teacher,
         teacher_head,
-        weights.reshape(-1),
+        counted,
         temperature=temperature,
+        **_cuts(weights, student_head),
     )
     return Mean(total, jnp.sum(weights))
+
+
+def _flat(*arrays: Shaped[Array, "B T ..."]) -> list[Any]:
+    """[B*T ...] of [B T ...], tokens in the order of the devices that hold them, so that none moves."""
+    batch, time = (
+        mesh_axes(name, n)
+        for name, n in zip((axes.BATCH, axes.TIME), arrays[0].shape, strict=False)
+    )
+    merge = lambda *parts: [x.reshape(-1, *x.shape[2:]) for x in parts]  # noqa: E731
+    return on_each_device(merge, PartitionSpec(batch, time), PartitionSpec(batch + time))(*arrays)
+
+
+def _cuts(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> dict[str, tuple[str, ...]]:
+    """The mesh axes that cut the vocabulary and the tokens, by the names the ops give them."""
+    batch, time = tokens.shape
+    return {
+        "vocabulary_axes": mesh_axes(axes.VOCAB, len(head)),
+        "token_axes": mesh_axes(axes.BATCH, batch) + mesh_axes(axes.TIME, time),
+    }
 
 
 def squared_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:

@@ -1,8 +1,7 @@
 """The mesh, the one table from logical axis names to mesh axes, and placing arrays by it.
 
-Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and
-  batch cut), `sequence` (time
-cut) and `tensor` (heads, mlp and vocabulary cut).
+Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and batch cut),
+`sequence` (time cut) and `tensor` (heads, mlp and vocabulary cut).
 """
 
 import contextlib
@@ -11,7 +10,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -81,14 +79,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None):
-    """Traces inside see this mesh (`constrain`, Linen's logical constraints, choice of kernels).
-    None changes nothing.
-    """
-    if mesh is None:
+    """Traces inside see this mesh (`constrain`, `mesh_axes`, choice of kernels). None changes nothing."""
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         yield
-    else:
-        with jax.set_mesh(mesh), nn.logical_axis_rules(AXIS_RULES):
-            yield
 
 
 def sharding_of(
@@ -117,9 +110,8 @@ def sharding_of(
             asked[axis] = dimension
         parts = math.prod(mesh.shape[axis] for axis in wanted)
         if size % parts:
-            raise ShardingError(
-                _indivisible(path, dimension, names[dimension], size, wanted, parts)
-            )
+            what = f"{path}: dimension {dimension}"
+            raise ShardingError(_indivisible(what, names[dimension], size, wanted, parts))
     return NamedSharding(mesh, PartitionSpec(*(_entry(wanted) for wanted in spec)))
 
 
@@ -147,24 +139,33 @@ def replicated(mesh: Any) -> NamedSharding:
 def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Array, "..."]:
     """Asks the compiler to lay x out by its logical names; x itself without a mesh.
 
-    A hint for activations: an axis that does not divide (a batch of one row) or is already manual
-      (inside shard_map) stays
-    free. Parameters are held to `sharding_of`, which refuses instead.
+    A hint for activations: what `mesh_axes` leaves whole (a batch of one row) stays whole.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    spec = [mesh_axes(name, size) for size, name in zip(x.shape, logical_names, strict=True)]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(_entry, spec)))
+
+
+def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
+    """The axes of the mesh in force, each of several devices, that cut an array's axis of this logical name and size.
+
+    None without a mesh (`on_mesh`), and none along which `jax.shard_map` has cut already. Rows and times that do not
+    divide stay whole on every device.
+
+    Raises:
+      ShardingError: any other axis that does not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    free = [
-        axis
-        for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto
-    ]
-    spec = []
-    for size, name in zip(x.shape, logical_names, strict=True):
-        wanted = tuple(axis for axis in _mesh_axes(name, mesh, "activation") if axis in free)
-        divides = size % math.prod(mesh.shape[axis] for axis in wanted) == 0
-        spec.append(_entry(wanted if divides else ()))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    wanted = _mesh_axes(name, mesh, "activation")
+    cutting = tuple(a for a in wanted if kinds[a] == AxisType.Auto and mesh.shape[a] > 1)
+    parts = math.prod(mesh.shape[axis] for axis in cutting)
+    if size % parts == 0:
+        return cutting
+    if name in (axes.BATCH, axes.TIME):
+        return ()
+    raise ShardingError(_indivisible("an activation's axis", name, size, cutting, parts))
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
@@ -227,12 +228,12 @@ def _entry(wanted: tuple[str, ...]) -> str | tuple[str, ...] | None:
 
 
 def _indivisible(
-    path: str, dimension: int, name: str | None, size: int, wanted: tuple[str, ...], parts: int
+    what: str, name: str | None, size: int, wanted: tuple[str, ...], parts: int
 ) -> str:
     fitting = [n for n in range(1, min(size, parts) + 1) if size % n == 0]
     listed = ", ".join(map(str, fitting[-8:]))
     larger = f", or make it a multiple of {parts}" if name == axes.BATCH else ""
     return (
-        f"{path}: dimension {dimension} ({name!r}) of size {size} does not divide over mesh axis "
+        f"{what} ({name!r}) of size {size} does not divide over mesh axis "
         f"{' x '.join(wanted)} of size {parts}; sizes of that axis that work: {listed}{larger}"
     )

@@ -20,7 +20,7 @@ from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output
-from hypenet_jax.model.layers import GatedMLP, RMSNorm, unroll_runs
+from hypenet_jax.model.layers import GatedMLP, RMSNorm, look_up, unroll_runs
 from hypenet_jax.model.mixers import make_mixer
 from hypenet_jax.model.timeline import place
 
@@ -186,7 +186,7 @@ class SweptDecoder:
             return x, None
 
         layers = config.num_layers
-        x = jnp.take(params["embed"]["embedding"], tokens, axis=0).astype(dtype)
+        x = look_up(params["embed"]["embedding"], tokens, dtype)
         rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
         x, _ = jax.lax.scan(layer, x, rows, unroll=layers if unroll_runs() else 1)
         return norm.apply({"params": params["final_norm"]}, x)

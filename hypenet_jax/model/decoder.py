@@ -6,7 +6,6 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax.linen.spmd import with_logical_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -24,6 +23,7 @@ from hypenet_jax.model.layers import (
 from hypenet_jax.model.mixers import MixerSpec, MixerState, empty_state, make_mixer
 from hypenet_jax.model.stacking import run_names
 from hypenet_jax.model.timeline import Cursor, Timeline, overflow, place, start_cursor
+from hypenet_jax.sharding import constrain
 
 
 @flax.struct.dataclass
@@ -84,7 +84,7 @@ class Layer(nn.Module):
         x = x + wrote
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
         x = x + mlp(RMSNorm(shape, names, eps, name="mlp_norm")(x))
-        x = with_logical_constraint(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
+        x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
         return x, (state, Tap(read, wrote) if self.tap else None)
 
 

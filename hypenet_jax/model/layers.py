@@ -1,18 +1,22 @@
 """The plain parts of a layer: linear maps, RMS norm, gated MLP, embedding, and how they start."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
+from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels.dispatch import platform
+from pallas_kernels.mesh import MeshAxes, on_each_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +160,36 @@ class Embedding(nn.Module):
         self.embedding = parameter(self, "embedding", start, shape, names)
 
     def __call__(self, tokens: Tokens) -> Hidden:
-        return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        x = look_up(self.embedding, tokens, self.dtype)
+        return constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
+
+
+def look_up(table: Float[Array, "V D"], tokens: Tokens, dtype: DTypeLike) -> Hidden:
+    """Row tokens[b, t] of a table that may be cut over a mesh, in `dtype`.
+
+    Each device reads its part of the width from its own rows, for all tokens of the devices that share the width, and
+    zeros stand for the rows of others until the sum: neither the table nor its dense gradient is ever gathered.
+    """
+    vocabulary, width = (
+        mesh_axes(name, size)
+        for name, size in zip((axes.VOCAB, axes.EMBED), table.shape, strict=True)
+    )
+    batch = tuple(a for a in mesh_axes(axes.BATCH, len(tokens)) if a not in width)
+    time = mesh_axes(axes.TIME, tokens.shape[1])
+    specs = PartitionSpec(vocabulary, width), PartitionSpec(batch, time)
+    local = functools.partial(_own_rows, vocabulary, dtype)
+    return on_each_device(local, specs, PartitionSpec(batch, time, width))(table, tokens)
+
+
+def _own_rows(
+    vocabulary: MeshAxes, dtype: DTypeLike, table: Float[Array, "V D"], tokens: Tokens
+) -> Hidden:
+    if not vocabulary:
+        return jnp.take(table, tokens, axis=0).astype(dtype)
+    rows = tokens - jax.lax.axis_index(vocabulary) * len(table)
+    here = (rows >= 0) & (rows < len(table))
+    x = jnp.take(table, jnp.where(here, rows, 0), axis=0).astype(dtype)
+    return jax.lax.psum(jnp.where(here[..., None], x, 0), vocabulary)
 
 
 class Head(nn.Module):

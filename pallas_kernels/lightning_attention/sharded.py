@@ -1,19 +1,35 @@
-"""Lightning attention on a mesh whose axes cut the batch and the heads: each device its own part.
+"""Lightning attention on a mesh whose axes cut the batch, the sequence and the heads.
 
-The compiler cannot cut up a Pallas kernel. Rows and heads do not speak to each other, so every
-device runs the whole op on its own rows and heads; nothing is communicated. A cut sequence is not
-handled.
+The compiler cannot cut up a Pallas kernel, so every device runs the whole op on its own part. Rows
+and heads do not speak to each other. Along a cut sequence each device first sums up what its own
+tokens write, [B, N, H, H] float32 whatever their number; these sums are all that is exchanged, and
+from them every device makes the memory that its own tokens begin with.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention import documents, lightning_attention
+from pallas_kernels.mesh import MeshAxes, on_each_device
+from pallas_kernels.products import product
 
-MeshAxes = str | tuple[str, ...] | None
+Tokens = Float[Array, "B T N H"]
+Memory = Float[Array, "B N H H"]
+
+
+class Summary(NamedTuple):
+    """A part of every row, as far as the tokens after it can tell."""
+
+    written: Float[Array, "B N H H"]  # the memory after it, from an empty one
+    across: Float[Array, "B N"]  # factor on the memory before it; 0 where a document starts inside
+    first: Int[Array, "B"]  # document of its first and last real token; 0 where all is padding
+    last: Int[Array, "B"]
 
 
 def sharded(
@@ -27,32 +43,75 @@ def sharded(
     scale: float,
     batch: MeshAxes,
     heads: MeshAxes,
+    sequence: MeshAxes = None,
     implementation: str | None = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """`lightning_attention` on the mesh of `jax.set_mesh`; arguments and results as there.
 
     Args:
-      batch, heads: the mesh axes that cut B and N, which they must divide; None: not cut. Other
-        axes of the mesh that are larger than 1 leave the choice to implementations that the
-        compiler can cut up.
+      batch, heads, sequence: the mesh axes that cut B, N and T, which they must divide; None: not
+        cut. Other axes of the mesh that are larger than 1 leave the choice to implementations that
+        the compiler can cut up.
     Raises:
       UnsupportedError: as `lightning_attention`.
       ValueError: a size that its mesh axes do not divide.
+    Source: arXiv 2502.07563 (one all-gather of memories along the sequence).
     """
-    tokens, memory = PartitionSpec(batch, None, heads), PartitionSpec(batch, heads)
-    rows = PartitionSpec(batch)
-    mesh = jax.sharding.get_abstract_mesh()
-    # A Pallas kernel wants all axes of the mesh in the map, those of one device too.
-    alone = {name for name, size in mesh.shape.items() if size == 1}
+    tokens, memory = PartitionSpec(batch, sequence, heads), PartitionSpec(batch, heads)
+    rows = PartitionSpec(batch, sequence)
     local = functools.partial(lightning_attention, scale=scale, implementation=implementation)
-    return jax.shard_map(
-        local,
-        in_specs=(tokens, tokens, tokens, PartitionSpec(heads), memory, rows),
-        out_specs=(tokens, memory),
-        axis_names=_names(batch) | _names(heads) | alone,
-        check_vma=False,  # a Pallas kernel does not say over which axes its results vary
-    )(q, k, v, log_decay, state, segment_ids)
+    if sequence:
+        local = functools.partial(_part_of_sequence, local, sequence)
+    specs = (tokens, tokens, tokens, PartitionSpec(heads), memory, rows)
+    run = on_each_device(local, specs, (tokens, memory))
+    return run(q, k, v, log_decay, state, segment_ids)
 
 
-def _names(axes: MeshAxes) -> set[str]:
-    return set() if axes is None else {axes} if isinstance(axes, str) else set(axes)
+def _part_of_sequence(
+    attend: Callable[..., tuple[Tokens, Memory]],
+    axes: tuple[str, ...],
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    log_decay: Float[Array, "N"],
+    state: Float[Array, "B N H H"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    """Outputs of this device's tokens, and the memory after those of the last device."""
+    log_decay = jax.lax.stop_gradient(log_decay)
+    marks = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
+    summaries = jax.lax.all_gather(_summary(k, v, log_decay, marks), axes)
+    if state is None:
+        state = jnp.zeros_like(summaries.written[0])
+    start = state.astype(jnp.float32), jnp.zeros_like(summaries.last[0])
+    (last, _), before = jax.lax.scan(_pass, start, summaries)
+    own = before[jax.lax.axis_index(axes)]
+    return attend(q, k, v, log_decay, own, segment_ids)[0], last
+
+
+def _summary(
+    k: Float[Array, "B T N H"],
+    v: Float[Array, "B T N H"],
+    log_decay: Float[Array, "N"],
+    segment_ids: Int[Array, "B T"],
+) -> Summary:
+    real, starts = documents.is_real(segment_ids), documents.starts_document(segment_ids)
+    document, count = (jnp.cumsum(x, axis=1, dtype=jnp.int32) for x in (starts, real))
+    kept = real & (document == document[:, -1:])  # still in the memory after the last token
+    leaving = jnp.exp((count[:, -1:] - count)[..., None] * log_decay[None, None])
+    k32, v32 = (jnp.where(kept[..., None, None], x, 0).astype(jnp.float32) for x in (k, v))
+    across = jnp.where(document[:, -1:] == 0, jnp.exp(count[:, -1:] * log_decay[None]), 0.0)
+    places = jnp.argmax(real, axis=1), real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    ends = (jnp.take_along_axis(segment_ids, x[:, None], axis=1)[:, 0] for x in places)
+    return Summary(product("btnk,btnv->bnkv", leaving[..., None] * k32, v32), across, *ends)
+
+
+def _pass(
+    before: tuple[Float[Array, "B N H H"], Int[Array, "B"]], part: Summary
+) -> tuple[tuple[Float[Array, "B N H H"], Int[Array, "B"]], Float[Array, "B N H H"]]:
+    """From (memory, open document) before a part to those after it, and the memory it begins with."""
+    memory, document = before
+    goes_on = (part.first == document) | (part.first == 0) | (document == 0)
+    memory = jnp.where(goes_on[:, None, None, None], memory, 0.0)
+    after = part.across[..., None, None] * memory + part.written
+    return (after, jnp.where(part.last == 0, document, part.last)), memory

@@ -1,4 +1,4 @@
-"""One training step of every stage is the same on one device and on any mesh of eight."""
+"""One training step of every stage is the same on one device and on any mesh."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,20 +25,17 @@ from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 from hypenet_jax.train.step import make_train_step
 
-# Sizes of the mesh axes and micro-batches. The losses have most in common: one stage alone walks through every mesh.
+# Sizes of the mesh axes and micro-batches.
 MESHES = {
     "data": (MeshConfig(data=8, fsdp=1), 1),
     "fsdp": (MeshConfig(fsdp=8), 1),
-    "all": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    "sequence": (MeshConfig(fsdp=1, sequence=8), 1),
+    "tensor": (MeshConfig(fsdp=1, tensor=2), 1),
+    "fsdp x sequence x tensor": (MeshConfig(fsdp=2, sequence=2, tensor=2), 2),
+    "data x fsdp x tensor": (MeshConfig(data=2, fsdp=2, tensor=2), 2),
+    "data x fsdp x sequence": (MeshConfig(data=2, fsdp=2, sequence=2), 1),
 }
-WALKED = [
-    ("align", "fsdp"),
-    ("align", "all"),
-    ("distill", "data"),
-    ("distill", "fsdp"),
-    ("distill", "all"),
-    ("finetune", "all"),
-]
+MIXED = "fsdp x sequence x tensor"
 CONFIG = dataclasses.replace(TEACHER, vocab_size=32)
 TEACHER_DECODER = Decoder(CONFIG, jnp.float32)
 STUDENT_DECODER = Decoder(hypenet(CONFIG, (1,)), jnp.float32)
@@ -93,8 +90,8 @@ def rows() -> Batch:
     """Eight rows with padding of different lengths; some hold two documents."""
     rng, made = np.random.default_rng(0), []
     for i in range(8):
-        segments = np.where(np.arange(12) < 12 - i, 1 + (np.arange(12) > 5 + i % 2), 0)
-        made.append(make_row(rng.integers(0, 32, 12).astype(np.int32), segments.astype(np.int32)))
+        segments = np.where(np.arange(16) < 16 - i, 1 + (np.arange(16) > 5 + i), 0)
+        made.append(make_row(rng.integers(0, 32, 16).astype(np.int32), segments.astype(np.int32)))
     return stack_rows(made)
 
 
@@ -110,7 +107,7 @@ def step(case: Case, mesh: Mesh, accumulate: int) -> tuple[Any, dict[str, float]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         run = make_train_step(case.stage, OPTIMIZER, accumulate=accumulate, shardings=shardings)
         state, metrics = run(state, frozen, place_batch(rows(), mesh))
-    return jax.device_get(state.params), jax.device_get(metrics)
+    return jax.device_get((state.params, state.opt_state.mu)), jax.device_get(metrics)
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +117,18 @@ def alone():
     return {name: step(case, mesh, 1) for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize(("name", "mesh"), WALKED)
-def test_new_parameters_and_metrics_are_those_of_one_device(alone, name, mesh):
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "mesh", [MIXED, *(pytest.param(m, marks=pytest.mark.slow) for m in MESHES if m != MIXED)]
+)
+def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, mesh):
     config, accumulate = MESHES[mesh]
-    params, metrics = step(CASES[name], make_mesh(config), accumulate)
-    wanted_params, wanted_metrics = alone[name]
-    start = jax.tree.leaves(values(CASES[name].shapes, 0))
-    wanted_leaves = jax.tree.leaves(wanted_params)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    for (path, leaf), wanted, before in zip(leaves, wanted_leaves, start, strict=True):
-        assert np.abs(wanted - before).max() > 1e-6, path
+    devices = jax.devices()[: 2 if mesh == "tensor" else 8]
+    found, metrics = step(CASES[name], make_mesh(config, devices), accumulate)
+    wanted_found, wanted_metrics = alone[name]
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    for (path, leaf), wanted in zip(leaves, jax.tree.leaves(wanted_found), strict=True):
+        assert np.abs(wanted).max() > 1e-6, path
         close = 1e-5 * np.abs(wanted).max()
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=close, err_msg=str(path))
     assert metrics.keys() == wanted_metrics.keys()

@@ -11,7 +11,9 @@ from hypenet_jax.axes import Angles, Hidden, Keys, Queries
 from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, parameter, rms_norm
 from hypenet_jax.model.timeline import Timeline
-from pallas_kernels.norm_rotary import norm_rotary, rotate
+from hypenet_jax.sharding import mesh_axes
+from pallas_kernels.norm_rotary import rotate
+from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
 
 
 def project_qkv(
@@ -29,11 +31,18 @@ def project_qkv(
     v = _to_heads(mixer, "v", num_kv_heads, axes.KV_HEADS)(x)
     if qk_norm:
         width, eps = mixer.spec.head_dim, mixer.norm_eps
-        q = HeadNorm(width, eps, mixer.start.query_norm, name="q_norm")(q, angles)
-        k = HeadNorm(width, eps, name="k_norm")(k, angles)
+        q = HeadNorm(width, eps, axes.HEADS, mixer.start.query_norm, name="q_norm")(q, angles)
+        k = HeadNorm(width, eps, axes.KV_HEADS, name="k_norm")(k, angles)
     elif angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
     return q, k, v
+
+
+def cuts(x: Queries, heads_axis: str = axes.HEADS) -> dict[str, tuple[str, ...]]:
+    """The mesh axes that cut rows, tokens and heads, by the names that ops on a mesh give them."""
+    names = {"batch": axes.BATCH, "sequence": axes.TIME, "heads": heads_axis}
+    sizes = zip(names.items(), x.shape, strict=False)
+    return {argument: mesh_axes(name, size) for (argument, name), size in sizes}
 
 
 def head_angles(timeline: Timeline, head_dim: int, theta: float | None) -> Angles | None:
@@ -46,6 +55,7 @@ class HeadNorm(nn.Module):
 
     width: int
     eps: float
+    heads_axis: str
     start: float = 1.0
 
     @nn.compact
@@ -54,7 +64,7 @@ class HeadNorm(nn.Module):
         scale = parameter(self, "scale", start, (self.width,), (axes.HEAD_DIM,))
         if angles is None:
             return rms_norm(x, scale, self.eps)
-        return norm_rotary(x, scale, angles, eps=self.eps)
+        return norm_rotary(x, scale, angles, eps=self.eps, **cuts(x, self.heads_axis))
 
 
 def output_gate(mixer: nn.Module, x: Hidden, num_heads: int) -> Queries:

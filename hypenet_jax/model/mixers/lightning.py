@@ -14,9 +14,9 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden
 from hypenet_jax.model.layers import Initialization, RMSNorm
-from hypenet_jax.model.mixers.heads import head_angles, output_gate, project_out, project_qkv
+from hypenet_jax.model.mixers.heads import cuts, head_angles, output_gate, project_out, project_qkv
 from hypenet_jax.model.timeline import Timeline
-from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,7 @@ class LightningMixer(nn.Module):
             memory,
             None if timeline.unbroken else timeline.documents,
             scale=spec.query_scale,
+            **cuts(q),
         )
         if spec.output_norm:
             shape, names = (spec.num_heads, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)

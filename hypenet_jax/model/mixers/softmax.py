@@ -11,9 +11,16 @@ from jax.typing import DTypeLike
 from hypenet_jax.axes import Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers.heads import head_angles, output_gate, project_out, project_qkv
+from hypenet_jax.model.mixers.heads import (
+    cuts,
+    head_angles,
+    output_gate,
+    project_out,
+    project_qkv,
+)
 from hypenet_jax.model.timeline import Timeline
 from pallas_kernels.attention import attention
+from pallas_kernels.attention.sharded import sharded as self_attention
 from pallas_kernels.decode_attention import decode_attention
 
 
@@ -96,7 +103,7 @@ def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Q
     """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
     documents, slots = timeline.documents, timeline.slots
     if slots is None:
-        return attention(q, k, v, scale=scale, query_segments=documents, key_segments=documents)
+        return self_attention(q, k, v, documents, scale=scale, **cuts(q))
     if q.shape[1] > 1:
         return attention(
             q,

@@ -1,0 +1,94 @@
+"""Attention of tokens to each other on a mesh whose axes cut the batch, the sequence and the heads.
+
+Rows and heads do not speak to each other. Along a cut sequence a device changes its own tokens of all its heads for
+all tokens of some of its heads, attends, and changes back: every device does the same work, and runs the very kernel
+of an uncut sequence. Where the heads do not divide over the sequence's devices, keys and values are gathered instead;
+the device with the last tokens then has the most to do.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Shaped
+
+from pallas_kernels.attention import attention
+from pallas_kernels.mesh import MeshAxes, on_each_device
+
+Attend = Callable[..., Float[Array, "B T N H"]]
+
+
+def sharded(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segment_ids: Int[Array, "B T"] | None = None,
+    *,
+    scale: float,
+    batch: MeshAxes,
+    sequence: MeshAxes,
+    heads: MeshAxes,
+    implementation: str | None = None,
+) -> Float[Array, "B T N H"]:
+    """`attention` on the mesh of `jax.set_mesh`, slot t for query t.
+
+    Args:
+      segment_ids: document of each token, 0 is padding; None: one document.
+      batch, sequence, heads: the mesh axes that cut B, T and both N and K, which they must divide.
+    Raises:
+      UnsupportedError: as `attention`.
+    Source: arXiv 2309.14509 (heads for tokens, all to all).
+    """
+    tokens, rows = PartitionSpec(batch, sequence, heads), PartitionSpec(batch, sequence)
+    attend = functools.partial(attention, scale=scale, implementation=implementation)
+    local = functools.partial(_own_tokens, attend, sequence)
+    return on_each_device(local, (tokens, tokens, tokens, rows), tokens)(q, k, v, segment_ids)
+
+
+def _own_tokens(
+    attend: Attend,
+    axes: MeshAxes,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T N H"]:
+    """Outputs of this device's tokens."""
+    if not axes:
+        return attend(q, k, v, query_segments=segments, key_segments=segments)
+    parts = jax.lax.axis_size(axes)
+    if q.shape[2] % parts == 0:
+        return _some_heads(attend, axes, parts, q, k, v, segments)
+    first = jax.lax.axis_index(axes) * q.shape[1]
+    slots = jnp.broadcast_to(first + jnp.arange(q.shape[1], dtype=jnp.int32)[None], q.shape[:2])
+    k, v, all_segments = jax.tree.map(functools.partial(_gathered, axes), (k, v, segments))
+    return attend(q, k, v, query_slots=slots, query_segments=segments, key_segments=all_segments)
+
+
+def _some_heads(
+    attend: Attend,
+    axes: MeshAxes,
+    parts: int,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    segments: Int[Array, "B T"] | None,
+) -> Float[Array, "B T N H"]:
+    """All tokens of the heads that are this device's, computed here and given back to their devices."""
+    # Key/value heads that are too few to deal out are repeated in place, as often as it takes.
+    copies = parts // math.gcd(parts, k.shape[2])
+    exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
+    q, k, v = (
+        exchange(x, split_axis=2, concat_axis=1)
+        for x in (q, jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2))
+    )
+    segments = jax.tree.map(functools.partial(_gathered, axes), segments)
+    out = attend(q, k, v, query_segments=segments, key_segments=segments)
+    return exchange(out, split_axis=1, concat_axis=2)
+
+
+def _gathered(axes: MeshAxes, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B S ..."]:
+    return jax.lax.all_gather(x, axes, axis=1, tiled=True)
