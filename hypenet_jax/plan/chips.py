@@ -27,10 +27,9 @@ class Chip:
     network: float
 
 
-def _tpu(name: str, gib: float, teraflops: float, gigabytes: float, gigabits: float) -> Chip:
+def _tpu(name: str, gib: float, flops: float, bandwidth: float, bits: float) -> Chip:
     # Within a slice there is only the one network.
-    links = gigabits * 1e9 / 8
-    return Chip(name, "tpu", gib * GIB, teraflops * 1e12, gigabytes * 1e9, links, links)
+    return Chip(name, "tpu", gib * GIB, flops, bandwidth, bits / 8, bits / 8)
 
 
 def _hopper(name: str, memory: int, bandwidth: float) -> Chip:
@@ -46,9 +45,9 @@ def _hopper(name: str, memory: int, bandwidth: float) -> Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        _tpu("v5e", 15.75, 197, 819, 1600),
-        _tpu("v5p", 95.74, 459, 2765, 4800),
-        _tpu("v6e", 31.25, 918, 1640, 3584),
+        _tpu("v5e", 15.75, 197e12, 819e9, 1600e9),
+        _tpu("v5p", 95.74, 459e12, 2765e9, 4800e9),
+        _tpu("v6e", 31.25, 918e12, 1640e9, 3584e9),
         _hopper("h100", 84_942_979_072, 3.35e12),
         _hopper("h200", 151_397_597_184, 4.8e12),
     )

@@ -133,14 +133,19 @@ def _collective(computation: str, line: str, times: int, devices: int) -> Collec
     if kind not in KINDS:
         return None
     groups = _groups(rest, devices)
-    size, n = _bytes(result), len(groups[0])
-    if name == "all-gather-start":
-        size *= n / (n + 1)  # its result names what goes in as well
-    if name == "collective-permute-start":
-        size /= 2
+    n = len(groups[0])
+    size = _bytes(result)
+    if name.endswith("-start"):
+        size *= _share_of_result(kind, n)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind, size = "reduce-scatter", size / n
     return Collective(kind, _sent(kind, size, n), times, groups)
+
+
+def _share_of_result(kind: str, n: int) -> float:
+    """What comes out, as a share of what a started collective names: but for sums, also what goes in."""
+    shares = {"all-gather": n / (n + 1), "reduce-scatter": 1 / (n + 1), "all-reduce": 1.0}
+    return shares.get(kind, 0.5)
 
 
 def _sent(kind: str, size: float, n: int) -> float:
@@ -165,7 +170,9 @@ def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
     counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
     if counted is not None:
-        shape, source, order = (tuple(map(int, g.split(","))) if g else () for g in counted.groups())
+        shape, source, order = (
+            tuple(map(int, g.split(","))) if g else () for g in counted.groups()
+        )
         return _rows(np.arange(devices).reshape(source).transpose(order or None).reshape(shape))
     meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
     if meshed is not None:
@@ -179,7 +186,9 @@ def _along(mesh: str, named: str) -> tuple[tuple[int, ...], ...]:
     shape, inside = [], []
     for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
         rest = int(size)
-        for _, before, wide in sorted((p for p in parts if p[0] == axis), key=lambda p: int(p[1] or 1)):
+        for _, before, wide in sorted(
+            (p for p in parts if p[0] == axis), key=lambda p: int(p[1] or 1)
+        ):
             before, wide = int(before or 1), int(wide or rest)
             done = int(size) // rest
             shape += [before // done, wide]

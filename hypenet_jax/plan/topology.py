@@ -10,6 +10,7 @@ import jax
 from jax.experimental import topologies
 
 from hypenet_jax.plan.chips import CHIPS, Chip
+from hypenet_jax.plan.gpus import gpus
 
 
 class TopologyError(ValueError):
@@ -43,7 +44,9 @@ class Topology:
         if self.chip is None:
             return _here(self.count)
         try:
-            return _tpus(self) if self.chip.platform == "tpu" else _gpus(self)
+            if self.chip.platform == "gpu":
+                return gpus(self.chip, *self.shape)
+            return _tpus(self)
         except Exception as error:
             raise TopologyError(f"{self.name}: {str(error).splitlines()[0]}") from error
 
