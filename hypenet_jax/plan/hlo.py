@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 
-import numpy as np
+from hypenet_jax.plan.groups import groups_of
 
 ITEM_BITS = {"pred": 8, "bf16": 16}  # others say their bits: f32, s8, u64, f8e4m3
 KINDS = (
@@ -132,7 +132,7 @@ def _collective(computation: str, line: str, times: int, devices: int) -> Collec
     kind = name.removesuffix("-start")
     if kind not in KINDS:
         return None
-    groups = _groups(rest, devices)
+    groups = groups_of(rest, devices)
     n = len(groups[0])
     size = _bytes(result)
     if name.endswith("-start"):
@@ -158,50 +158,6 @@ def _sent(kind: str, size: float, n: int) -> float:
         case "collective-permute" | "collective-broadcast":
             return size
     return size * (n - 1) / n
-
-
-def _groups(rest: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """The groups in any of their notations, or the pairs of a permute; without any, all devices are one group.
-
-    {{0,1},{2,3}}; [2,4]<=[4,2]T(1,0), a count reshaped; mesh['a'=2,'b'=4] {'b'}, those along some axes of a mesh.
-    """
-    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", rest)
-    if listed is not None:
-        return tuple(tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1]))
-    counted = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest)
-    if counted is not None:
-        shape, source, order = (
-            tuple(map(int, g.split(","))) if g else () for g in counted.groups()
-        )
-        return _rows(np.arange(devices).reshape(source).transpose(order or None).reshape(shape))
-    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
-    if meshed is not None:
-        return _along(meshed[1], meshed[2])
-    return _rows(np.arange(devices)[None])
-
-
-def _along(mesh: str, named: str) -> tuple[tuple[int, ...], ...]:
-    """Groups along the named axes; 'a':(m)k is the part of size k of axis a, after parts of size m."""
-    parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", named)
-    shape, inside = [], []
-    for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh):
-        rest = int(size)
-        for _, before, wide in sorted(
-            (p for p in parts if p[0] == axis), key=lambda p: int(p[1] or 1)
-        ):
-            before, wide = int(before or 1), int(wide or rest)
-            done = int(size) // rest
-            shape += [before // done, wide]
-            inside.append(len(shape) - 1)
-            rest = int(size) // (before * wide)
-        shape.append(rest)
-    outside = [i for i in range(len(shape)) if i not in inside]
-    grid = np.arange(math.prod(shape)).reshape(shape).transpose(*outside, *inside)
-    return _rows(grid.reshape(math.prod(shape[i] for i in outside), -1))
-
-
-def _rows(grid: np.ndarray) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(row) for row in grid.tolist())
 
 
 def _bytes(shape: str) -> float:

@@ -19,7 +19,7 @@ def _where(plan: Plan) -> list[str]:
     sizes = ", ".join(f"{name} {mesh.shape[name]}" for name in MESH_AXES)
     return [
         f"{plan.config.name} on {topology.name}: {mesh.size} devices, {sizes}",
-        f"compiled in {plan.compiled.seconds:.0f} s: {topology.compiler}",
+        f"memory and messages: compiled in {plan.compiled.seconds:.0f} s by {topology.compiler}",
     ]
 
 

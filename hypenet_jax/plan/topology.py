@@ -54,8 +54,10 @@ class Topology:
     def compiler(self) -> str:
         """Whose word the numbers are."""
         if self.chip is None:
-            return "by the compiler of this machine's devices"
-        return f"by the compiler of {'TPUs' if self.chip.platform == 'tpu' else 'NVIDIA GPUs'}"
+            return "the compiler of this machine's devices"
+        if self.chip.platform == "tpu":
+            return "the compiler of TPUs, without one"
+        return "the compiler of NVIDIA GPUs, without one; it tunes no kernel then"
 
     def doubled(self) -> "Topology":
         """Twice as many: along the shortest axis of a slice, twice the nodes of GPUs."""
