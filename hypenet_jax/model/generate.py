@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -40,6 +41,8 @@ class Sampling:
             raise ValueError(f"{self}: temperature >= 0, top_k >= 1 and 0 < top_p <= 1 are needed")
 
 
+# Not checked at construction: tree functions build it with shapes or shardings as leaves.
+@typing.no_type_check
 @flax.struct.dataclass
 class Context:
     """What has been read and written so far: all that is needed to go on, now or from a file.
@@ -68,6 +71,7 @@ class Generation:
     context: Context
 
 
+@typing.no_type_check
 @flax.struct.dataclass
 class _Writing:
     step: Int[Array, ""]

@@ -39,15 +39,14 @@ def roofline(flops: Flops, compiled: Compiled, chip: Chip, nodes: Sequence[int])
     Args:
       nodes: the node (or slice) of each device, in the order of the mesh.
     """
-    devices = len(nodes)
-    brought = sum(one.sent * one.times for one in compiled.collectives)
-    moved = compiled.arguments + compiled.outputs + 2 * brought
-    links = sum(
-        one.sent * one.times / (chip.links if _within(one, nodes) else chip.network)
-        for one in compiled.collectives
-    )
-    total = flops.model + flops.recomputed
-    return Roofline(total / devices / chip.flops, moved / chip.bandwidth, links)
+    moved = compiled.arguments + compiled.outputs
+    links = 0.0
+    for one in compiled.collectives:
+        sent = one.sent * one.times
+        moved += 2 * sent
+        links += sent / (chip.links if _within(one, nodes) else chip.network)
+    compute = (flops.model + flops.recomputed) / len(nodes) / chip.flops
+    return Roofline(compute, moved / chip.bandwidth, links)
 
 
 def _within(collective: Collective, nodes: Sequence[int]) -> bool:

@@ -66,7 +66,7 @@ def test_serving_cuts_caches_by_heads(tiny, task):
 
 
 def test_more_than_a_chip_may_take_does_not_fit(tiny, monkeypatch):
-    small = dataclasses.replace(CHIPS["h100"], platform="cpu", memory=2**17)
+    small = dataclasses.replace(CHIPS["h100"], platform="cpu", memory=2.0**17)
     topology = dataclasses.replace(here(8), chip=small)
     monkeypatch.setattr(type(topology), "devices", lambda self: jax.devices())
     with pytest.raises(DoesNotFit, match=r"may take 0\.00 GiB") as refused:

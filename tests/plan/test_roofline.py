@@ -24,13 +24,13 @@ def test_flops_are_shared_by_the_devices_and_what_is_recomputed_counts():
 
 
 def test_arguments_are_read_and_outputs_written_once():
-    bound = roofline(Flops(0), compiled(), H100, NODES)
+    bound = roofline(Flops(0.0), compiled(), H100, NODES)
     assert (bound.seconds, bound.bound) == (pytest.approx(2e9 / 3.35e12), "memory")
 
 
 def test_what_leaves_a_node_goes_over_the_network():
-    inside = roofline(Flops(0), compiled(WITHIN), H100, NODES)
-    both = roofline(Flops(0), compiled(WITHIN, BETWEEN), H100, NODES)
+    inside = roofline(Flops(0.0), compiled(WITHIN), H100, NODES)
+    both = roofline(Flops(0.0), compiled(WITHIN, BETWEEN), H100, NODES)
     assert inside.links == pytest.approx(2 * 45e9 / 450e9)
     assert both.links == pytest.approx(inside.links + 3 * 5e9 / 50e9)
     assert both.bound == "links"
