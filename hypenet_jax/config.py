@@ -165,7 +165,7 @@ def load(
 
     Args:
       path: a Python file.
-      kind: RunConfig or HaloConfig, or several kinds.
+      kind: RunConfig, HaloConfig or SuiteConfig, or several kinds.
       arguments: `--name value` pairs: arguments of the file's function first, then dotted fields of the value.
     Raises:
       ConfigError: no such file, no `config` in it, or another kind of config.
@@ -186,11 +186,11 @@ def load(
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):
+        others = {"HaloConfig": "halo", "SuiteConfig": "evaluate", "ServeConfig": "plan"}
         name = type(made).__name__
-        other = {"HaloConfig": "launch.halo", "ServeConfig": "launch.plan"}.get(
-            name, "launch.train"
+        raise ConfigError(
+            f"{path} makes a {name}; use python -m launch.{others.get(name, 'train')}"
         )
-        raise ConfigError(f"{path} makes a {name}; use python -m {other}")
     if not rest:
         return made
     try:

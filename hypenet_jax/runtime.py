@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import pickle
 import platform
 import signal
 import socket
@@ -127,6 +128,17 @@ def meet(where: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
+
+
+def broadcast(value: Any) -> Any:
+    """What process 0 holds, on every process; anything that pickle can write, of a class that all know."""
+    if jax.process_count() == 1:
+        return value
+    sent = pickle.dumps(value) if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    room = 1 << (size - 1).bit_length()  # the sum over processes compiles for every size
+    padded = np.frombuffer(sent.ljust(room, b"\0"), np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def check_agreement(**facts: Any) -> None:

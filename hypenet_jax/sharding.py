@@ -148,7 +148,7 @@ def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Arr
 
 
 def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
-    """The axes of the mesh in force, each of several devices, that cut an array's axis of this logical name and size.
+    """The axes of the mesh in force that cut an array's axis of this logical name and size.
 
     None without a mesh (`on_mesh`), and none along which `jax.shard_map` has cut already. Rows and times that do not
     divide stay whole on every device.
@@ -159,7 +159,7 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     wanted = _mesh_axes(name, mesh, "activation")
-    cutting = tuple(a for a in wanted if kinds[a] == AxisType.Auto and mesh.shape[a] > 1)
+    cutting = tuple(axis for axis in wanted if kinds[axis] == AxisType.Auto)
     parts = math.prod(mesh.shape[axis] for axis in cutting)
     if size % parts == 0:
         return cutting

@@ -1,5 +1,6 @@
 """Running a function on every device's own part of its arrays: the compiler cannot cut up a Pallas kernel."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,26 +12,26 @@ MeshAxes = str | tuple[str, ...] | None
 def on_each_device(
     function: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """`jax.shard_map` over the mesh of `jax.set_mesh`; the function itself where no spec names an axis of it.
+    """`jax.shard_map` over the axes of the mesh of `jax.set_mesh` that specs name; the function itself where they cut
+    nothing.
 
-    Axes of several devices that no spec names stay with the compiler. A Pallas kernel wants all axes in the map, so
-    those of one device always are.
+    Other axes stay with the compiler, which a Pallas kernel does not allow: name those of one device too.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    named = {axis for spec in jax.tree.leaves((in_specs, out_specs)) for axis in _names(spec)}
-    if not named:
+    specs = jax.tree.leaves((in_specs, out_specs))
+    named = {axis for spec in specs for entry in spec for axis in _names(entry)}
+    if parts(tuple(named)) == 1:
         return function
-    alone = {axis for axis, size in mesh.shape.items() if size == 1}
     # A Pallas kernel does not say over which axes its results vary, so nothing may ask.
     return jax.shard_map(
-        function,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        axis_names=named | alone,
-        check_vma=False,
+        function, in_specs=in_specs, out_specs=out_specs, axis_names=named, check_vma=False
     )
 
 
-def _names(spec: jax.sharding.PartitionSpec) -> set[str]:
-    entries = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
-    return {axis for entry in entries for axis in entry}
+def parts(axes: MeshAxes) -> int:
+    """How many parts these axes of the mesh cut an array into."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[axis] for axis in _names(axes))
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "train": ("axes", "sharding", "data.batch"),
     "train.stage": ("axes", "data.batch", "losses"),
     "evals": ("axes", "sharding", "data", "losses", "model", "pallas_kernels"),
+    "evals.harness": ("axes", "data", "model", "runtime"),
     "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
     "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),
 }

@@ -32,10 +32,11 @@ from hypenet_jax.run.models import (
 )
 from hypenet_jax.run.stages import Trained, trained
 from hypenet_jax.sharding import make_mesh, row_parts
-from hypenet_jax.train.checkpoint import Checkpoints, Origin, check_origin
-from hypenet_jax.train.handoff import load_params, read_handoff, save_params
+from hypenet_jax.train.checkpoint import Checkpoints
+from hypenet_jax.train.handoff import Handoff, load_params, read_handoff, save_params
 from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
+from hypenet_jax.train.origin import Origin, check_origin
 from hypenet_jax.train.progress import progress
 from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf
@@ -139,7 +140,7 @@ def is_done(run: RunConfig) -> bool:
     """Whether this very run has left its final weights.
 
     Raises:
-      CheckpointError: another config has.
+      CheckpointError: another config has, or it started from other weights than its parent's of now.
     """
     final = run.folder / "final"
     there = final.exists()
@@ -149,8 +150,16 @@ def is_done(run: RunConfig) -> bool:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
-    check_origin(about, origin_of(run, handoff.parent), str(final))
+    check_origin(about, origin_of(run, _parent_of(run, handoff)), str(final))
     return True
+
+
+def _parent_of(run: RunConfig, handoff: Handoff) -> str | None:
+    """Fingerprint of the weights that the run would start from; the noted one where they are gone."""
+    name = getattr(run.stage, "start_from", None)
+    if name is None or not run.final_of(name).exists():
+        return handoff.parent
+    return read_handoff(run.final_of(name), name).fingerprint
 
 
 def origin_of(run: RunConfig, parent: str | None) -> Origin:

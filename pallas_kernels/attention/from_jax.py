@@ -8,7 +8,8 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention.masks import Visibility
 
 INSTEAD = "'chunked', or None to let it choose"
-SPLASH_BLOCK = 512
+LANES = 128
+SPLASH_BLOCK = 512  # larger ones exceed the VMEM that v5e gives by default
 
 
 def cudnn(
@@ -54,8 +55,8 @@ def splash(
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
-    """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots and what is not a
-    TPU."""
+    """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots, float32, a mesh and
+    what is not a TPU."""
     refusal = splash_refusal(q, k, visibility)
     if refusal is not None:
         raise dispatch.unsupported("attention", "splash", refusal, INSTEAD)
@@ -63,7 +64,8 @@ def splash(
         splash_attention as kernels,
     )  # only a TPU program needs Mosaic
 
-    length, block = q.shape[1], min(SPLASH_BLOCK, q.shape[1])
+    length = q.shape[1]
+    block = max(n for n in range(LANES, SPLASH_BLOCK + 1, LANES) if length % n == 0)
     mask = kernels.MultiHeadMask([kernels.CausalMask((length, length))] * q.shape[2])
     sizes = kernels.BlockSizes(
         block_q=block,
@@ -73,7 +75,13 @@ def splash(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    kernel = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
+    kernel = kernels.make_splash_mha(
+        mask,
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        interpret=dispatch.interprets(),
+    )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
     segments, key_segments = visibility.query_segments, visibility.key_segments
     if segments is None or key_segments is None:
@@ -87,10 +95,13 @@ def splash_refusal(
     q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
 ) -> str | None:
     """Why splash attention cannot run these arguments here; None where it can."""
-    if dispatch.platform() != "tpu":
-        return f"needs a TPU, and this runs on {dispatch.platform()}"
+    refusal = dispatch.platform_refusal("tpu")
+    if refusal is not None:
+        return refusal
     if visibility.query_slots is not None:
         return "has a causal mask only from slot 0, and query_slots were given"
-    if q.shape[1] % 128:
-        return f"needs a length that is a multiple of 128, and it is {q.shape[1]}"
-    return None
+    if q.dtype != jnp.bfloat16:
+        return f"multiplies in one bfloat16 pass, and q is {q.dtype}"
+    if q.shape[1] % LANES:
+        return f"needs a length that is a multiple of {LANES}, and it is {q.shape[1]}"
+    return None if dispatch.interprets() else dispatch.mesh_refusal()

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels.attention import attention
-from pallas_kernels.mesh import MeshAxes, on_each_device
+from pallas_kernels.mesh import MeshAxes, on_each_device, parts
 
 Attend = Callable[..., Float[Array, "B T N H"]]
 
@@ -57,11 +57,10 @@ def _own_tokens(
     segments: Int[Array, "B T"] | None,
 ) -> Float[Array, "B T N H"]:
     """Outputs of this device's tokens."""
-    if not axes:
+    if parts(axes) == 1:
         return attend(q, k, v, query_segments=segments, key_segments=segments)
-    parts = jax.lax.axis_size(axes)
-    if q.shape[2] % parts == 0:
-        return _some_heads(attend, axes, parts, q, k, v, segments)
+    if q.shape[2] % parts(axes) == 0:
+        return _some_heads(attend, axes, q, k, v, segments)
     first = jax.lax.axis_index(axes) * q.shape[1]
     slots = jnp.broadcast_to(first + jnp.arange(q.shape[1], dtype=jnp.int32)[None], q.shape[:2])
     k, v, all_segments = jax.tree.map(functools.partial(_gathered, axes), (k, v, segments))
@@ -71,7 +70,6 @@ def _own_tokens(
 def _some_heads(
     attend: Attend,
     axes: MeshAxes,
-    parts: int,
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
@@ -79,7 +77,7 @@ def _some_heads(
 ) -> Float[Array, "B T N H"]:
     """All tokens of the heads that are this device's, computed here and given back to their devices."""
     # Key/value heads that are too few to deal out are repeated in place, as often as it takes.
-    copies = parts // math.gcd(parts, k.shape[2])
+    copies = parts(axes) // math.gcd(parts(axes), k.shape[2])
     exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
     q, k, v = (
         exchange(x, split_axis=2, concat_axis=1)

@@ -57,7 +57,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--against", choices=["fla"], help=f"with {against_fla.OP}, or all ops")
     parser.add_argument("--fla-python", default=sys.executable, help="default: this interpreter")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, help="default: 7, or fewer of slow ones")
     options = parser.parse_args(arguments)
     if options.against and options.op not in (None, against_fla.OP):
         parser.error(f"--against fla times {against_fla.OP}, not {options.op}")

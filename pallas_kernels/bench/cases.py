@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 
-from pallas_kernels.bench import attention, decode, lightning, losses
+from pallas_kernels.bench import attention, decode, lightning, losses, rotary
 from pallas_kernels.bench.measure import Case
 
 CASES: dict[str, Callable[[], list[Case]]] = {
     "lightning_attention": lightning.cases,
+    "norm_rotary": rotary.cases,
     "attention": attention.cases,
     "decode_attention": decode.cases,
     "linear_cross_entropy": losses.cross_entropy_cases,
     "linear_kl": losses.kl_cases,
-    "cpu_bars": lightning.cpu_bars,
+    "linear_kl_top_k": losses.kl_top_k_cases,
+    "cpu_bars": lambda: lightning.cpu_bars() + losses.cpu_bars(),
 }
 ON_DEMAND = ("cpu_bars",)  # left out where no op is named

@@ -16,7 +16,7 @@ from pallas_kernels.bench import float64
 logger = logging.getLogger(__name__)
 
 QUEUED_CALLS = 20  # on an accelerator: dispatch on the host hides behind the calls before
-LEAST_ROUNDS, PATIENCE = 3, 10.0  # seconds
+ROUNDS, LEAST_ROUNDS, PATIENCE = 7, 3, 10.0  # seconds
 BEYOND_CACHES = 256 << 20  # bytes of inputs that no accelerator's cache holds
 
 
@@ -100,7 +100,7 @@ class Machine:
         return 1e3 * max(moved / self.bytes_per_second, mode.flops / self.flops_per_second[dtype])
 
 
-def measure_machine(rounds: int) -> Machine:
+def measure_machine(rounds: int | None) -> Machine:
     small = dispatch.platform() == "cpu"
     words, side = (16 << 20, 1024) if small else (256 << 20, 8192)
     array = jnp.ones(words, jnp.float32)
@@ -118,7 +118,7 @@ def measure_machine(rounds: int) -> Machine:
 def measure(
     case: Case,
     machine: Machine,
-    rounds: int,
+    rounds: int | None,
     others: Mapping[str, Callable[[Case, Mode], Contender]] | None = None,
 ) -> list[Row]:
     """Every mode of every implementation that runs here, in turns with `others`."""
@@ -140,15 +140,19 @@ def measure(
     return rows
 
 
-def interleaved(samplers: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    samplers: Mapping[str, Callable[[], float]], rounds: int | None
+) -> dict[str, list[float]]:
     """One sample of each in turn, so that whatever else the machine does falls on all of them.
 
-    Slow ones get fewer rounds: after `LEAST_ROUNDS`, none begins when `PATIENCE` is over.
+    None is `ROUNDS`, or fewer of slow ones: after `LEAST_ROUNDS`, none begins when `PATIENCE` is
+    over.
     """
     times: dict[str, list[float]] = {name: [] for name in samplers}
     start = time.monotonic()
-    for done in range(rounds):
-        if done >= LEAST_ROUNDS and time.monotonic() - start > PATIENCE:
+    for done in range(rounds or ROUNDS):
+        late = time.monotonic() - start > PATIENCE
+        if rounds is None and done >= LEAST_ROUNDS and late:
             break
         for name, sample in samplers.items():
             times[name].append(sample())

@@ -59,14 +59,10 @@ def _add(
     # The last block starts early where the slots are not a multiple of the block; the one before
     # has seen those.
     start = jnp.minimum(j * size, cache.keys.shape[1] - size)
-    keys, values = (
-        jax.lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (cache.keys, cache.values)
-    )
+    keys, values = _block(cache, start, size)
     fresh = start + jnp.arange(size, dtype=jnp.int32) >= j * size
-    # The block is copied once, which XLA on CPU runs faster than a slice fused into each sum.
-    keys, values = jax.lax.optimization_barrier((keys, values))
     seen_here = seen(cache.visible, start, size) & fresh[None]
-    keys, values = (x.astype(jnp.float32)[:, :, :, None] for x in (keys, values))
+    keys, values = (x[:, :, :, None] for x in (keys, values))
     scores = scale * jnp.sum(rows.astype(jnp.float32)[:, None] * keys, axis=-1)  # [B C K G]
     scores = jnp.where(seen_here[..., None, None], scores, -jnp.inf)
     top = jnp.maximum(part.top, jnp.max(scores, axis=1))
@@ -77,3 +73,25 @@ def _add(
         shrink * part.total + jnp.sum(weights, axis=1),
         shrink[..., None] * part.out + added,
     )
+
+
+def _block(
+    cache: Cache, start: Int[Array, ""], size: int
+) -> tuple[Float[Array, "B C K H"], Float[Array, "B C K H"]]:
+    """Keys and values of `size` slots in float32.
+
+    Cut out as whole numbers: XLA on CPU widens bfloat16 first and cuts then, the whole cache for
+    every block. Copied once, which it runs faster than a slice fused into each sum.
+    """
+
+    def bits(x):
+        numbers = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+        return jax.lax.dynamic_slice_in_dim(numbers, start, size, axis=1)
+
+    arrays = cache.keys, cache.values
+    blocks = jax.lax.optimization_barrier(tuple(map(bits, arrays)))
+    keys, values = (
+        jax.lax.bitcast_convert_type(block, x.dtype).astype(jnp.float32)
+        for block, x in zip(blocks, arrays, strict=True)
+    )
+    return keys, values

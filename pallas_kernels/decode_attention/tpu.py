@@ -6,7 +6,6 @@ the heads of others. That wastes no time in the matrix unit, through which the k
 however many queries wait there; a block of one head would be strided rows.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,41 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.decode_attention import parts
-from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
+from pallas_kernels.decode_attention.parts import Part, Visible
+from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, Plan, step
 
 INSTEAD = "'chunked', or None to let it choose"
-LANES = 128
-SUBLANES = 8
 BLOCK_BYTES = 2**20  # of keys per grid step, and as many of values
 INTERPRETED_CORES = 2
-
-Ref = Any  # a block in VMEM, read and written by index
-Scalars = tuple[Int[Array, "_"], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How one call is cut: each row's slots into `splits` runs of blocks of `block` slots."""
-
-    scale: float
-    batch: int
-    capacity: int
-    kv_heads: int
-    group: int  # query heads of one key/value head
-    width: int
-    block: int
-    splits: int
-    interpret: bool
-
-    @property
-    def heads(self) -> int:
-        """Query heads in whole tiles."""
-        return pl.cdiv(self.kv_heads * self.group, SUBLANES) * SUBLANES
-
-    @property
-    def rows(self) -> int:
-        """Rows of keys in a block."""
-        return self.block * self.kv_heads
 
 
 def tpu(
@@ -121,19 +91,18 @@ def _attend(
     begin, end = parts.spans(counts, plan.block, plan.splits)
     # The grid ends with the longest row; one step at least, or nothing would be written.
     steps = jnp.maximum(jnp.max(end - begin), 1)
-    segments, hidden = jnp.zeros_like(counts), ()
+    segments, marks = jnp.zeros_like(counts), ()
     if visible.query_segments is not None and visible.key_segments is not None:
-        segments = visible.query_segments
-        hidden = (jnp.repeat(visible.key_segments, plan.kv_heads, axis=1)[:, None],)
+        segments, marks = visible.query_segments, (visible.key_segments[:, None],)
     q = jnp.pad(q, ((0, 0), (0, plan.heads - q.shape[1]), (0, 0)))
     rows = (plan.batch, plan.capacity * plan.kv_heads, plan.width)
-    arrays = (q, keys.reshape(rows), values.reshape(rows), hidden)
+    arrays = (q, keys.reshape(rows), values.reshape(rows), marks)
     scalars = (begin.reshape(-1), end.reshape(-1), counts, segments)
     lines = (plan.splits, plan.batch, plan.heads)
     shapes = tuple(jax.ShapeDtypeStruct((*lines, n), jnp.float32) for n in _columns(plan))
     ((top, total, out),) = pl.pallas_call(
-        functools.partial(_step, plan=plan),
-        grid_spec=_grid(plan, steps, masked=bool(hidden)),
+        functools.partial(step, plan=plan),
+        grid_spec=_grid(plan, steps, masked=bool(marks)),
         out_shape=(shapes,),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
@@ -164,7 +133,8 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
         return pl.BlockSpec(shape, lambda b, i, *_: (i, b, 0, 0))
 
     cache = pl.BlockSpec((None, plan.rows, plan.width), lambda b, *at: (b, block(b, *at), 0))
-    hidden = pl.BlockSpec((None, 1, plan.rows), lambda b, *at: (b, 0, block(b, *at)))
+    marks = pl.BlockSpec((None, 1, plan.marked), lambda b, *at: (b, 0, block(b, *at)))
+    spread = pltpu.VMEM((plan.piece, plan.piece * plan.kv_heads), jnp.bfloat16)
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=4,
         grid=(plan.batch, plan.splits, steps),
@@ -172,93 +142,11 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
             pl.BlockSpec((None, plan.heads, plan.width), lambda b, *_: (b, 0, 0)),
             cache,
             cache,
-            (hidden,) * masked,
+            (marks,) * masked,
         ),
         out_specs=(tuple(map(result, _columns(plan))),),
-        scratch_shapes=(pltpu.VMEM((plan.heads, plan.rows), jnp.float32),),
+        scratch_shapes=(pltpu.VMEM((plan.heads, plan.rows), jnp.float32), (spread,) * masked),
     )
-
-
-def _step(
-    begin: Ref,
-    end: Ref,
-    counts: Ref,
-    segments: Ref,
-    q: Ref,
-    keys: Ref,
-    values: Ref,
-    hidden: tuple[Ref, ...],
-    results: tuple[Ref, Ref, Ref],
-    bias: Ref,
-    *,
-    plan: Plan,
-) -> None:
-    """One block of slots of one row, added to what its split has seen."""
-    part = Part(*results)
-    row, step = pl.program_id(0), pl.program_id(2)
-    split = row * plan.splits + pl.program_id(1)
-    block = begin[split] + step
-
-    @pl.when(step == 0)
-    def _():
-        part.top[...] = jnp.full(part.top.shape, LOWEST, jnp.float32)
-        part.total[...] = jnp.zeros(part.total.shape, jnp.float32)
-        part.out[...] = jnp.zeros(part.out.shape, jnp.float32)
-        bias[...] = _bias(plan)
-
-    @pl.when(block < end[split])
-    def _():
-        left = (counts[row] - block * plan.block) * plan.kv_heads  # rows of the block that count
-        scores = plan.scale * _product(q[...], keys[...], (1, 1)) + bias[...]
-        mask = _index(scores.shape, 1) < left
-        for ref in hidden:
-            mask = mask & (ref[...] == segments[row])
-        scores = jnp.where(mask, scores, -jnp.inf)
-        top = part.top[:, :1]
-        new_top = jnp.maximum(top, jnp.max(scores, axis=1, keepdims=True))
-        weights, shrink = jnp.exp(scores - new_top), jnp.exp(top - new_top)
-        total = shrink * part.total[:, :1] + jnp.sum(weights, axis=1, keepdims=True)
-        out = shrink * part.out[...] + _weighted(weights, _inside(values[...], left, plan))
-        part.top[...] = jnp.broadcast_to(new_top, part.top.shape)
-        part.total[...] = jnp.broadcast_to(total, part.total.shape)
-        part.out[...] = out
-
-
-def _bias(plan: Plan) -> Float[Array, "N R"]:
-    """0 where a query belongs to the head of a row of keys, else -inf."""
-    shape = (plan.heads, plan.rows)
-    head = jax.lax.div(_index((plan.heads, 1), 0), jnp.int32(plan.group))
-    return jnp.where(jax.lax.rem(_index(shape, 1), jnp.int32(plan.kv_heads)) == head, 0.0, -jnp.inf)
-
-
-def _inside(values: Float[Array, "R H"], left: Int[Array, ""], plan: Plan) -> Float[Array, "R H"]:
-    """Past the end of the cache lies whatever was there before, and 0 times that may be NaN."""
-    if plan.capacity % plan.block == 0:
-        return values
-    inside = _index((plan.rows, 1), 0) < left
-    return jnp.where(inside, values.astype(jnp.float32), 0.0).astype(values.dtype)
-
-
-def _weighted(weights: Float[Array, "N R"], values: Float[Array, "R H"]) -> Float[Array, "N H"]:
-    if values.dtype == jnp.float32:
-        return _product(weights, values, (1, 0))
-    high = weights.astype(values.dtype).astype(jnp.float32)
-    terms = jnp.concatenate([high, weights - high], axis=0).astype(values.dtype)
-    both = _product(terms, values, (1, 0))
-    return both[: weights.shape[0]] + both[weights.shape[0] :]
-
-
-def _product(
-    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int]
-) -> Float[Array, "_ _"]:
-    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = (((over[0],), (over[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
-
-
-def _index(shape: tuple[int, ...], axis: int) -> Int[Array, "I J"]:
-    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def _cost(plan: Plan, arrays: Any) -> pl.CostEstimate:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.lightning_attention import documents, lightning_attention
-from pallas_kernels.mesh import MeshAxes, on_each_device
+from pallas_kernels.mesh import MeshAxes, on_each_device, parts
 from pallas_kernels.products import product
 
 Tokens = Float[Array, "B T N H"]
@@ -60,7 +60,7 @@ def sharded(
     tokens, memory = PartitionSpec(batch, sequence, heads), PartitionSpec(batch, heads)
     rows = PartitionSpec(batch, sequence)
     local = functools.partial(lightning_attention, scale=scale, implementation=implementation)
-    if sequence:
+    if parts(sequence) > 1:
         local = functools.partial(_part_of_sequence, local, sequence)
     specs = (tokens, tokens, tokens, PartitionSpec(heads), memory, rows)
     run = on_each_device(local, specs, (tokens, memory))

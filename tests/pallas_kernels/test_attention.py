@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from pallas_kernels import UnsupportedError, attention
+from pallas_kernels import UnsupportedError, attention, dispatch
 from pallas_kernels.attention import chunked
 
 SCALE = 0.3
@@ -175,6 +176,41 @@ def test_memory_of_the_chunked_form_grows_with_the_length_alone():
 
     assert temporaries(4096) < 2.5 * temporaries(2048)
     assert temporaries(4096) < 4 * 4096**2 / 2
+
+
+@pytest.mark.parametrize("case", ["causal", "segments"])
+def test_splash_under_this_contract_matches_float64(case):
+    """Interpreted; three blocks of 128, and two query heads for each of three key/value heads."""
+    arrays = inputs(384, 384, dtype=jnp.bfloat16)
+    visible = seen(case, 384)
+    function = functools.partial(oracles.attention, scale=SCALE, **visible)
+    want = oracles.value_and_gradients(function, *arrays)
+
+    def loss(*arrays):
+        out = run(*arrays, implementation="splash", **visible)
+        return oracles.scalar(out.astype(jnp.float32)), out
+
+    with dispatch.interpreted():
+        grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+    oracles.assert_close((out, grads), want, oracles.TOLERANCE["bfloat16"])
+    if case == "segments":
+        assert not np.any(np.asarray(out)[visible["query_segments"] == 0])
+
+
+def test_on_a_tpu_splash_is_chosen_where_it_can_run():
+    def kernels(length=640, dtype=jnp.bfloat16, devices=1):
+        device = AbstractDevice("TPU v5 lite", 1, "tpu")
+        mesh = AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)
+        q = jax.ShapeDtypeStruct((1, length, 4, 128), dtype)
+        k = jax.ShapeDtypeStruct((1, length, 2, 128), dtype)
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(functools.partial(attention, scale=SCALE)).trace(q, k, k)
+            return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+
+    assert kernels() == 1
+    assert kernels(length=600) == 0
+    assert kernels(dtype=jnp.float32) == 0
+    assert kernels(devices=2) == 0
 
 
 @pytest.mark.parametrize("name", ["cudnn", "splash"])

@@ -12,7 +12,7 @@ import pytest
 
 from pallas_kernels import dispatch
 from pallas_kernels.bench import __main__ as command
-from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure
+from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure, rotary
 from pallas_kernels.bench.cases import CASES, ON_DEMAND
 
 
@@ -20,7 +20,8 @@ from pallas_kernels.bench.cases import CASES, ON_DEMAND
 def tiny_shapes(monkeypatch):
     monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8), (1, 24, 2, 8)))
     monkeypatch.setattr(attention, "SHAPES_ON_CPU", ((1, 16, 16, 2, 1, 8),))
-    monkeypatch.setattr(losses, "SHAPES_ON_CPU", ((16, 8, 50),))
+    monkeypatch.setattr(losses, "SHAPES_ON_CPU", ((16, 8, 80),))
+    monkeypatch.setattr(rotary, "SHAPES_ON_CPU", ((1, 16, 2, 8),))
     machine = measure.Machine(1e9, {"float32": 1e10, "bfloat16": 1e10})
     monkeypatch.setattr(command, "measure_machine", lambda rounds: machine)
 
@@ -66,7 +67,8 @@ def test_an_implementation_of_another_device_is_left_out_and_named(caplog):
     assert "left out: lightning_attention implementation 'gpu' needs a GPU" in caplog.text
 
 
-def test_ratios_are_to_the_first_implementation_and_to_the_floor(tmp_path):
+def test_ratios_are_to_the_first_implementation_and_to_the_floor(tmp_path, monkeypatch):
+    monkeypatch.setattr(losses, "cpu_bars", list)
     rows = rows_of(tmp_path, "cpu_bars")["rows"]
     assert [row["implementation"] for row in rows] == ["chunked", "recurrent", "associative"]
     for row in rows:
@@ -89,7 +91,7 @@ def test_the_cases_of_an_accelerator_are_those_of_the_2b_model(monkeypatch):
         np.testing.assert_allclose(jnp.mean(x**2, axis=-1), 1, rtol=1e-4)
 
 
-def test_rounds_are_interleaved_and_fewer_where_they_are_slow(monkeypatch):
+def test_rounds_are_interleaved_and_fewer_of_slow_ones_unless_asked_for(monkeypatch):
     seen = []
 
     def sampler(name):
@@ -103,7 +105,8 @@ def test_rounds_are_interleaved_and_fewer_where_they_are_slow(monkeypatch):
     assert seen == ["a", "b"] * 5
     assert times == {"a": [1.0] * 5, "b": [1.0] * 5}
     monkeypatch.setattr(measure, "PATIENCE", -1.0)
-    assert len(measure.interleaved({"a": sampler("a")}, 50)["a"]) == measure.LEAST_ROUNDS
+    assert len(measure.interleaved({"a": sampler("a")}, None)["a"]) == measure.LEAST_ROUNDS
+    assert len(measure.interleaved({"a": sampler("a")}, 5)["a"]) == 5
 
 
 def test_the_float64_gradients_are_those_of_the_recurrence():

@@ -1,11 +1,14 @@
 """Which implementation runs is asked of the mesh, said once, and never changed in silence."""
 
+import ast
 import logging
+import pathlib
 
 import jax
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
+import pallas_kernels
 from pallas_kernels import UnsupportedError, dispatch
 
 
@@ -52,3 +55,16 @@ def test_an_unknown_name_is_refused_with_the_names_that_exist():
         UnsupportedError, match="op has no implementation 'c'; it has a, b, or None"
     ):
         dispatch.choose("op", "c", ("a", "b"), "a")
+
+
+def test_every_kernel_has_a_name_says_what_it_costs_and_can_be_interpreted():
+    root = pathlib.Path(pallas_kernels.__file__).parent
+    nodes = [node for file in root.rglob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    calls = [
+        {keyword.arg for keyword in node.keywords}
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("pallas_call")
+    ]
+    assert len(calls) >= 6
+    for given in calls:
+        assert given >= {"name", "cost_estimate", "interpret", "compiler_params"}

@@ -188,19 +188,17 @@ def test_a_student_equal_to_its_teacher_has_no_loss(implementation):
 
 
 @every
-def test_a_tied_head_gets_the_gradients_of_both_uses(implementation):
-    _, embedding, _, _, labels, weights = inputs()
+@every_loss
+def test_a_tied_head_gets_the_gradients_of_both_uses(implementation, loss):
+    _, embedding, teacher, teacher_head, labels, weights = inputs()
+    op = make(loss, implementation)
 
     def tied(table):
-        hidden = jnp.tanh(table[labels])
-        return linear_cross_entropy(hidden, table, labels, weights, implementation=implementation)[
-            0
-        ]
+        return op(jnp.tanh(table[labels]), table, weights)[0]
 
     def plain(table):
-        hidden = jnp.tanh(table[labels])
-        log_probs = jax.nn.log_softmax(hidden @ table.T, axis=-1)
-        return -jnp.sum(weights * jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0])
+        rest = weights, teacher, teacher_head, labels, loss, 1.0
+        return definition(jnp.tanh(table[labels]), table, *rest)[0]
 
     got, want = (jax.jit(jax.grad(f))(embedding) for f in (tied, plain))
     oracles.assert_close(got, want, 5e-6)
