@@ -41,9 +41,7 @@ def main(arguments: list[str]) -> int:
         except DoesNotFit as error:
             print(f"{config.name} on {topology.name} does not fit: {error}", flush=True)
             change = nearest(config, topology)
-            print(
-                f"fits with {' '.join(change.words)}" if change else "no change tried makes it fit"
-            )
+            print("fits with " + " ".join(change.words) if change else "nothing tried makes it fit")
             return runtime.DOES_NOT_FIT
     return runtime.FINISHED
 

@@ -73,7 +73,7 @@ class Generation:
 
 @typing.no_type_check
 @flax.struct.dataclass
-class _Writing:
+class Writing:
     step: Int[Array, ""]
     context: Context
     done: Bool[Array, "B"]
@@ -150,7 +150,7 @@ def prefill(
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     for part in range(0, prompts.shape[1], PREFILL_PART):
         span = slice(part, part + PREFILL_PART)
-        context = _prefill(decoder, params, context, prompts[:, span], real[:, span])
+        context = read_part(decoder, params, context, prompts[:, span], real[:, span])
     return context
 
 
@@ -185,13 +185,13 @@ def decode(
         raise ValueError("a row has read no token; prefill its prompt first")
     stops = (stop_token,) if isinstance(stop_token, int) else stop_token or ()
     batch = len(lengths)
-    keys = _row_keys(key, batch)
+    keys = row_keys(key, batch)
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
-    now = _start_writing(context, max_new_tokens, stops)
+    now = start_writing(context, max_new_tokens, stops)
     span = max_new_tokens if on_tokens is None else STREAM_SPAN
     told = np.zeros((batch,), np.int32)
     for until in range(span, max_new_tokens + span, span):
-        now = _write(decoder, params, now, keys, min(until, max_new_tokens), sampling, stops)
+        now = write_until(decoder, params, now, keys, min(until, max_new_tokens), sampling, stops)
         _refuse_nan(now)
         if on_tokens is not None:
             tokens, ends = np.asarray(now.written), np.asarray(now.lengths)
@@ -202,7 +202,8 @@ def decode(
     return Generation(np.asarray(now.written), np.asarray(now.lengths), now.context)
 
 
-def _row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Array, "B"]:
+def row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Array, "B"]:
+    """One key per row: as given, or of one key fold_in(key, b) for row b."""
     key = jax.random.key(0) if key is None else key
     if key.ndim == 1:
         if len(key) != batch:
@@ -212,7 +213,7 @@ def _row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Arr
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill(
+def read_part(
     decoder: Decoder, params: Params, context: Context, tokens: Tokens, real: Tokens
 ) -> Context:
     """Reads a part of the prompts; the logits after each row's last real token so far."""
@@ -227,30 +228,31 @@ def _prefill(
     return Context(output.state, jnp.where(some[:, None], new, context.logits))
 
 
-def _start_writing(context: Context, count: int, stops: tuple[int, ...]) -> _Writing:
+def start_writing(context: Context, count: int, stops: tuple[int, ...]) -> Writing:
+    """What the loop starts from, with room for `count` new tokens."""
     batch = context.logits.shape[0]
     done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
     written = jnp.full((batch, count), stops[0] if stops else 0, jnp.int32)
-    return _Writing(jnp.int32(0), context, done, broken, written, jnp.zeros((batch,), jnp.int32))
+    return Writing(jnp.int32(0), context, done, broken, written, jnp.zeros((batch,), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
-def _write(
+def write_until(
     decoder: Decoder,
     params: Params,
-    start: _Writing,
+    start: Writing,
     keys: Key[Array, "B"],
     until: Int[Array, ""] | int,
     sampling: Sampling,
     stops: tuple[int, ...],
-) -> _Writing:
+) -> Writing:
     """The loop up to step `until`, and all that it carries: the caches given away live on in what comes back."""
     filler = stops[0] if stops else 0
 
-    def going(now: _Writing) -> Bool[Array, ""]:
+    def going(now: Writing) -> Bool[Array, ""]:
         return (now.step < until) & ~jnp.all(now.done)
 
-    def one(now: _Writing) -> _Writing:
+    def one(now: Writing) -> Writing:
         logits, state = now.context.logits, now.context.state
         broken = now.broken | (~now.done & jnp.isnan(jnp.max(logits, axis=-1)))
         keys_now = jax.vmap(jax.random.fold_in)(keys, state.cursor.written)
@@ -263,7 +265,7 @@ def _write(
         done = now.done
         if stops:
             done = done | jnp.any(token[:, None] == jnp.asarray(stops)[None], axis=1)
-        return _Writing(
+        return Writing(
             step=now.step + 1,
             context=Context(output.state, logits),
             done=done,
@@ -329,7 +331,7 @@ def _check_writing(
         raise ValueError(f"{sampling} draws at random; give a key, or temperature 0")
 
 
-def _refuse_nan(now: _Writing) -> None:
+def _refuse_nan(now: Writing) -> None:
     rows = np.flatnonzero(np.asarray(now.broken))
     if len(rows):
         raise FloatingPointError(f"the model computes NaN logits in rows {rows.tolist()}")

@@ -56,6 +56,7 @@ def _at_least(plan: Plan, roofline: Roofline) -> list[str]:
     hours = program.calls * seconds / 3600
     billions = program.calls * program.tokens / 1e9
     return [
+        "time: estimated from the peak rates of the chip, which no run reaches",
         f"a call takes at least   {seconds:.4g} s ({roofline.bound}): compute {roofline.compute:.4g}, "
         f"memory {roofline.memory:.4g}, links {roofline.links:.4g}",
         f"at most                 {program.tokens / seconds:.4g} tokens/s",

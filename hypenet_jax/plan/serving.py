@@ -8,9 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from hypenet_jax import axes
-from hypenet_jax.model import generate
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.generate import PREFILL_PART, Context, Sampling
+from hypenet_jax.model.generate import (
+    PREFILL_PART,
+    Context,
+    Sampling,
+    read_part,
+    row_keys,
+    start_context,
+    start_writing,
+    write_until,
+)
 from hypenet_jax.model.mixers.softmax import KVState
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
@@ -43,28 +51,28 @@ def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> 
     layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
     flops = Flops(batch * layers + head_flops(config.model, batch))
     calls = length // PREFILL_PART
-    return Program(generate._prefill, arguments, mesh, flops, batch * PREFILL_PART, calls)
+    return Program(read_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
 
 
 def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
     batch, length = config.batch, config.context_length
     context = _context(config, decoder, mesh)
-    start = jax.eval_shape(lambda context: generate._start_writing(context, 1, ()), context)
+    start = jax.eval_shape(lambda context: start_writing(context, 1, ()), context)
     rest = placed(start, jax.tree.map(lambda leaf: replicated(mesh), start))
     start = rest.replace(context=context)
-    keys = jax.eval_shape(lambda: generate._row_keys(None, batch))
+    keys = jax.eval_shape(lambda: row_keys(None, batch))
     keys = placed(keys, replicated(mesh))
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     arguments = (decoder, params, start, keys, until, Sampling(), ())
     layers = layers_flops(config.model, 1, before=length - 1)
     flops = Flops(batch * layers + head_flops(config.model, batch))
-    return Program(generate._write, arguments, mesh, flops, batch, 1)
+    return Program(write_until, arguments, mesh, flops, batch, 1)
 
 
 def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
     """The context of full rows, as shapes with their shardings."""
     batch, length = config.batch, config.context_length
-    shapes = jax.eval_shape(lambda: generate.start_context(decoder, batch, length))
+    shapes = jax.eval_shape(lambda: start_context(decoder, batch, length))
     rows = _rows(batch, mesh)
 
     def where(leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:

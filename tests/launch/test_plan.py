@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_code_three_with_need_limit_and_the_nearest_change(
     assert code(ALIGN, "--topology", "v5e:4x4") == 3
     printed = capsys.readouterr().out
     assert "needs 49.09 GiB per device and may take 15.75 GiB" in printed
-    assert ("fits with --topology v5e:4x8" if fits else "no change tried") in printed
+    assert ("fits with --topology v5e:4x8" if fits else "nothing tried") in printed
 
 
 def test_virtual_devices_need_nothing_but_a_cpu(tmp_path):
