@@ -2,8 +2,8 @@
 
     python -m launch.plan CONFIG [--topology v5p:2x4x4 | --devices 8] [arguments of the config]
 
-Compiles the very program that would run; a CPU is enough. TPUs (v5e:4x4, v5p:2x4x4, v6e:4x4) need the extra `tpu`, NVIDIA
-nodes (h100:8, h200:4x8) the extra `cuda`; --devices takes virtual CPU devices, and neither those of this machine.
+Compiles the very program that would run; a CPU is enough. TPUs (v5e:4x4, v5p:2x4x4, v6e:4x4) need the extra `tpu`,
+NVIDIA nodes (h100:8, h200:4x8) the extra `cuda`; --devices takes virtual CPU devices, and neither those of this machine.
 
 Exit codes: 0 it fits, 2 bad config or topology, 3 it does not fit.
 """
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _without_accelerator(devices: int | None) -> None:
-    """Before any other use of JAX: it runs on the CPU alone; libtpu misses no TPU, and the plugin for GPUs no driver."""
+    """Before any other use of JAX: the CPU alone runs, libtpu misses no TPU, and the plugin for GPUs no driver."""
     for name, value in {**ENVIRONMENT, "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}.items():
         os.environ.setdefault(name, value)
     jax.config.update("jax_platforms", "cpu")
