@@ -68,12 +68,13 @@ $(HARNESS)/installed: pyproject.toml
 	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch,eval]' 'lm-eval[hf]'
 	touch $@
 
-# What needs the TPU compiler, and no TPU. In an environment of its own: where libtpu is installed, JAX looks for a TPU.
+# What needs the compilers of TPUs and GPUs, and neither. In an environment of its own: where libtpu is installed, JAX
+# looks for a TPU. ARGS='-m aot' also runs those that take minutes each.
 AOT := .venv-aot
 test-aot: $(AOT)/installed
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot $(ARGS)
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m 'aot and not slow' $(ARGS)
 
 $(AOT)/installed: pyproject.toml
 	rm -rf $(AOT) && $(PYTHON) -m venv $(AOT)
-	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu,cuda]'
 	touch $@
