@@ -5,7 +5,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 
-import jax
+from jax import monitoring
 
 # What JAX reports of tracing, lowering and compiling begins with this.
 COMPILING = "/jax/core/compile/"
@@ -36,14 +36,14 @@ class Pace:
                     spans.pop()
                 spans.append((start, end))
 
-        jax.monitoring.register_event_duration_secs_listener(hear)
+        monitoring.register_event_duration_secs_listener(hear)
         begun = time.perf_counter()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - begun
             self.compiling += sum(end - start for start, end in spans)
-            jax.monitoring.unregister_event_duration_listener(hear)
+            monitoring.unregister_event_duration_listener(hear)
 
 
 @dataclasses.dataclass

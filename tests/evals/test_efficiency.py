@@ -34,7 +34,7 @@ def test_every_model_is_timed_at_every_length_and_compared_with_the_first(teache
         assert state == report.value("state_bytes_formula", model, 96)
         held = state + sum(leaf.nbytes for leaf in jax.tree.leaves(subject.params))
         for metric in ("prefill", "decode"):
-            assert held < report.value(f"{metric}_peak_bytes", model, 96) < 2 * held
+            assert held < report.value(f"{metric}_peak_bytes", model, 96) < held + 2**22
 
 
 def test_a_filled_state_goes_on_where_a_read_context_would(student):

@@ -11,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import monitoring
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.model.config import ModelConfig, hypenet
@@ -91,7 +92,7 @@ def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(wr
 
 def test_the_pace_leaves_out_the_time_of_compilation_and_counts_it_once():
     def report(seconds):
-        jax.monitoring.record_event_duration_secs(COMPILING + "something", seconds)
+        monitoring.record_event_duration_secs(COMPILING + "something", seconds)
 
     pace = Pace(tokens=10)
     with pace.timed():

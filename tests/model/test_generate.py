@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 from hypenet_jax.model import generate as module
 from hypenet_jax.model import prefill as reading
@@ -142,9 +143,9 @@ def compiled():
         if event == "/jax/core/compile/backend_compile_duration":
             names.append(event)
 
-    jax.monitoring.register_event_duration_secs_listener(hear)
+    monitoring.register_event_duration_secs_listener(hear)
     yield names
-    jax.monitoring.unregister_event_duration_listener(hear)
+    monitoring.unregister_event_duration_listener(hear)
 
 
 def test_rows_that_end_elsewhere_in_a_stream_compile_nothing_new(write, prompts, compiled):
