@@ -1,4 +1,5 @@
 # make quickstart   install what is missing, then convert a small teacher and report (about 13 minutes on 2 cores)
+# make results      docs/results.md: the paper's shapes, measured on the quickstart's models
 # make test         format, lint, types, rooms and tests
 # make install      only .venv
 # PYTHON=python3.12 make test   the same with another interpreter; .venv is made anew when it has another version
@@ -8,10 +9,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch venv quickstart test test-torch test-aot check
+.PHONY: install install-test install-torch venv quickstart results test test-torch test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
+
+results: install
+	test -d runs/quickstart/rope_finetune/hf || $(BIN)/python -m launch.halo $(CONFIG)
+	$(BIN)/python -m launch.evaluate configs/evals/results.py $(ARGS)
 
 install: venv $(VENV)/installed
 install-test: venv $(VENV)/installed-test
@@ -47,12 +52,29 @@ test: check
 test-torch: install-torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
 
-# What needs the TPU compiler, and no TPU. In an environment of its own: where libtpu is installed, JAX looks for a TPU.
+# launch/slurm.sbatch under a real SLURM of one node; where its packages cannot be installed the tests are skipped.
+SLURM := slurmctld slurmd slurm-client munge
+test-slurm: install-test
+	command -v slurmd > /dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM)) || true
+	$(BIN)/python -m pytest -m slow tests/multiprocess/test_slurm.py $(ARGS)
+
+# What needs lm-evaluation-harness: our scores against its own backend's. In an environment of its own, as it brings much.
+HARNESS := .venv-harness
+test-harness: $(HARNESS)/installed
+	$(HARNESS)/bin/python -m pytest -m harness $(ARGS)
+
+$(HARNESS)/installed: pyproject.toml
+	rm -rf $(HARNESS) && $(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch,eval]' 'lm-eval[hf]'
+	touch $@
+
+# What needs the compilers of TPUs and GPUs, and neither. In an environment of its own: where libtpu is installed, JAX
+# looks for a TPU. ARGS='-m aot' also runs those that take minutes each.
 AOT := .venv-aot
 test-aot: $(AOT)/installed
-	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m aot $(ARGS)
+	JAX_PLATFORMS=cpu $(AOT)/bin/python -m pytest -m 'aot and not slow' $(ARGS)
 
 $(AOT)/installed: pyproject.toml
 	rm -rf $(AOT) && $(PYTHON) -m venv $(AOT)
-	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu]'
+	$(AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,tpu,cuda]'
 	touch $@

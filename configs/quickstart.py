@@ -134,7 +134,13 @@ def config(
     no_softmax = training("recurrent_distill", 1e-3, 1e-5)
     controls = (
         run("rope_distill", distill, with_rope, training=training("rope_distill", 1e-3, 1e-5)),
-        run("rope_finetune", FinetuneConfig("rope_distill"), with_rope, training=tuned),
+        run(
+            "rope_finetune",
+            FinetuneConfig("rope_distill"),
+            with_rope,
+            training=tuned,
+            export="float32",
+        ),
         run("recurrent_distill", distill, StudentConfig(()), training=no_softmax),
     )
     runs = converted + controls if teacher else made + converted + controls

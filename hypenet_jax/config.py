@@ -158,12 +158,14 @@ class HaloConfig:
         return found[0]
 
 
-def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config:
+def load(
+    path: str, kind: type[Config] | tuple[type[Config], ...], arguments: Sequence[str] = ()
+) -> Config:
     """The `config` of a config file, with overrides from the command line.
 
     Args:
       path: a Python file.
-      kind: RunConfig or HaloConfig.
+      kind: RunConfig, HaloConfig or SuiteConfig, or several kinds.
       arguments: `--name value` pairs: arguments of the file's function first, then dotted fields of the value.
     Raises:
       ConfigError: no such file, no `config` in it, or another kind of config.
@@ -184,13 +186,16 @@ def load(path: str, kind: type[Config], arguments: Sequence[str] = ()) -> Config
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):
-        other = "launch.halo" if isinstance(made, HaloConfig) else "launch.train"
-        raise ConfigError(f"{path} makes a {type(made).__name__}; use python -m {other}")
+        others = {"HaloConfig": "halo", "SuiteConfig": "evaluate", "ServeConfig": "plan"}
+        name = type(made).__name__
+        raise ConfigError(
+            f"{path} makes a {name}; use python -m launch.{others.get(name, 'train')}"
+        )
     if not rest:
         return made
     try:
         fields = (tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed)
-        return tyro.cli(kind, default=made, args=rest, prog=path, config=fields)
+        return tyro.cli(type(made), default=made, args=rest, prog=path, config=fields)
     except SystemExit as stopped:
         if stopped.code:
             # The parser of the fields has not heard of them.

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import pickle
 import platform
 import signal
 import socket
@@ -129,6 +130,17 @@ def meet(where: str) -> None:
         multihost_utils.sync_global_devices(where)
 
 
+def broadcast(value: Any) -> Any:
+    """What process 0 holds, on every process; anything that pickle can write, of a class that all know."""
+    if jax.process_count() == 1:
+        return value
+    sent = pickle.dumps(value) if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(sent))))
+    room = 1 << (size - 1).bit_length()  # the sum over processes compiles for every size
+    padded = np.frombuffer(sent.ljust(room, b"\0"), np.uint8)
+    return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
 def check_agreement(**facts: Any) -> None:
     """Refuses to go on unless all processes hold the same facts, anything that JSON can hold; one hash of each travels.
 
@@ -208,8 +220,9 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     at the same step.
     """
     if jax.process_count() > 1:
-        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next.
-        calls = itertools.count()
+        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next. It
+        # takes 0 for what came before the first call.
+        calls = itertools.count(1)
         yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     received: list[int] = []

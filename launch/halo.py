@@ -14,6 +14,7 @@ import sys
 from hypenet_jax import runtime
 from hypenet_jax.config import HaloConfig, load, resolved
 from hypenet_jax.run import convert
+from hypenet_jax.run.lock import sole_use
 from launch.errors import CODES
 
 BOUND_MISSED = 6
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
         runtime.set_up_logging()
         asked = {"config": resolved(config), **options}
         runtime.check_agreement(config=asked, code=runtime.code_version())
-        with runtime.stop_on_sigterm() as stop:
+        with runtime.stop_on_sigterm() as stop, sole_use(config.run_dir):
             held = convert(config, only=options["only"], start=options["from"], stop=stop)
         return runtime.FINISHED if held else BOUND_MISSED
 

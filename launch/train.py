@@ -12,6 +12,7 @@ from hypenet_jax import runtime
 from hypenet_jax.config import RunConfig, load, resolved
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.run import select, train
+from hypenet_jax.run.lock import sole_use
 from launch.errors import CODES
 
 
@@ -25,11 +26,9 @@ def main(arguments: list[str]) -> int:
         runtime.join_processes(cluster)
         runtime.set_up_logging()
         runtime.check_agreement(config=resolved(run), code=runtime.code_version())
-        if isinstance(run.stage, SelectConfig):
-            select(run)
-        else:
-            with runtime.stop_on_sigterm() as stop:
-                train(run, stop=stop)
+        stage = select if isinstance(run.stage, SelectConfig) else train
+        with runtime.stop_on_sigterm() as stop, sole_use(run.run_dir):
+            stage(run, stop=stop)
     return runtime.FINISHED
 
 

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 
 import jax
 import pytest
 
+from configs.mesh import SERVING, TRAINING
 from hypenet_jax.config import (
     ConfigError,
     HaloConfig,
@@ -21,6 +23,7 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.run.models import decoder_shapes, decoder_shardings, student_config
 from hypenet_jax.sharding import make_mesh
 
@@ -28,8 +31,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name not in ("__init__.py", "published.py")
+    if path.name not in ("__init__.py", "published.py", "mesh.py") and "evals" not in path.parts
 )
+SERVED = [path for path in FILES if path.endswith(("decode_256k.py", "prefill_1m.py"))]
+FILES = [path for path in FILES if path not in SERVED]
 SIZES = ("halo_2b", "halo_5b", "halo_9b")
 ALIGN = "configs/halo_2b/align.py"
 
@@ -78,6 +83,32 @@ def test_the_wrong_launcher_is_told_which_one_is_right(path):
     )
     with pytest.raises(ConfigError, match=f"use python -m {right}"):
         load(path, other)
+
+
+@pytest.mark.parametrize("path", SERVED)
+def test_a_long_context_is_planned_and_nothing_else(path):
+    config = load(path, ServeConfig, ["--batch", "2"])
+    assert config == dataclasses.replace(load(path, ServeConfig), batch=2)
+    assert path.endswith(f"{config.task}_{'1m' if config.context_length == 2**20 else '256k'}.py")
+    with pytest.raises(ConfigError, match=r"use python -m launch\.plan"):
+        load(path, RunConfig)
+
+
+def test_every_stage_is_planned_on_a_slice_and_on_a_node_and_so_is_serving():
+    stages = {path for path in FILES if path.endswith(("align.py", "distill.py", "finetune.py"))}
+    tpus = {one.config for one in TRAINING if one.topology.startswith("v")}
+    gpus = {one.config for one in TRAINING if one.topology.startswith("h")}
+    assert tpus == gpus == stages
+    assert {one.config for one in SERVING} == set(SERVED)
+
+
+@pytest.mark.parametrize("layout", TRAINING, ids=lambda one: f"{one.config}-{one.topology}")
+def test_a_layout_leaves_the_rows_of_a_step_and_each_device_a_part_of_them(layout):
+    run, plain = load(layout.config, RunConfig, layout.words), load(layout.config, RunConfig)
+    assert run.data == plain.data
+    data, fsdp, *_ = run.mesh.sizes(math.prod(map(int, re.findall(r"\d+", layout.topology)[1:])))
+    rows = run.data.sequences_per_step
+    assert rows % (run.training.loop.accumulate * data * fsdp) == 0
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if kind(path) is HaloConfig])

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "train": ("axes", "sharding", "data.batch"),
     "train.stage": ("axes", "data.batch", "losses"),
     "evals": ("axes", "sharding", "data", "losses", "model", "pallas_kernels"),
+    "evals.harness": ("axes", "data", "model", "runtime"),
     "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
     "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),
 }
@@ -39,13 +40,16 @@ ROOMS = tuple(name for name in MAY_IMPORT if "." not in name)
 MAY_IMPORT |= {
     "config": SETTINGS,
     "run": (*ROOMS, "config"),
+    "plan.config": ("model.config", "sharding"),
+    "plan": (*ROOMS, "config", "run"),
     "front door": ("model", "weights"),
-    "configs": ("config", *SETTINGS),
+    "configs": ("config", "plan.config", *SETTINGS),
     "launch": ("config", "run", "runtime"),
     "launch.train": ("config", "run", "runtime", "halo.select"),
     "launch.errors": ("runtime", "train.errors", "weights"),
     "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
+    "launch.plan": ("config", "plan", "runtime", "pallas_kernels.compile"),
     "launch.compare_torch": ("data", "halo", "model", "train"),
 }
 

@@ -149,6 +149,9 @@ def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
         raise ValueError(f"{path} is not a readable tokenizer.json ({error})") from error
     config_path = path.with_name("tokenizer_config.json")
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    template = path.with_name("chat_template.jinja")
+    if template.is_file():
+        config["chat_template"] = template.read_text(encoding="utf-8")
     return _tokenizer(backend, end_token or _end_token_of(config, config_path), config)
 
 

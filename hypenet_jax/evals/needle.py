@@ -18,7 +18,8 @@ from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 from hypenet_jax.evals.perplexity import top_tokens
-from hypenet_jax.evals.report import Report, share
+from hypenet_jax.evals.reading import last_hidden
+from hypenet_jax.evals.report import Report, failure, scored, share
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.sharding import constrain
 
@@ -67,14 +68,19 @@ def needle_accuracy(
       count: sequences per length.
       seed: decides the sequences, the same for every model.
     Returns:
-      Rows "needle" with Wilson intervals of 95 %.
+      Rows "needle", and "needle_by_depth" for each of DEPTHS parts of the context, with Wilson intervals of 95 %.
+      Questions at which the model computes NaN stand in a row "failed" and do not count.
     """
     ask = last_logits(subject)
     report = Report()
     for length in lengths:
         asked = questions(catalogue, text, length, num_needles=num_needles, count=count, seed=seed)
-        hits = count_hits(ask, asked, tokens_per_batch)
-        report = report.add(share("needle", subject.name, hits, count, length=length))
+        found = scores(ask, asked, tokens_per_batch)
+        report += scored("needle", subject.name, found, length=length)
+        broken = np.flatnonzero(np.isnan(found))
+        if len(broken):
+            why = f"the model computes NaN at questions {broken.tolist()}"
+            report = report.add(failure(subject.name, "needle", why, length, len(broken)))
     return report
 
 
@@ -105,24 +111,25 @@ def questions(
     return Questions(np.stack([question.tokens for question in asked]), answers)
 
 
-def count_hits(ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH) -> int:
-    """How many questions are answered right."""
-    guesses = [
-        np.argmax(np.asarray(ask(batch)), axis=-1)[:real]
-        for batch, real in batches_of(asked.tokens, tokens_per_batch)
-    ]
-    return int(np.sum(np.concatenate(guesses) == asked.answers))
+def scores(
+    ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Float[np.ndarray, " R"]:
+    """1 for each question that is answered right, 0 for one that is not, NaN where the logits hold one."""
+    parts = []
+    for batch, real in batches_of(asked.tokens, tokens_per_batch):
+        logits = np.asarray(ask(batch))[:real]
+        right = np.argmax(logits, axis=-1) == asked.answers[sum(map(len, parts)) :][:real]
+        parts.append(np.where(np.isnan(logits).any(axis=-1), np.nan, right))
+    return np.concatenate(parts)
 
 
 def last_logits(subject: Subject) -> LastLogits:
     """The model as a function from rows to the logits after their last token."""
-    return functools.partial(_last_logits, subject.decoder, subject.params)
+    return lambda tokens: _logits(subject.decoder, subject.params, last_hidden(subject, tokens, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _last_logits(decoder: Model, params: Params, tokens: Tokens) -> Float[Array, "B V"]:
-    tokens = constrain(tokens, (axes.BATCH, axes.TIME))
-    hidden = decoder.apply({"params": params}, tokens).hidden[:, -1:]
+def _logits(decoder: Model, params: Params, hidden: Float[Array, "B 1 D"]) -> Float[Array, "B V"]:
     logits = decoder.apply({"params": params}, hidden, method="logits")
     return constrain(logits[:, 0], (None, None))
 

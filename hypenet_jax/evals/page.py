@@ -30,8 +30,10 @@ from hypenet_jax.evals.page_parts import (
     plain_table,
     seconds_text,
     section,
+    share_text,
 )
 from hypenet_jax.evals.page_style import STYLE
+from hypenet_jax.evals.page_tasks import depths, failures, harness, tasks
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.results import Curve, LayerScore, Results
 
@@ -50,8 +52,9 @@ def render_page(results: Results) -> str:
     """The page as text: one HTML document without scripts and without anything to fetch. All given
     text is escaped.
     """
-    parts = [_headline(results), _retrieval(results), _perplexity(results), _speed(results)]
-    parts += [_conversion(results), _checks(results)]
+    parts = [_headline(results), _retrieval(results), depths(results), tasks(results)]
+    parts += [harness(results.report), _perplexity(results), _positions(results), _speed(results)]
+    parts += [_conversion(results), _checks(results), failures(results.report)]
     title = html.escape(results.title)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -79,7 +82,7 @@ def _retrieval(results: Results) -> str:
     if not rows.rows:
         return ""
     values = [end for row in rows.rows for end in (row.value, row.low, row.high) if end is not None]
-    y = linear_axis([*values, 1.0], _share, zero=True)
+    y = linear_axis([*values, 1.0], share_text, zero=True)
     chance = None if results.chance is None else (results.chance, "chance")
     chart = _by_length(results, rows, y, "Needle accuracy", "accuracy", chance)
     counts = sorted({row.count for row in rows.rows})
@@ -88,7 +91,7 @@ def _retrieval(results: Results) -> str:
         f"{_range(counts)} texts per point, the same for every model; whiskers are 95 % intervals."
     )
     return section(
-        "Finding a needle", note, beside(chart, length_table(results.models, rows, _share))
+        "Finding a needle", note, beside(chart, length_table(results.models, rows, share_text))
     )
 
 
@@ -106,6 +109,21 @@ def _perplexity(results: Results) -> str:
     return section(
         "Using a longer context", note, beside(chart, length_table(results.models, rows, _short))
     )
+
+
+def _positions(results: Results) -> str:
+    rows = results.report.select("perplexity_by_position")
+    finite = [row.value for row in rows.rows if math.isfinite(row.value)]
+    if not finite:
+        return ""
+    y = linear_axis(finite, _short)
+    chart = _by_length(results, rows, y, "Perplexity by position", "perplexity", None)
+    note = (
+        "Perplexity of the tokens whose position lies below the number and at or above half of it, in windows of "
+        "one length: how much the model makes of what it has read so far."
+    )
+    table = length_table(results.models, rows, _short)
+    return section("Along the context", note, beside(chart, table))
 
 
 def _speed(results: Results) -> str:
@@ -252,10 +270,6 @@ def _by_length(
     labels = ("context length in tokens", label)
     chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
     return legend([(line.name, line.slot) for line in series]) + chart
-
-
-def _share(value: Number) -> str:
-    return f"{value:.2f}"
 
 
 def _short(value: Number) -> str:

@@ -12,11 +12,15 @@ def length_table(
     rows: Report,
     text: Callable[[Number], str],
     second: Callable[[Row], str] | None = None,
+    name: Callable[[Row], str] = lambda row: row.model,
 ) -> str:
-    """A line per model, a column per context length; `second` says more about a number, below it."""
+    """A line per model, a column per context length; `second` says more about a number, below it.
+
+    `name` tells what else than the model of its rows a line is named by.
+    """
     lines = []
     for model in models:
-        mine = {row.length: row for row in rows.rows if row.model == model}
+        mine = {row.length: row for row in rows.rows if name(row) == model}
         if not mine:
             continue
         cells = []
@@ -73,6 +77,11 @@ def bytes_text(count: Number) -> str:
             return f"{count:.3g} {unit}"
         count /= 1024
     raise AssertionError
+
+
+def share_text(value: Number) -> str:
+    """0.98."""
+    return f"{value:.2f}"
 
 
 def length_text(length: Number) -> str:

@@ -11,6 +11,7 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1100px;margin:0 auto;padding:40px 20px 64px}
 h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}
 h2{font-size:21px;margin:52px 0 4px;letter-spacing:-.005em}
+h3{font-size:16px;margin:18px 0 2px}
 .lead{font-size:18px;color:var(--soft);margin:0 0 24px;max-width:70ch}
 .note{color:var(--soft);margin:0 0 14px;max-width:75ch}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0}
@@ -39,6 +40,7 @@ td small{display:block;color:var(--soft);font-size:12px;line-height:1.3}
 .fail{color:var(--fail);font-weight:600}
 svg text{font-family:inherit;font-size:12px;fill:var(--soft)}
 svg .name{font-size:12.5px}
+svg .cell{fill:var(--ink);font-variant-numeric:tabular-nums}
 .grid{stroke:var(--line);stroke-width:1}
 .ref{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3}
 .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
@@ -46,7 +48,8 @@ svg .name{font-size:12.5px}
 .s0{stroke:var(--s0);color:var(--s0)}.s1{stroke:var(--s1);color:var(--s1)}.s2{stroke:var(--s2);color:var(--s2)}
 .s3{stroke:var(--s3);color:var(--s3)}.s4{stroke:var(--s4);color:var(--s4)}.s5{stroke:var(--s5);color:var(--s5)}
 .fill{fill:currentColor;stroke:none}
-@media (max-width:520px){main{padding:24px 16px 48px}h1{font-size:25px}.lead{font-size:16.5px}
+@media (max-width:520px){main{padding:24px 16px 48px}h1{font-size:25px}h3{font-size:16px;margin:18px 0 2px}
+.lead{font-size:16.5px}
 .tiles{grid-template-columns:repeat(2,1fr)}.tiles dd{font-size:19px}th,td{padding:5px 7px}}
 @media print{main{max-width:none;padding:0}}
 """

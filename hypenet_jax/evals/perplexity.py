@@ -1,5 +1,6 @@
 """Perplexity by context length on the same final tokens, and the plain held-out numbers at the training length."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.evals.report import Report, Row, Z
+from hypenet_jax.evals.reading import hidden_parts
+from hypenet_jax.evals.report import Report, Row, Z, failure
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
@@ -51,13 +53,88 @@ def perplexity_by_length(
     rows = []
     for length in lengths:
         windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
-        losses = final_losses(subject, windows, num_targets, tokens_per_batch).mean(axis=1)
-        mean = float(losses.mean())
-        error = float(losses.std(ddof=1)) / math.sqrt(num_windows) if num_windows > 1 else math.inf
-        low, high = (_exp(mean + sign * Z * error) for sign in (-1, 1))
-        count = num_windows * num_targets
-        rows.append(Row("perplexity", subject.name, _exp(mean), count, length, low, high))
+        losses = final_losses(subject, windows, num_targets, tokens_per_batch)
+        rows += _perplexity("perplexity", subject, losses, length)
     return Report(tuple(rows))
+
+
+def perplexity_by_position(
+    subject: Subject,
+    text: Int[np.ndarray, " n"],
+    length: int,
+    *,
+    num_windows: int,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Report:
+    """exp of the mean cross entropy of the tokens at positions 1, 2 .. 3, 4 .. 7, ..., each of windows of `length`.
+
+    Args:
+      text: held-out tokens; the windows begin at places spread evenly over it.
+    Returns:
+      Rows "perplexity_by_position", whose length is that of the context: the end of the positions.
+    Raises:
+      ValueError: the text is shorter than a window.
+    """
+    ends = window_ends(len(text), [length], num_windows, 1)
+    windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
+    losses = final_losses(subject, windows, length - 1, tokens_per_batch)
+    rows, start = [], 1
+    while start < length:
+        stop = min(2 * start, length)
+        part = losses[:, start - 1 : stop - 1]
+        rows += _perplexity("perplexity_by_position", subject, part, stop)
+        start = stop
+    return Report(tuple(rows))
+
+
+def perplexity_of_text(
+    subject: Subject,
+    text: Int[np.ndarray, " n"],
+    length: int,
+    *,
+    stride: int,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Report:
+    """exp of the mean cross entropy of every token of a text but the first ones, each counted once.
+
+    Windows of `length` tokens move on by `stride`, and the last `stride` of each count: every token has a context of
+    length - stride to length - 1 tokens (the usual sliding window); stride = length - 1 cuts the text into wholes.
+    Tokens at the end that fill no window are left out.
+
+    Returns:
+      One row "perplexity_sliding"; its label is the stride.
+    Raises:
+      ValueError: a stride that leaves no context, or a text shorter than a window.
+    """
+    if not 1 <= stride < length:
+        raise ValueError(f"stride {stride} is not between 1 and {length - 1}")
+    if len(text) < length:
+        raise ValueError(f"{len(text)} tokens of text do not fill a window of {length}; give more")
+    starts = range(0, len(text) - length + 1, stride)
+    windows = np.stack([text[start : start + length] for start in starts]).astype(np.int32)
+    losses = final_losses(subject, windows, stride, tokens_per_batch)
+    rows = _perplexity("perplexity_sliding", subject, losses, length)
+    return Report(tuple(dataclasses.replace(row, label=f"stride {stride}") for row in rows))
+
+
+def _perplexity(
+    metric: str, subject: Subject, losses: Float[np.ndarray, "R W"], length: int
+) -> list[Row]:
+    """The row of exp(mean) with the interval of a mean over windows; windows whose losses are not finite stand in a
+    row of their own and do not count."""
+    finite = np.isfinite(losses).all(axis=1)
+    rows = []
+    if not finite.all():
+        where = np.flatnonzero(~finite).tolist()
+        why = f"the model computes NaN or infinite losses in windows {where} of {len(losses)}"
+        rows.append(failure(subject.name, metric, why, length, len(where)))
+    if finite.any():
+        means = losses[finite].mean(axis=1)
+        error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
+        mean, count = float(means.mean()), losses[finite].size
+        ends = _exp(mean - Z * error), _exp(mean + Z * error)
+        rows.append(Row(metric, subject.name, _exp(mean), count, length, *ends))
+    return rows
 
 
 def window_ends(
@@ -85,23 +162,32 @@ def final_losses(
 ) -> Float[np.ndarray, "R W"]:
     """-log p of the last `num_targets` tokens of each row, in nats, float64; no other logits are formed."""
     parts = [
-        np.asarray(_final_losses(subject.decoder, subject.params, batch, num_targets))[:real]
+        token_losses(subject, batch, batch.shape[1] - num_targets)[:real]
         for batch, real in batches_of(rows, tokens_per_batch)
     ]
-    return np.concatenate(parts).astype(np.float64)
+    return np.concatenate(parts)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _final_losses(
-    decoder: Model, params: Params, tokens: Tokens, num_targets: int
-) -> Float[Array, "B W"]:
-    tokens = constrain(tokens, (axes.BATCH, axes.TIME))
-    hidden = decoder.apply({"params": params}, tokens).hidden[:, -num_targets - 1 : -1]
-    labels = tokens[:, -num_targets:].reshape(-1)
-    head = output_head(params, decoder.config)
-    weights = jnp.ones(labels.shape, jnp.float32)
-    _, losses = linear_cross_entropy(hidden.reshape(-1, hidden.shape[-1]), head, labels, weights)
-    return constrain(losses.reshape(-1, num_targets), (None, None))
+def token_losses(
+    subject: Subject, rows: Int[np.ndarray, "B T"], first: int = 1
+) -> Float[np.ndarray, "B W"]:
+    """-log p of the tokens at positions `first` .. T - 1 of each row, in nats, float64; `first` is at least 1."""
+    head = output_head(subject.params, subject.decoder.config)
+    labels = np.pad(rows[:, 1:], ((0, 0), (0, 1)))
+    parts = [
+        np.asarray(_losses(head, hidden, labels[:, start : start + hidden.shape[1]]))
+        for start, hidden in hidden_parts(subject, rows, first - 1)
+    ]
+    # Nothing is known to follow the last token.
+    return np.concatenate(parts, axis=1)[:, :-1].astype(np.float64)
+
+
+@jax.jit
+def _losses(head: Float[Array, "V D"], hidden: Hidden, labels: Tokens) -> Float[Array, "B T"]:
+    weights = jnp.ones(labels.size, jnp.float32)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    _, losses = linear_cross_entropy(flat, head, labels.reshape(-1), weights)
+    return constrain(losses.reshape(labels.shape), (None, None))
 
 
 def held_out(subject: Subject, batches: Iterable[Batch], teacher: Subject | None = None) -> Report:

@@ -5,6 +5,11 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+# Parts of the context by which scores are told apart; the deepest is nearest to the question.
+DEPTHS = 4
 # Two-sided 95 % of a normal distribution.
 Z = 1.959963984540054
 
@@ -21,6 +26,8 @@ class Row:
       length: context length in tokens; None where there is none to speak of.
       low, high: interval around the value; None where none was computed.
       label: what else tells rows apart, such as a layer.
+      task: which task of a suite.
+      depth: where in the context the answer lay, from 0 at its start to 1 at its end; None: wherever it lay.
     """
 
     metric: str
@@ -31,12 +38,15 @@ class Row:
     low: float | None = None
     high: float | None = None
     label: str | None = None
+    task: str | None = None
+    depth: float | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, int]:
+    def key(self) -> tuple[str, str, str, str, int, float]:
         """What names this row; rows sort by it."""
         length = -1 if self.length is None else self.length
-        return self.metric, self.model, self.label or "", length
+        depth = -1.0 if self.depth is None else self.depth
+        return self.metric, self.task or "", self.model, self.label or "", length, depth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +68,10 @@ class Report:
         model: str | None = None,
         length: int | None = None,
         label: str | None = None,
+        task: str | None = None,
     ) -> "Report":
         """The rows that agree with every argument given."""
-        wanted = {"metric": metric, "model": model, "length": length, "label": label}
+        wanted = {"metric": metric, "model": model, "length": length, "label": label, "task": task}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         return Report(
             tuple(
@@ -71,16 +82,21 @@ class Report:
         )
 
     def value(
-        self, metric: str, model: str, length: int | None = None, label: str | None = None
+        self,
+        metric: str,
+        model: str,
+        length: int | None = None,
+        label: str | None = None,
+        task: str | None = None,
     ) -> float:
         """The number of the one row that agrees.
 
         Raises:
           KeyError: no row agrees, or more than one.
         """
-        found = self.select(metric, model, length, label).rows
+        found = self.select(metric, model, length, label, task).rows
         if len(found) != 1:
-            asked = f"metric {metric!r}, model {model!r}, length {length}, label {label!r}"
+            asked = f"metric {metric!r}, model {model!r}, length {length}, label {label!r}, task {task!r}"
             keys = [row.key for row in found or self.rows]
             raise KeyError(f"{len(found)} rows have {asked}; there are {keys}")
         return found[0].value
@@ -111,21 +127,52 @@ def report_from_json_lines(text: str) -> Report:
     return Report(tuple(_row(json.loads(line)) for line in text.splitlines() if line.strip()))
 
 
-def share(
+def share(metric: str, model: str, hits: int | float, count: int, **rest: Any) -> Row:
+    """The row of hits / count with its Wilson interval of 95 %; `rest` are further fields of the row.
+
+    A hit may be a fraction, such as the share of a question's answers that were found: such scores vary less
+    than hits and misses of the same mean, so their interval is rather too wide than too narrow.
+    """
+    low, high = wilson(hits, count)
+    return Row(metric, model, hits / count, count, low=low, high=high, **rest)
+
+
+def failure(model: str, what: str, why: object, length: int | None = None, count: int = 1) -> Row:
+    """The row "failed" of `count` samples of the task `what` that could not be scored, and why."""
+    return Row(
+        "failed", model, float(count), count, length, label=" ".join(str(why).split()), task=what
+    )
+
+
+def scored(
     metric: str,
     model: str,
-    hits: int,
-    count: int,
+    found: Float[np.ndarray, " R"],
     *,
-    length: int | None = None,
-    label: str | None = None,
-) -> Row:
-    """The row of hits / count with its Wilson interval of 95 %."""
-    low, high = wilson(hits, count)
-    return Row(metric, model, hits / count, count, length, low, high, label)
+    length: int,
+    task: str | None = None,
+    by_depth: bool = True,
+) -> Report:
+    """Rows of the scores, 0 to 1, of questions whose depths are spread evenly: all together, and `metric`_by_depth.
+
+    NaN is a question that failed; it does not count.
+    """
+    places: list[tuple[float | None, str, np.ndarray]] = [(None, metric, found)]
+    if by_depth:
+        places += [
+            ((i + 0.5) / DEPTHS, f"{metric}_by_depth", part)
+            for i, part in enumerate(np.array_split(found, DEPTHS))
+        ]
+    rows = []
+    for depth, name, part in places:
+        known = part[~np.isnan(part)]
+        if len(known):
+            hits, rest = float(known.sum()), {"length": length, "task": task, "depth": depth}
+            rows.append(share(name, model, hits, len(known), **rest))
+    return Report(tuple(rows))
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson(hits: int | float, count: int) -> tuple[float, float]:
     """Interval of 95 % around a share; unlike hits / count +- error it stays inside [0, 1] and is not empty at 0 or 1.
 
     Source: E. B. Wilson, 1927.
@@ -146,7 +193,8 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    numbers = {name: float(fields[name]) for name in ("value", "low", "high") if name in fields}
+    names = ("value", "low", "high", "depth")
+    numbers = {name: float(fields[name]) for name in names if name in fields}
     return Row(**{**fields, **numbers})
 
 
@@ -155,7 +203,8 @@ def _block(metric: str, report: Report) -> str:
     columns = [*map(str, lengths), *([""] if any(r.length is None for r in report.rows) else [])]
     lines = {}
     for row in report.rows:
-        name = row.model if row.label is None else f"{row.model}, {row.label}"
+        depth = None if row.depth is None else f"depth {row.depth:.2f}"
+        name = ", ".join(part for part in (row.model, row.task, row.label, depth) if part)
         column = len(lengths) if row.length is None else lengths.index(row.length)
         lines.setdefault(name, [""] * len(columns))[column] = f"{row.value:.4g}"
     cells = [[metric, *columns], *([name, *values] for name, values in lines.items())]

@@ -26,7 +26,8 @@ def convert(
     Args:
       only: run this stage alone ("evaluate" is the last one).
       start: skip the stages before this one; what they left is still checked by the stages that need it.
-      stop: asked after every training step; True saves and raises Preempted.
+      stop: asked after every training step, every layer of a selection and before every model of the evaluation; True
+        saves what is to save and raises Preempted.
     Returns:
       Whether every bound of the evaluation holds; True where there is none.
     Raises:
@@ -34,12 +35,12 @@ def convert(
     """
     for run in _chosen(config, only, start):
         if isinstance(run.stage, SelectConfig):
-            select(run)
+            select(run, stop=stop)
         else:
             train(run, stop=stop)
     if config.evaluate is None or only not in (None, EVALUATE):
         return True
-    return evaluate(config)
+    return evaluate(config, stop=stop)
 
 
 def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[RunConfig, ...]:

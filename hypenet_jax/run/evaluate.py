@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -30,6 +31,7 @@ from hypenet_jax.run.models import (
 from hypenet_jax.run.report import first_run, stage_rows, write_report
 from hypenet_jax.run.train import prepared_data
 from hypenet_jax.sharding import make_mesh
+from hypenet_jax.train.errors import Preempted
 from hypenet_jax.train.handoff import load_params
 
 log = logging.getLogger("hypenet_jax")
@@ -37,9 +39,11 @@ log = logging.getLogger("hypenet_jax")
 ROUNDS = 5
 
 
-def evaluate(config: HaloConfig) -> bool:
+def evaluate(config: HaloConfig, *, stop: Callable[[int], bool] = lambda number: False) -> bool:
     """Measures, writes run_dir/report/{report.json, index.html}, prints the table.
 
+    Args:
+      stop: asked before every candidate; True raises Preempted.
     Returns:
       Whether all bounds hold; those that do not are named in the log.
     """
@@ -47,7 +51,7 @@ def evaluate(config: HaloConfig) -> bool:
     assert asked is not None
     subjects = {one.label: _subject(config, one) for one in asked.candidates}
     prepared = prepared_data(config.runs[0])
-    report = _quality(config, asked, subjects, prepared) + stage_rows(config)
+    report = _quality(config, asked, subjects, prepared, stop) + stage_rows(config)
     racing = [subjects[one.label] for one in asked.candidates if one.races]
     if racing:
         log.info("evaluate: prefill and decode times")
@@ -90,12 +94,18 @@ def _subject(config: HaloConfig, candidate: Candidate) -> Subject:
 
 
 def _quality(
-    config: HaloConfig, asked: EvaluateConfig, subjects: dict[str, Subject], prepared: Prepared
+    config: HaloConfig,
+    asked: EvaluateConfig,
+    subjects: dict[str, Subject],
+    prepared: Prepared,
+    stop: Callable[[int], bool],
 ) -> Report:
     text, seed = prepared.tokens("heldout"), config.runs[0].seed
     first = asked.candidates[0]
     report = Report()
-    for one in asked.candidates:
+    for number, one in enumerate(asked.candidates):
+        if stop(number):
+            raise Preempted(f"stopped before evaluating {one.label}; the evaluation starts anew")
         log.info("evaluate: %s", one.label)
         subject = subjects[one.label]
         teacher = None if one is first else subjects[first.label]

@@ -42,6 +42,11 @@ def decoder_of(config: ModelConfig, run: RunConfig) -> Decoder:
     return Decoder(config, dtype=dtype, remat=remat, start=start)
 
 
+def teacher_decoder(run: RunConfig) -> Decoder:
+    """The frozen teacher's decoder: nothing of it is differentiated, so nothing is kept or recomputed."""
+    return dataclasses.replace(decoder_of(run.teacher, run), remat="none")
+
+
 def load_teacher(run: RunConfig, mesh: Mesh) -> tuple[Decoder, Params]:
     """The frozen teacher from its Hugging Face folder, stacked by runs, in the dtype of the computation.
 
@@ -50,7 +55,7 @@ def load_teacher(run: RunConfig, mesh: Mesh) -> tuple[Decoder, Params]:
       CheckpointError: the folder is not a whole model.
     """
     assert run.teacher_folder is not None
-    decoder = dataclasses.replace(decoder_of(run.teacher, run), remat="none")
+    decoder = teacher_decoder(run)
     found, params = read_hf(run.teacher_folder, dtype=decoder.dtype, mesh=mesh)
     if found != run.teacher:
         different = [
@@ -80,9 +85,21 @@ def decoder_shardings(decoder: Decoder, mesh: Mesh) -> Params:
     return shardings_of(decoder_shapes(decoder), logical_axes(decoder), mesh)
 
 
+def mixer_shapes(teacher: Decoder) -> Params:
+    """Shapes of the stage-1 mixers of all layers, stacked on axis 0."""
+    return _stacked_mixers(decoder_shapes(_all_aligned(teacher)))
+
+
 def mixer_shardings(teacher: Decoder, mesh: Mesh) -> Params:
-    """Where the stage-1 mixers of all layers lie, stacked on axis 0."""
-    layers = teacher.config.num_layers
-    plan = dataclasses.replace(teacher.config, mixers=(aligned_spec(teacher.config),) * layers)
-    whole = decoder_shardings(Decoder(plan, scan=True), mesh)
-    return whole[f"layers_0_{layers - 1}"]["mixer"]
+    """Where they lie."""
+    return _stacked_mixers(decoder_shardings(_all_aligned(teacher), mesh))
+
+
+def _all_aligned(teacher: Decoder) -> Decoder:
+    mixers = (aligned_spec(teacher.config),) * teacher.config.num_layers
+    return Decoder(dataclasses.replace(teacher.config, mixers=mixers))
+
+
+def _stacked_mixers(whole: Params) -> Params:
+    (run,) = (tree for name, tree in whole.items() if name.startswith("layers_"))
+    return run["mixer"]

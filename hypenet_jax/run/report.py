@@ -11,9 +11,9 @@ from hypenet_jax.evals.page import write_page
 from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
-from hypenet_jax.halo.select import SelectConfig, read_selection
-from hypenet_jax.train.checkpoint import versions
+from hypenet_jax.halo.select import SelectConfig, Selection, read_selection
 from hypenet_jax.train.metrics import read_metrics
+from hypenet_jax.train.origin import versions
 
 # Numbers that change from run to run; all others are the same bits for the same config on the same machine.
 TIMED = ("prefill_seconds", "prefill_speedup", "decode_seconds", "decode_speedup")
@@ -100,23 +100,29 @@ def _results(config: HaloConfig, report: Report, checks: list[Check]) -> Results
         chance=None if asked.catalogue is None else 1.0 / asked.catalogue.entries,
         curves=tuple(_curve(run) for run in _trained(config)),
         alignment=tuple(LayerError(i, first[i], last[i]) for i in first),
-        selection=tuple(
-            LayerScore(i, score, i in selection.softmax_layers)
-            for i, score in enumerate(selection.importance)
-        ),
+        selection=layer_scores(selection),
         checks=tuple(checks),
         tokens={run.name: int(_tokens(run)) for run in _trained(config)},
     )
 
 
 def _curve(run: RunConfig) -> Curve:
-    records = _records(run)
     name = {AlignConfig: "mean squared error", DistillConfig: "KL, nats"}
-    return Curve(
-        run.name,
-        [record["step"] for record in records],
-        [record["loss"] for record in records],
-        name.get(type(run.stage), "cross entropy, nats"),
+    return curve_of(run.folder, name.get(type(run.stage), "cross entropy, nats"))
+
+
+def curve_of(folder: pathlib.Path, loss_name: str = "loss") -> Curve:
+    """The loss of the stage that left its metrics in a folder."""
+    records = _train_records(folder)
+    steps, losses = ([record[name] for record in records] for name in ("step", "loss"))
+    return Curve(folder.name, steps, losses, loss_name)
+
+
+def layer_scores(selection: Selection) -> tuple[LayerScore, ...]:
+    """A score per layer, and whether the layer was kept."""
+    return tuple(
+        LayerScore(i, score, i in selection.softmax_layers)
+        for i, score in enumerate(selection.importance)
     )
 
 
@@ -137,4 +143,8 @@ def _errors(record: dict[str, Any]) -> dict[int, float]:
 
 
 def _records(run: RunConfig) -> list[dict[str, Any]]:
-    return [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
+    return _train_records(run.folder)
+
+
+def _train_records(folder: pathlib.Path) -> list[dict[str, Any]]:
+    return [r for r in read_metrics(folder / "metrics.jsonl") if r["kind"] == "train"]

@@ -1,10 +1,15 @@
 """The select stage: score the teacher with each layer replaced in turn, and write which layers are kept."""
 
 import itertools
+import json
 import logging
+import pathlib
 import shutil
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from hypenet_jax.axes import Params
 from hypenet_jax.config import RunConfig
@@ -24,7 +29,9 @@ from hypenet_jax.halo.select import (
 from hypenet_jax.run.models import load_teacher, mixer_shardings
 from hypenet_jax.run.train import is_done, origin_of, prepared_data
 from hypenet_jax.sharding import make_mesh, on_mesh
+from hypenet_jax.train.errors import Preempted
 from hypenet_jax.train.handoff import load_params, save_params
+from hypenet_jax.train.origin import Origin, check_origin, unsealed
 
 log = logging.getLogger("hypenet_jax")
 
@@ -32,9 +39,11 @@ log = logging.getLogger("hypenet_jax")
 PASSKEYS = 4
 
 
-def select(run: RunConfig) -> None:
+def select(run: RunConfig, *, stop: Callable[[int], bool] = lambda layer: False) -> None:
     """Sweeps the layers and leaves `run_dir/name/selection.json`; returns at once if this very run has.
 
+    Args:
+      stop: asked after every layer; True raises Preempted, and the layers scored so far are not scored again.
     Raises:
       CheckpointError: stage 1 has not left its mixers, or the folder belongs to another config.
     """
@@ -49,11 +58,19 @@ def select(run: RunConfig) -> None:
     start = run.stage.start_from
     aligned, handoff = load_params(run.final_of(start), start, shardings=where)
     swept = SweptDecoder(teacher)
+    origin = origin_of(run, handoff.fingerprint)
+    kept = _Scored(run.folder / "scores.json", origin, teacher.config.num_layers)
 
     def score(params: Params) -> tuple[float, float]:
-        report = _scores(run, prepared, Subject(run.name, swept, params))
-        found = report.value("retrieval", run.name), -report.value("cross_entropy", run.name)
-        log.info("%s: retrieval %.4f, log-likelihood %.4f", run.name, *found)
+        layer = int(params["replaced"])
+        if not kept.has(layer):
+            report = _scores(run, prepared, Subject(run.name, swept, params))
+            sense = -report.value("cross_entropy", run.name)
+            kept.add(layer, report.value("retrieval", run.name), sense)
+        found = kept.scores(layer)
+        log.info("%s: layer %d, retrieval %.4f, log-likelihood %.4f", run.name, layer, *found)
+        if stop(layer):
+            raise Preempted(f"stopped after layer {layer} of {run.name}; its scores are kept")
         return found
 
     with on_mesh(mesh):
@@ -61,11 +78,40 @@ def select(run: RunConfig) -> None:
     selection = choose(*scores, keep=run.stage.keep, eps=run.stage.eps)
     log.info("%s: layers %s keep softmax attention", run.name, selection.softmax_layers)
     if jax.process_index() == 0:
-        run.folder.mkdir(parents=True, exist_ok=True)
         write_selection(run.folder / "selection.json", selection)
         shutil.rmtree(run.folder / "final", ignore_errors=True)
     # The mixers travel along, so that a selection is known to belong to the weights it was made with.
-    save_params(run.folder / "final", aligned, origin_of(run, handoff.fingerprint))
+    save_params(run.folder / "final", aligned, origin)
+
+
+class _Scored:
+    """Scores of the layers swept so far, for a sweep that was cut off: one file, which process 0 reads and writes."""
+
+    def __init__(self, path: pathlib.Path, origin: Origin, layers: int) -> None:
+        self._path, self._origin = path, origin
+        scores = np.full((layers, 2), np.nan)
+        if jax.process_index() == 0 and path.exists():
+            about = unsealed(json.loads(path.read_text(encoding="utf-8")), str(path))
+            check_origin(about, origin, str(path))
+            scores[: len(about["scores"])] = about["scores"]
+        # As integers: JAX would round float64.
+        bits = multihost_utils.broadcast_one_to_all(scores.view(np.uint32))
+        self._scores = np.array(bits).view(np.float64)
+
+    def has(self, layer: int) -> bool:
+        return bool(np.isfinite(self._scores[layer]).all())
+
+    def scores(self, layer: int) -> tuple[float, float]:
+        return tuple(self._scores[layer].tolist())
+
+    def add(self, layer: int, retrieval: float, sense: float) -> None:
+        self._scores[layer] = retrieval, sense
+        if jax.process_index() == 0:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new = self._path.with_suffix(".new")
+            about = self._origin.description(scores=self._scores[: layer + 1].tolist())
+            new.write_text(json.dumps(about), encoding="utf-8")
+            new.replace(self._path)
 
 
 def _scores(run: RunConfig, prepared: Prepared, subject: Subject) -> Report:

@@ -15,9 +15,9 @@ from hypenet_jax.config import RunConfig, resolved
 from hypenet_jax.data.loader import loader
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import Prepared, open_prepared
-from hypenet_jax.halo.align import AlignConfig, align_stage
-from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
-from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
+from hypenet_jax.halo.align import AlignConfig
+from hypenet_jax.halo.distill import DistillConfig, distill_start
+from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
@@ -26,20 +26,18 @@ from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.run.heldout import heldout_loss
 from hypenet_jax.run.models import (
     decoder_of,
-    decoder_shapes,
-    decoder_shardings,
     load_teacher,
     mixer_shardings,
     student_config,
 )
+from hypenet_jax.run.stages import Trained, trained
 from hypenet_jax.sharding import make_mesh, row_parts
-from hypenet_jax.train.checkpoint import Checkpoints, Origin, check_origin
-from hypenet_jax.train.handoff import load_params, read_handoff, save_params
+from hypenet_jax.train.checkpoint import Checkpoints
+from hypenet_jax.train.handoff import Handoff, load_params, read_handoff, save_params
 from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
-from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.origin import Origin, check_origin
 from hypenet_jax.train.progress import progress
-from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf
 
@@ -57,19 +55,15 @@ FREE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a stage brings to the loop.
+class Start:
+    """The weights that a stage begins with.
 
     Attributes:
-      stage: its loss and what moves.
-      params: where the student starts; frozen: the teacher, where there is one.
-      shardings: where the student's parameters lie.
+      params: what it trains; frozen: the teacher, where there is one.
       parent: fingerprint of the weights it starts from.
     """
 
-    stage: Stage
     params: Params
-    shardings: Params
     frozen: Params | None = None
     parent: str | None = None
 
@@ -90,11 +84,12 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     prepared = prepared_data(run)
     batches = loader(run.data, prepared, *row_parts(mesh))
     # model and loss -------------------------------------------------------------------------------
-    plan = _plan(run, mesh)
-    optimizer = Optimizer(run.training.optimizer)
-    state = create_state(plan.params, plan.stage.trainable, optimizer, plan.shardings)
+    parts = trained(run, mesh)
+    start = start_weights(run, parts, mesh)
+    stage, optimizer, where = parts.stage, parts.optimizer, parts.shardings
+    state = create_state(start.params, stage.trainable, optimizer, where)
     # loop -----------------------------------------------------------------------------------------
-    origin = origin_of(run, plan.parent)
+    origin = origin_of(run, start.parent)
     checkpoints = Checkpoints(run.folder / "checkpoints", origin)
     steps = run.training.loop.steps
     sinks: list[Sink] = [MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name)]
@@ -103,13 +98,13 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     metrics = Metrics(*sinks)
     evaluate = None
     if run.training.loop.evaluate_every is not None:
-        evaluate = heldout_loss(plan.stage, plan.frozen, run.data, prepared, mesh)
+        evaluate = heldout_loss(stage, start.frozen, run.data, prepared, mesh)
     try:
         state = fit(
-            plan.stage,
+            stage,
             optimizer,
             state,
-            plan.frozen,
+            start.frozen,
             batches,
             run.training.loop,
             checkpoints=checkpoints,
@@ -145,7 +140,7 @@ def is_done(run: RunConfig) -> bool:
     """Whether this very run has left its final weights.
 
     Raises:
-      CheckpointError: another config has.
+      CheckpointError: another config has, or it started from other weights than its parent's of now.
     """
     final = run.folder / "final"
     there = final.exists()
@@ -155,8 +150,16 @@ def is_done(run: RunConfig) -> bool:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
-    check_origin(about, origin_of(run, handoff.parent), str(final))
+    check_origin(about, origin_of(run, _parent_of(run, handoff)), str(final))
     return True
+
+
+def _parent_of(run: RunConfig, handoff: Handoff) -> str | None:
+    """Fingerprint of the weights that the run would start from; the noted one where they are gone."""
+    name = getattr(run.stage, "start_from", None)
+    if name is None or not run.final_of(name).exists():
+        return handoff.parent
+    return read_handoff(run.final_of(name), name).fingerprint
 
 
 def origin_of(run: RunConfig, parent: str | None) -> Origin:
@@ -173,33 +176,35 @@ def prepared_data(run: RunConfig) -> Prepared:
     return prepared
 
 
-def _plan(run: RunConfig, mesh: Mesh) -> Plan:
-    kinds: dict[type, Callable[..., Plan]] = {
+def start_weights(run: RunConfig, parts: Trained, mesh: Mesh) -> Start:
+    """Reads or makes what the stage begins with.
+
+    Raises:
+      CheckpointError: the stage before has not left its weights, or the teacher's folder is damaged.
+    """
+    kinds: dict[type, Callable[..., Start]] = {
         AlignConfig: _align,
         DistillConfig: _distill,
         FinetuneConfig: _finetune,
     }
-    return kinds[type(run.stage)](run, run.stage, mesh)
+    return kinds[type(run.stage)](run, run.stage, parts, mesh)
 
 
-def _align(run: RunConfig, stage: AlignConfig, mesh: Mesh) -> Plan:
+def _align(run: RunConfig, stage: AlignConfig, parts: Trained, mesh: Mesh) -> Start:
     teacher, frozen = load_teacher(run, mesh)
     key = runtime.keys(run.seed)("align")
-    where = {"mixers": mixer_shardings(teacher, mesh)}
 
     def start(params: Params) -> Params:
         single = unstack_layers(params)
         spec = aligned_spec(teacher.config)
         return {"mixers": lightning_mixers(teacher.config, single, spec, key)}
 
-    params = jax.jit(start, out_shardings=where)(frozen)
-    return Plan(align_stage(stage, teacher), params, where, frozen)
+    return Start(jax.jit(start, out_shardings=parts.shardings)(frozen), frozen)
 
 
-def _distill(run: RunConfig, stage: DistillConfig, mesh: Mesh) -> Plan:
+def _distill(run: RunConfig, stage: DistillConfig, parts: Trained, mesh: Mesh) -> Start:
     teacher, frozen = load_teacher(run, mesh)
-    student = decoder_of(student_config(run), run)
-    where = decoder_shardings(student, mesh)
+    student = student_config(run)
     aligned, handoff = load_params(
         run.final_of(stage.start_from),
         stage.start_from,
@@ -209,26 +214,23 @@ def _distill(run: RunConfig, stage: DistillConfig, mesh: Mesh) -> Plan:
 
     def start(params: Params, mixers: Params) -> Params:
         single = unstack_layers(params)
-        params = distill_start(teacher.config, single, student.config, mixers, key)
-        return stack_layers(params, student.config)
+        return stack_layers(distill_start(teacher.config, single, student, mixers, key), student)
 
-    params = jax.jit(start, out_shardings=where)(frozen, aligned["mixers"])
-    return Plan(distill_stage(stage, student, teacher), params, where, frozen, handoff.fingerprint)
+    params = jax.jit(start, out_shardings=parts.shardings)(frozen, aligned["mixers"])
+    return Start(params, frozen, handoff.fingerprint)
 
 
-def _finetune(run: RunConfig, stage: FinetuneConfig, mesh: Mesh) -> Plan:
-    student = decoder_of(student_config(run), run)
-    where = decoder_shardings(student, mesh)
+def _finetune(run: RunConfig, stage: FinetuneConfig, parts: Trained, mesh: Mesh) -> Start:
     if stage.start_from is None:
-        params = _fresh(student, runtime.keys(run.seed)("init"), where)
-        return Plan(finetune_stage(student), params, where)
+        decoder = decoder_of(student_config(run), run)
+        return Start(_fresh(decoder, runtime.keys(run.seed)("init"), parts.shardings))
     params, handoff = load_params(
         run.final_of(stage.start_from),
         stage.start_from,
-        like=decoder_shapes(student),
-        shardings=where,
+        like=parts.shapes,
+        shardings=parts.shardings,
     )
-    return Plan(finetune_stage(student), params, where, parent=handoff.fingerprint)
+    return Start(params, parent=handoff.fingerprint)
 
 
 def _fresh(decoder: Decoder, key: jax.Array, where: Any) -> Params:

@@ -2,13 +2,10 @@
 after a check.
 """
 
-import dataclasses
-import importlib.metadata
-import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,34 +18,11 @@ from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import (
-    Facts,
-    differences,
-    digest,
-    leaf_facts,
-    leaf_shapes,
-    verify,
-)
+from hypenet_jax.train.fingerprint import Facts, differences, leaf_facts, leaf_shapes, verify
+from hypenet_jax.train.origin import Origin, check_origin, unsealed
 from hypenet_jax.train.state import TrainState
 
 log = logging.getLogger("hypenet_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """Whose checkpoint it is. A checkpoint of another origin is refused.
-
-    Attributes:
-      stage: name of the stage.
-      config: resolved settings of the run, as JSON can hold them.
-      parent: fingerprint of the weights the stage started from; None without a parent.
-      free: dotted keys of `config` (or prefixes of them) that may differ when a run goes on.
-    """
-
-    stage: str
-    config: Mapping[str, Any]
-    parent: str | None = None
-    free: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -63,10 +37,10 @@ class Checkpoints:
         self.origin = origin
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            cleanup_tmp_directories=True,
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
         )
-        self._warn_of_strays()
+        if jax.process_index() == 0 and self.folder.exists():
+            self._clear()
         self._manager = self._open()
 
     def save(self, state: TrainState, position: int) -> None:
@@ -78,18 +52,9 @@ class Checkpoints:
             folder.
         """
         step, tree = int(state.step), _as_tree(state)
-        facts = leaf_facts(tree)
-        about = {
-            "step": step,
-            "position": position,
-            "stage": self.origin.stage,
-            "config": dict(self.origin.config),
-            "parent": self.origin.parent,
-            "versions": versions(),
-            "leaves": facts,
-        }
+        about = self.origin.description(step=step, position=position, leaves=leaf_facts(tree))
         items = ocp_args.Composite(
-            state=ocp_args.StandardSave(tree), about=ocp_args.JsonSave(sealed(about))
+            state=ocp_args.StandardSave(tree), about=ocp_args.JsonSave(about)
         )
         try:
             written = self._manager.save(step, args=items)
@@ -124,13 +89,34 @@ class Checkpoints:
             if _all_agree(restored is not None):
                 return restored
             log.warning("checkpoint step %d is corrupt and set aside: %s", step, problem)
-            self._set_aside(step)
+            self._rename([(str(step), f"corrupt-{step}-{time.time_ns()}")])
         if any(self.folder.glob("corrupt-*")):
             raise CorruptCheckpoint(
                 f"{self.folder}: no good checkpoint is left; start in another folder, "
                 "or bring one back"
             )
         return None
+
+    def roll_back(self, step: int) -> None:
+        """Moves the checkpoints after this step to `after-STEP`, so that the run goes on from it. Only once: where that
+        folder is, an earlier start with the same arguments has done so.
+
+        Raises:
+          CheckpointError: there is no such step.
+        """
+        aside, partial = f"after-{step}", f"after-{step}.partial"
+        if _all_agree((self.folder / aside).exists()):
+            return
+        steps = self.steps()
+        if step not in steps:
+            raise CheckpointError(
+                f"{self.folder}: cannot go back to step {step}; the steps are {steps}"
+            )
+        if jax.process_index() == 0:
+            (self.folder / partial).mkdir(exist_ok=True)
+        moves = [(str(newer), f"{partial}/{newer}") for newer in steps if newer > step]
+        self._rename([*moves, (partial, aside)])
+        log.info("%s: back at step %d, the newer ones are in %s", self.folder, step, aside)
 
     def steps(self) -> list[int]:
         return list(self._manager.all_steps())
@@ -147,8 +133,7 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        names = ("state", "about")
-        return ocp.CheckpointManager(self.folder, options=self._options, item_names=names)
+        return _Manager(self.folder, options=self._options, item_names=("state", "about"))
 
     def _attempt(self, step: int, like: TrainState) -> tuple[tuple[TrainState, int] | None, str]:
         try:
@@ -172,60 +157,39 @@ class Checkpoints:
         except Exception as error:
             raise CorruptCheckpoint(f"{where}: cannot be read: {first_line(error)}") from error
 
-    def _set_aside(self, step: int) -> None:
+    def _rename(self, moves: Sequence[tuple[str, str]]) -> None:
+        """By process 0, while no manager of any process watches the folder."""
         self._manager.close()
         if jax.process_index() == 0:
-            (self.folder / str(step)).rename(self.folder / f"corrupt-{step}-{time.time_ns()}")
+            for old, new in moves:
+                (self.folder / old).rename(self.folder / new)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+            multihost_utils.sync_global_devices(f"renamed {moves[0][0]}")
         self._manager = self._open()
 
-    def _warn_of_strays(self) -> None:
-        found = self.folder.glob("*") if self.folder.exists() else ()
-        strays = [path.name for path in found if path.name.isdigit() and not _committed(path)]
-        if strays:
-            log.warning(
-                "%s: ignoring unfinished or stray folders: %s", self.folder, ", ".join(strays)
-            )
+    def _clear(self) -> None:
+        """Removes what a killed save left, and warns of what no run of ours has written. Orbax's own cleaning would
+        remove that too.
+        """
+        steps = {path for path in self.folder.glob("*") if path.name.isdigit() and path.is_dir()}
+        unfinished = {path for path in steps if not any(path.glob("commit_success*"))}
+        aside = {*self.folder.glob("corrupt-*"), *self.folder.glob("after-*")}
+        strays = {*self.folder.glob("*")} - steps - aside
+        for word, paths in (("removing unfinished", unfinished), ("ignoring stray", strays)):
+            if paths:
+                names = sorted(path.name for path in paths)
+                log.warning("%s: %s %s", self.folder, word, ", ".join(names))
+        for path in unfinished:
+            path.rmtree()
 
 
-def sealed(about: dict[str, Any]) -> dict[str, Any]:
-    """The same facts with a hash over them, for a file that must not change unnoticed."""
-    return {**about, "seal": digest(about)}
-
-
-def unsealed(found: Any, where: str) -> dict[str, Any]:
-    """Facts whose seal holds."""
-    about = {key: value for key, value in found.items() if key != "seal"} if found else {}
-    if not about or found.get("seal") != digest(about):
-        raise CorruptCheckpoint(f"{where}: its description changed since it was written")
-    return about
-
-
-def check_origin(about: Mapping[str, Any], origin: Origin, where: str) -> None:
-    """Refuses what another stage, other settings or other parent weights wrote, naming what
-    differs.
+class _Manager(ocp.CheckpointManager):
+    """Asks nobody about preemption: JAX's service knows one row of numbers, those of runtime.stop_on_sigterm, and would
+    lose a signal between a save with a number of its own and the next of that row.
     """
-    if about["stage"] != origin.stage:
-        raise CheckpointError(
-            f"{where}: written by stage {about['stage']!r}, this is stage {origin.stage!r}; "
-            "use another folder"
-        )
-    saved, now = _flat(about["config"]), _flat(json.loads(json.dumps(origin.config)))
-    keys = [key for key in sorted(saved.keys() | now.keys()) if not _is_free(key, origin.free)]
-    changed = [key for key in keys if saved.get(key) != now.get(key)]
-    if changed:
-        shown = "; ".join(
-            f"{key}: {saved.get(key)} saved, {now.get(key)} now" for key in changed[:12]
-        )
-        raise CheckpointError(
-            f"{where}: other settings than this run's: {shown}; use another folder"
-        )
-    if about["parent"] != origin.parent:
-        raise CheckpointError(
-            f"{where}: started from weights {about['parent']}, this run from {origin.parent}; "
-            "use another folder"
-        )
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 def check_leaves(saved: Facts, wanted: Facts, where: str) -> None:
@@ -234,12 +198,6 @@ def check_leaves(saved: Facts, wanted: Facts, where: str) -> None:
     if lines:
         more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
         raise CheckpointError(f"{where}: does not fit:\n  " + "\n  ".join(lines[:12]) + more)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what a checkpoint means."""
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {name: importlib.metadata.version(name) for name in names}
 
 
 def first_line(error: BaseException) -> str:
@@ -253,22 +211,6 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
 
 def _as_state(tree: Mapping[str, Any]) -> TrainState:
     return TrainState(tree["step"], tree["params"], optax.ScaleByAdamState(**tree["opt_state"]))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
-def _is_free(key: str, free: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in free)
-
-
-def _committed(path: epath.Path) -> bool:
-    return any(path.glob("commit_success*"))
 
 
 def _all_agree(good: bool) -> bool:

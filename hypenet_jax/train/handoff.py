@@ -3,6 +3,7 @@ the next.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +16,12 @@ from etils import epath
 from orbax.checkpoint import args as ocp_args
 
 from hypenet_jax.axes import Params
-from hypenet_jax.train.checkpoint import (
-    Origin,
-    check_leaves,
-    first_line,
-    sealed,
-    unsealed,
-    versions,
-)
+from hypenet_jax.train.checkpoint import check_leaves, first_line
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.fingerprint import Facts, digest, leaf_facts, leaf_shapes, verify
+from hypenet_jax.train.origin import Origin, unsealed
+
+log = logging.getLogger("hypenet_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +54,8 @@ class Handoff:
 def save_params(folder: str | os.PathLike[str], params: Params, origin: Origin) -> str:
     """Writes final weights and their origin over what was there; returns their fingerprint."""
     facts = leaf_facts(params)
-    about = {
-        "stage": origin.stage,
-        "config": dict(origin.config),
-        "parent": origin.parent,
-        "versions": versions(),
-        "fingerprint": digest(facts),
-        "leaves": facts,
-    }
-    items = ocp_args.Composite(
-        params=ocp_args.StandardSave(params), about=ocp_args.JsonSave(sealed(about))
-    )
+    about = origin.description(fingerprint=digest(facts), leaves=facts)
+    items = ocp_args.Composite(params=ocp_args.StandardSave(params), about=ocp_args.JsonSave(about))
     with _checkpointer() as checkpointer:
         checkpointer.save(epath.Path(folder).absolute(), args=items, force=True)
     return about["fingerprint"]
@@ -121,6 +109,7 @@ def load_params(
     )
     params = _read(folder, params=ocp_args.StandardRestore(target))["params"]
     verify(params, handoff.leaves, str(folder))
+    log.info("weights of %s, fingerprint %s holds", expected_stage, handoff.fingerprint[:12])
     return params, handoff
 
 

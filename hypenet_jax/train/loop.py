@@ -50,6 +50,7 @@ class LoopConfig:
       evaluate_every: steps between evaluations on held-out text, which also come after the last step;
         None for none at all.
       max_skips: non-finite updates in a row that end the run.
+      roll_back_to: go on from this step's checkpoint although there are newer ones, which are moved aside, once.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class LoopConfig:
     checkpoint_every: int
     evaluate_every: int | None = None
     max_skips: int = 10
+    roll_back_to: int | None = None
 
     def __post_init__(self) -> None:
         counts = {
@@ -89,13 +91,15 @@ def fit(
     Args:
       frozen: what the loss reads beside the student (the teacher), already placed; never saved.
       evaluate: student parameters to numbers, recorded beside the metrics.
-      stop: asked after every step; True saves and raises Preempted.
+      stop: asked after every step, the last one too; True saves and raises Preempted.
     Raises:
       Preempted: after a save; the same call goes on.
       NumericsError: `max_skips` updates in a row were not finite. None was applied.
       CheckpointError: the folder belongs to another run, or a save failed.
     """
     with on_mesh(mesh):
+        if config.roll_back_to is not None:
+            checkpoints.roll_back(config.roll_back_to)
         state = _resumed(state, batches, checkpoints)
         first = int(state.step)
         metrics.resume(first)
@@ -117,7 +121,7 @@ def fit(
                 recorder.drain()
                 metrics.flush()
                 checkpoints.save(state, batches.position)
-            if stopping and not last:
+            if stopping:
                 checkpoints.wait()
                 raise Preempted(f"stopped after step {number} of {config.steps}; saved")
         checkpoints.wait()
@@ -131,11 +135,12 @@ def _resumed(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> T
     if checkpoints.steps():
         # Two states at once would not fit where one nearly fills the memory.
         jax.tree.map(lambda leaf: leaf.delete(), state)
-    restored = checkpoints.restore(like)
+    restored, name = checkpoints.restore(like), checkpoints.origin.stage
     if restored is None:
+        log.info("%s: starting", name)
         return state
     state, batches.position = restored
-    log.info("going on from step %d, content checked", int(state.step))
+    log.info("%s: going on from step %d, fingerprint holds", name, int(state.step))
     return state
 
 

@@ -279,4 +279,5 @@ def _call(
             bytes_accessed=moved,
             transcendentals=tokens * (plan.chunk + 2),
         ),
+        name=f"lightning_attention{kernel.__name__}",
     )(*inputs)

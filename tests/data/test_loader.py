@@ -75,6 +75,30 @@ def test_global_batches_are_the_same_for_any_number_of_hosts(load, config, hosts
         assert_same(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), whole)
 
 
+def test_over_three_epochs_with_changing_hosts_no_row_is_skipped_or_repeated(
+    load, config, prepared
+):
+    rows = prepared.num_rows("train", 16)
+    batches = -(-3 * rows // BATCH)
+    alone = take(load(config), batches)
+    # A run of 2 hosts that goes on with 4, then 1, then 2.
+    cuts = [0, rows // 9, rows // 3, 2 * rows // 3, batches]
+    read = []
+    for hosts, (first, last) in zip((2, 4, 1, 2), itertools.pairwise(cuts), strict=True):
+        shares = [take(load(config, host, hosts, first), last - first) for host in range(hosts)]
+        read += [
+            np.concatenate([batch.tokens for batch in share]) for share in zip(*shares, strict=True)
+        ]
+    for ours, whole in zip(read, alone, strict=True):
+        assert {row.tobytes() for row in ours} == {row.tobytes() for row in whole.tokens}
+    stream = [row.tobytes() for batch in read for row in batch]
+    epochs = [sorted(stream[rows * epoch : rows * (epoch + 1)]) for epoch in range(3)]
+    assert epochs[0] == epochs[1] == epochs[2]
+    stored = np.sort(prepared.tokens("train"))
+    first = np.concatenate([batch.tokens for batch in read])[:rows]
+    np.testing.assert_array_equal(np.sort(first[first != 0]), stored[stored != 0])
+
+
 @pytest.mark.parametrize("position", [0, 1, 7, 100])
 def test_resuming_at_a_position_equals_going_on(load, config, position):
     config = dataclasses.replace(config, needles=NEEDLES)

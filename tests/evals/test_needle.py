@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 
 from hypenet_jax.evals.needle import (
-    count_hits,
     last_logits,
     needle_accuracy,
     questions,
     quiz,
     retrieval,
+    scores,
 )
 from hypenet_jax.evals.subject import batches_of
 
@@ -32,8 +32,8 @@ def _planted(row, choices):
 
 def test_a_reader_of_the_whole_text_is_always_right_and_a_blind_one_by_chance(catalogue, text):
     asked = questions(catalogue, text, 40, num_needles=3, count=320, seed=0)
-    assert count_hits(_reader(catalogue, _planted), asked) == 320
-    blind = count_hits(_reader(catalogue, lambda row, choices: int(choices[5])), asked) / 320
+    assert scores(_reader(catalogue, _planted), asked).tolist() == [1.0] * 320
+    blind = scores(_reader(catalogue, lambda row, choices: int(choices[5])), asked).mean()
     assert blind == pytest.approx(1 / 16, abs=0.04)
 
 
@@ -94,3 +94,17 @@ def test_retrieval_scores_the_argmax_at_every_query(student, catalogue, text, lo
     row = retrieval(student, catalogue, text, **sizes, tokens_per_batch=3 * 64).rows[0]
     assert row.value == pytest.approx(expected)
     assert row.count == 35
+
+
+def test_a_question_at_which_the_model_computes_nan_fails_alone(catalogue, text):
+    asked = questions(catalogue, text, 40, num_needles=3, count=8, seed=0)
+    reader = _reader(catalogue, _planted)
+
+    def ask(tokens):
+        logits = reader(tokens)
+        logits[(tokens == asked.tokens[2]).all(axis=1)] = np.nan
+        return logits
+
+    found = scores(ask, asked, tokens_per_batch=3 * 40)
+    assert np.isnan(found).tolist() == [i == 2 for i in range(8)]
+    assert np.nansum(found) == 7

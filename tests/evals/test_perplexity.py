@@ -2,7 +2,18 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.batch import make_row, stack_rows
-from hypenet_jax.evals.perplexity import final_losses, held_out, perplexity_by_length, window_ends
+from hypenet_jax.evals import reading
+from hypenet_jax.evals.perplexity import (
+    _perplexity,
+    final_losses,
+    held_out,
+    perplexity_by_length,
+    perplexity_by_position,
+    perplexity_of_text,
+    token_losses,
+    window_ends,
+)
+from hypenet_jax.evals.reading import last_hidden
 
 
 def _batch(text):
@@ -40,6 +51,56 @@ def test_batching_does_not_change_losses(student, text):
     three = final_losses(student, rows, 6, tokens_per_batch=3 * 24)
     assert one.shape == three.shape == (7, 6)
     np.testing.assert_allclose(one, three, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 30])
+def test_long_rows_are_read_in_parts_and_lose_nothing(student, text, monkeypatch, first):
+    rows = text[:88].reshape(2, 44)
+    whole = token_losses(student, rows, first)
+    monkeypatch.setattr(reading, "READ_PART", 16)
+    assert whole.shape == (2, 44 - first)
+    np.testing.assert_allclose(token_losses(student, rows, first), whole, atol=1e-5)
+
+
+def test_the_last_hidden_states_may_lie_in_several_parts(student, text, monkeypatch):
+    rows = text[:88].reshape(2, 44)
+    whole = last_hidden(student, rows, 20)
+    monkeypatch.setattr(reading, "READ_PART", 16)
+    np.testing.assert_allclose(last_hidden(student, rows, 20), whole, atol=1e-5)
+
+
+def test_positions_are_counted_in_doubling_buckets_that_hold_every_target_once(student, text):
+    report = perplexity_by_position(student, text, 24, num_windows=3)
+    assert report.lengths == (2, 4, 8, 16, 24)
+    assert [row.count for row in report.rows] == [3, 6, 12, 24, 24]
+    ends = window_ends(len(text), [24], 3, 1)
+    losses = token_losses(student, np.stack([text[end - 24 : end] for end in ends]))
+    expected = np.exp(losses[:, 3:7].mean())  # positions 4 .. 7
+    assert report.value("perplexity_by_position", "student", 8) == pytest.approx(expected)
+
+
+def test_a_sliding_window_counts_every_token_once_with_its_context(student, text, log_probs):
+    row = perplexity_of_text(student, text[:60], 20, stride=8).rows[0]
+    assert row.count == 48
+    windows = np.stack([text[start : start + 20] for start in range(0, 48, 8)])
+    taken = np.take_along_axis(log_probs(student, windows)[:, :-1], windows[:, 1:, None], axis=2)
+    assert row.value == pytest.approx(np.exp(-taken[:, -8:].mean()), rel=1e-5)
+    with pytest.raises(ValueError, match="stride 20 is not between 1 and 19"):
+        perplexity_of_text(student, text, 20, stride=20)
+
+
+def test_windows_of_nan_stand_in_a_row_of_their_own_and_the_others_count(student):
+    losses = np.full((3, 8), 2.0)
+    losses[1, 3] = np.nan
+    failed, row = _perplexity("perplexity", student, losses, 40)
+    assert (failed.metric, failed.task, failed.value, failed.length) == (
+        "failed",
+        "perplexity",
+        1,
+        40,
+    )
+    assert "windows [1] of 3" in failed.label
+    assert (row.value, row.count) == (pytest.approx(np.exp(2.0)), 16)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ CONFIG = str(ROOT / "configs" / "halo_2b" / "halo.py")
 
 
 @pytest.fixture(autouse=True)
-def as_from_the_repository(monkeypatch):
-    """`configs` can be imported, and logging is as it was afterwards."""
+def as_from_the_repository(monkeypatch, tmp_path):
+    """`configs` can be imported, runs lie in a folder of the test, and logging is as it was afterwards."""
     monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.chdir(tmp_path)
     log = logging.getLogger("hypenet_jax")
     handlers, level, propagate = log.handlers[:], log.level, log.propagate
     yield

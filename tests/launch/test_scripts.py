@@ -1,5 +1,6 @@
 """The launch scripts: what their dry runs print, what they do with exit codes and signals, and their syntax."""
 
+import json
 import os
 import pathlib
 import re
@@ -12,6 +13,7 @@ import time
 
 import pytest
 import yaml
+from jobset_schema import faults
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -206,6 +208,20 @@ def jobset():
     return yaml.safe_load(done.stdout)
 
 
+def test_the_jobset_has_only_fields_that_its_api_knows_and_of_their_types(jobset):
+    schema = json.loads((ROOT / "tests/launch/jobset_schema.json").read_text(encoding="utf-8"))
+    assert not faults(jobset, schema)
+    spec = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    wrong = {**jobset, "spec": {**jobset["spec"], "failurePolicy": {"maxRestarts": "50"}}}
+    assert faults(wrong, schema) == ["/spec/failurePolicy/maxRestarts: '50' is no integer"]
+    assert faults(
+        {"spec": {"replicatedJobs": [{"template": {"spec": {**spec, "backofLimit": 0}}}]}}, schema
+    ) == [
+        "/spec/replicatedJobs/0: no name",
+        "/spec/replicatedJobs/0/template/spec/backofLimit: no such field",
+    ]
+
+
 def test_the_jobset_has_the_kind_and_names_that_the_cluster_expects(jobset):
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["metadata"]["name"] == "halo-2b"
@@ -220,7 +236,7 @@ def test_the_jobset_starts_again_only_after_a_save_or_a_lost_host(jobset):
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 50
     assert policy["rules"] == [
-        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        {"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     ]
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     (rule,) = job["podFailurePolicy"]["rules"]
@@ -250,3 +266,21 @@ def test_the_image_holds_the_code_and_hands_signals_to_python():
     assert {"hypenet_jax", "pallas_kernels", "launch", "configs", "pyproject.toml"} <= set(files)
     assert all((ROOT / name).exists() for name in files)
     assert 'ENTRYPOINT ["python", "-m"]' in text
+
+
+def test_what_the_image_copies_is_enough_to_run_a_command(tmp_path):
+    text = (LAUNCH / "gke" / "Dockerfile").read_text(encoding="utf-8")
+    for *files, where in map(str.split, re.findall(r"^COPY (.+)$", text, re.MULTILINE)):
+        for name in files:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tmp_path / (name if where == "./" else where))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "launch.halo", "configs/halo_2b/halo.py", "--help"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--teacher" in done.stdout

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+TESTS = (ROOT / "tests" / "run", ROOT / "tests" / "train")
 HALO = ["-m", "launch.halo", "tests/multiprocess/tiny_halo.py"]
 # Longer than this machine makes a process wait; tests of a lost one take less.
 HEARTBEAT, SHORT_HEARTBEAT = 120, 10
@@ -53,6 +54,17 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environment(devices: int) -> dict[str, str]:
+    """Of a process with so many virtual devices."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *TESTS))),
+    }
+
+
 @contextlib.contextmanager
 def starting(logs: pathlib.Path) -> Iterator[Start]:
     members: list[Member] = []
@@ -61,13 +73,6 @@ def starting(logs: pathlib.Path) -> Iterator[Start]:
         *words: list[str], missing: int = 0, join_seconds: int = 120, heartbeat: int = HEARTBEAT
     ) -> list[Member]:
         count, address = len(words) + missing, f"127.0.0.1:{free_port()}"
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "run")]),
-        }
         group = []
         for process, own in enumerate(words):
             flags = ["--coordinator", address, "--num-processes", str(count)]
@@ -76,9 +81,8 @@ def starting(logs: pathlib.Path) -> Iterator[Start]:
             log = logs / f"{len(members)}.log"
             with log.open("wb") as file:
                 command = [sys.executable, *own, *(flags if count > 1 else [])]
-                popen = subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=file
-                )
+                variables = environment(devices=8 // count)
+                popen = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=file)
             group.append(Member(popen, log))
             members.append(group[-1])
         return group

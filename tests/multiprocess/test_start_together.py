@@ -21,6 +21,23 @@ def test_processes_with_different_configs_refuse_to_start_and_say_which_differs(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_a_second_start_in_a_run_dir_in_use_ends_all_its_processes_with_one_error(
+    start, text, tmp_path
+):
+    words = [*HALO, "--text", str(text), "--run-dir", str(tmp_path / "run"), "--only", "teacher"]
+    first = start(words, words)
+    first[0].wait_for("waiting up to")
+    while not (tmp_path / "run" / "lock").exists():
+        assert first[0].popen.poll() is None, first[0].said()
+    second = start(words, words)
+    assert [member.end() for member in second] == [2, 2], [member.said() for member in second]
+    assert f"is in use by process {first[0].popen.pid} on " in second[0].said()
+    assert "see process 0" in second[1].said()
+    assert "Traceback" not in second[0].said() + second[1].said()
+    assert [member.end() for member in first] == [0, 0], [member.said() for member in first]
+
+
 def test_a_process_that_waits_in_vain_said_for_whom_and_ends(start, text, tmp_path):
     words = [*HALO, "--text", str(text), "--run-dir", str(tmp_path / "run")]
     (member,) = start(words, missing=1, join_seconds=3)

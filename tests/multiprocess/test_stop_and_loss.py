@@ -54,7 +54,7 @@ def test_sigterm_on_either_process_saves_the_same_step_on_both_and_the_run_goes_
     more = [*words, "--teacher-steps", str(step + 2)]
     again = start(*[more] * resuming)
     assert [member.end() for member in again] == [0] * resuming, [m.said() for m in again]
-    assert f"going on from step {step}, content checked" in again[0].said()
+    assert f"teacher: going on from step {step}, fingerprint holds" in again[0].said()
     steps = [record["step"] for record in read_metrics(folder / "metrics.jsonl")]
     assert steps == [*range(1, step + 3)]
 

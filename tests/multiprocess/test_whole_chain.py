@@ -1,7 +1,9 @@
-"""A conversion by two processes with four devices each is that of one process with eight."""
+"""A conversion by two processes with four devices each, stopped twice on the way, is that of one process with eight."""
 
 import json
 import pathlib
+import re
+import signal
 
 import jax
 import numpy as np
@@ -14,21 +16,29 @@ from hypenet_jax.train.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+# When a process is told to stop, and what both say then.
+STOPS = (
+    ("weights of align", r"stopped after layer \d of select; its scores are kept"),
+    ("evaluate: teacher", "stopped before evaluating student; the evaluation starts anew"),
+)
 TRAINED = ("teacher", "align", "distill", "finetune")
 
 
 @pytest.fixture(scope="module")
 def runs(text, tmp_path_factory) -> tuple[pathlib.Path, pathlib.Path, list[str]]:
-    """(folder of two processes, folder of one, what each of the two said)."""
+    """(folder of two processes, folder of one, what each of the two said at last)."""
     place = tmp_path_factory.mktemp("chain")
     two, one = ([*HALO, "--text", str(text), "--run-dir", str(place / n)] for n in ("two", "one"))
     with starting(place) as start:
-        group = start(two, two)
-        codes = [member.end(800) for member in group]
-        (alone,) = start(one)
-        codes.append(alone.end(800))
-        assert codes == [0, 0, 0], [member.said() for member in (*group, alone)]
-        return place / "two", place / "one", [member.said() for member in group]
+        for process, (going_on, said) in enumerate(STOPS):
+            group = start(two, two)
+            group[0].wait_for(going_on)
+            group[process].popen.send_signal(signal.SIGTERM)
+            assert [member.end(800) for member in group] == [42, 42], [m.said() for m in group]
+            assert all(re.search(f"Preempted: {said}", member.said()) for member in group)
+        group = [*start(two, two), *start(one)]
+        assert [member.end(800) for member in group] == [0, 0, 0], [m.said() for m in group]
+        return place / "two", place / "one", [member.said() for member in group[:2]]
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -3,10 +3,13 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from train_toy import AXES, OPTIMIZER, bits, init, new_state, trainable
+from jax.experimental import multihost_utils
+from train_toy import AXES, OPTIMIZER, bits, init, make_batch, new_state, trainable
+from train_toy import loss as loss_of
 
-from hypenet_jax.sharding import MeshConfig, make_mesh, shardings_of
+from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch, shardings_of
 from hypenet_jax.train.checkpoint import Checkpoints, Origin
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.state import create_state
@@ -95,6 +98,25 @@ def test_a_checkpoint_moves_to_another_mesh_bit_for_bit(tmp_path, opened, fsdp):
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
 
 
+def test_through_4_8_2_and_1_devices_the_state_keeps_its_bits_and_the_next_loss_agrees(
+    tmp_path, opened
+):
+    filled(opened, tmp_path / "0", steps=(1,))
+    losses = []
+    for number, devices in enumerate((4, 8, 2, 1)):
+        mesh = make_mesh(MeshConfig(data=-1, fsdp=devices // 2 or 1), jax.devices()[:devices])
+        params = init(jax.random.key(3))
+        like = create_state(params, trainable, OPTIMIZER, shardings_of(params, AXES, mesh))
+        state, position = opened(tmp_path / str(number)).restore(like)
+        assert bits(state) == bits(state_at(1))
+        checkpoints = opened(tmp_path / str(number + 1))
+        checkpoints.save(state, position)
+        checkpoints.wait()
+        loss, _ = jax.jit(loss_of)(state.params, None, place_batch(make_batch(1), mesh))
+        losses.append(float(loss.value()))
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
 def test_a_flipped_bit_in_array_data_is_noticed_and_the_step_before_is_taken(
     tmp_path, opened, caplog, place
@@ -167,7 +189,28 @@ def test_no_good_step_left_is_an_error_and_stays_one(tmp_path, opened):
             opened(tmp_path).restore(new_state())
 
 
-def test_stray_folders_are_ignored_with_one_warning(tmp_path, opened, caplog):
+def test_going_back_to_a_step_moves_the_newer_ones_aside_once(tmp_path, opened):
+    filled(opened, tmp_path, steps=(1, 2, 3))
+    checkpoints = opened(tmp_path)
+    checkpoints.roll_back(1)
+    assert checkpoints.steps() == [1]
+    checkpoints.save(state_at(2), 20)
+    checkpoints.wait()
+    again = opened(tmp_path)
+    again.roll_back(1)
+    assert again.steps() == [1, 2]
+    assert sorted(path.name for path in (tmp_path / "after-1").iterdir()) == ["2", "3"]
+
+
+def test_going_back_to_a_step_that_is_not_there_is_refused(tmp_path, opened):
+    with pytest.raises(CheckpointError, match=r"cannot go back to step 3; the steps are \[1, 2\]"):
+        filled(opened, tmp_path).roll_back(3)
+    assert sorted(opened(tmp_path).steps()) == [1, 2]
+
+
+def test_what_is_not_ours_stays_with_one_warning_and_what_is_unfinished_goes(
+    tmp_path, opened, caplog
+):
     filled(opened, tmp_path)
     for name in ("7", "junk", "9.tmp"):
         (tmp_path / name).mkdir()
@@ -176,9 +219,9 @@ def test_stray_folders_are_ignored_with_one_warning(tmp_path, opened, caplog):
         checkpoints = opened(tmp_path)
         _, position = checkpoints.restore(new_state())
     assert position == 20
-    warnings = [record for record in caplog.records if "stray" in record.message]
-    assert len(warnings) == 1
-    assert "7" in warnings[0].message
+    said = [r.getMessage().removeprefix(f"{tmp_path}: ") for r in caplog.records]
+    assert said == ["removing unfinished 7", "ignoring stray 5, 9.tmp, junk"]
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "5", "9.tmp", "junk"}
 
 
 def test_another_stage_is_refused(tmp_path, opened):
@@ -226,6 +269,13 @@ def test_a_save_below_a_newer_step_is_an_error_not_silence(tmp_path, opened):
     checkpoints = filled(opened, tmp_path, steps=(5,))
     with pytest.raises(CheckpointError, match=r"step 3 was not saved, because steps \[5\]"):
         checkpoints.save(state_at(3), 30)
+
+
+def test_a_save_leaves_the_preemption_service_to_the_loop(tmp_path, opened, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    filled(opened, tmp_path)
+    assert not asked
 
 
 def test_what_is_saved_is_the_state_before_later_donated_steps(tmp_path, opened):

@@ -113,6 +113,7 @@ def run(folder: pathlib.Path, steps: int = 12, stage: Stage = STAGE, **options: 
         checkpoint_every=options.pop("checkpoint_every", 4),
         evaluate_every=3,
         max_skips=3,
+        roll_back_to=options.pop("roll_back_to", None),
     )
     batches = options.pop("batches", None) or Stream()
     config = options.pop("config", {"width": WIDTH})

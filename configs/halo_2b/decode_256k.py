@@ -1,0 +1,7 @@
+"""Writing after 256K tokens, to plan with:  python -m launch.plan configs/halo_2b/decode_256k.py --topology v5e:1x1"""
+
+from hypenet_jax.model.presets import hypenet_2b
+from hypenet_jax.plan.config import ServeConfig
+from hypenet_jax.sharding import MeshConfig
+
+config = ServeConfig("decode", hypenet_2b(), "decode", 2**18, batch=1, mesh=MeshConfig())

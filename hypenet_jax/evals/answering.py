@@ -1,0 +1,121 @@
+"""A model writes its answers to questions, in batches; a question that cannot be answered fails alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.evals.report import Report, failure, scored
+from hypenet_jax.evals.ruler import TASKS, match_all
+from hypenet_jax.evals.ruler_text import Question
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.generate import generate
+
+Prompt = Int[np.ndarray, " _"]
+Written = Int[np.ndarray, " M"] | Exception
+# What a single question may be the reason of.
+OF_A_QUESTION = (ValueError, FloatingPointError)
+
+
+def task_scores(
+    subject: Subject,
+    tokenizer: Tokenizer,
+    task: str,
+    asked: Sequence[Question],
+    length: int,
+    *,
+    stop: tuple[int, ...],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Report:
+    """How much of the right answers the model writes, greedily, within the budget of the task.
+
+    Args:
+      stop: tokens that end an answer.
+    Returns:
+      Rows "ruler", and "ruler_by_depth" for tasks with one answer, with Wilson intervals of 95 %; a row "failed" for
+      each question that could not be answered, and why. Failed questions do not count.
+    """
+    written = write(
+        subject,
+        [one.tokens for one in asked],
+        length,
+        TASKS[task].budget,
+        stop=stop,
+        tokens_per_batch=tokens_per_batch,
+    )
+    found = np.full(len(asked), np.nan)
+    report = Report()
+    for i, (one, tokens) in enumerate(zip(asked, written, strict=True)):
+        if isinstance(tokens, Exception):
+            report = report.add(failure(subject.name, task, f"question {i}: {tokens}", length))
+        else:
+            found[i] = match_all(tokenizer.decode(tokens), one.answers)
+    return report + scored(
+        "ruler",
+        subject.name,
+        found,
+        length=length,
+        task=task,
+        by_depth=all(one.depth is not None for one in asked),
+    )
+
+
+def write(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    length: int,
+    budget: int,
+    *,
+    stop: tuple[int, ...],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[Written]:
+    """What the model writes after each prompt, up to `budget` tokens; or what keeps it from it: a prompt that leaves
+    no room for the budget within `length`, token ids that the model does not have, NaN.
+    """
+    longest = length - budget
+    written: list[Written] = [
+        ValueError(f"{len(row)} tokens and {budget} to write are more than {length}")
+        for row in prompts
+    ]
+    fitting = [i for i, row in enumerate(prompts) if len(row) <= longest]
+    # Padded on the left to one width: one compiled program per length and budget.
+    tokens, real = (np.zeros((len(fitting), longest), np.int32) for _ in range(2))
+    for row, i in enumerate(fitting):
+        tokens[row, longest - len(prompts[i]) :] = prompts[i]
+        real[row, longest - len(prompts[i]) :] = 1
+    left = iter(fitting)
+    batches = zip(*(batches_of(rows, tokens_per_batch) for rows in (tokens, real)), strict=True)
+    for (some, count), (segments, _) in batches:
+        for answer in _answers(subject, some, segments, budget, stop)[:count]:
+            written[next(left)] = answer
+    return written
+
+
+def _answers(
+    subject: Subject,
+    tokens: Int[np.ndarray, "B T"],
+    segments: Int[np.ndarray, "B T"],
+    budget: int,
+    stop: tuple[int, ...],
+) -> list[Written]:
+    """Of a batch; where that fails, of each row alone, in a batch of the same shape."""
+    assert isinstance(subject.decoder, Decoder)
+    decoder, params = subject.decoder, subject.params
+
+    def together(rows: list[int]) -> list[Written]:
+        options = {"max_new_tokens": budget, "stop_token": stop}
+        return [*generate(decoder, params, tokens[rows], segment_ids=segments[rows], **options)]
+
+    def alone(row: int) -> Written:
+        try:
+            return together([row] * len(tokens))[0]
+        except OF_A_QUESTION as error:
+            return error
+
+    everyone = list(range(len(tokens)))
+    try:
+        return together(everyone)
+    except OF_A_QUESTION:
+        return [alone(row) for row in everyone]

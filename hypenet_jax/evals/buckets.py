@@ -1,0 +1,53 @@
+"""Rows of many lengths in batches of a few static shapes.
+
+Rows are padded on the left to a power of two: every width is compiled once, and the end of a row is that of its batch.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, batch_parts
+from hypenet_jax.model.prefill import left_padded
+
+TokenRow: TypeAlias = Int[np.ndarray, " _"]
+
+SHORTEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Some rows and their shape: `width` tokens, `size` rows of which those after the first len(rows) are fillers."""
+
+    width: int
+    size: int
+    rows: tuple[int, ...]
+
+    def stack(
+        self, rows: Sequence[TokenRow]
+    ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+        """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
+        order = [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
+        return left_padded([rows[row] for row in order], self.width)
+
+
+def batches_by_width(
+    lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Iterator[Batch]:
+    """Every row once, the longest first, in one shape per width (rows of a mesh: a multiple of its batch parts)."""
+    parts = batch_parts()
+    widths: dict[int, list[int]] = {}
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        widths.setdefault(power_of_two(max(lengths[row], SHORTEST)), []).append(row)
+    for width, rows in widths.items():
+        size = min(parts * tokens_per_batch // width, power_of_two(len(rows)))
+        size = max(parts, size // parts * parts)
+        for first in range(0, len(rows), size):
+            yield Batch(width, size, tuple(rows[first : first + size]))
+
+
+def power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

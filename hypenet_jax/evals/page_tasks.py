@@ -1,0 +1,79 @@
+"""Sections of the page: scores by depth, tasks by context length, and what could not be measured."""
+
+import html
+
+from hypenet_jax.evals.heat_map import heat_map
+from hypenet_jax.evals.page_parts import figure, length_table, plain_table, section, share_text
+from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.results import Results
+
+
+def depths(results: Results) -> str:
+    """A heat map per model (and task) of all scores by depth."""
+    figures = []
+    for metric in ("needle_by_depth", "ruler_by_depth"):
+        rows = results.report.select(metric)
+        for model in results.models:
+            mine = rows.select(model=model)
+            for task in dict.fromkeys(row.task for row in mine.rows):
+                title = model if task is None else f"{model}, {task}"
+                one = [row for row in mine.rows if row.task == task]
+                figures.append(f"<div>{figure(heat_map(one, title), title)}</div>")
+    if not figures:
+        return ""
+    note = "Score by context length and by where in it the answer lies; the deepest is nearest to the question."
+    return section("By depth", note, f"<div class='columns'>{''.join(figures)}</div>")
+
+
+def tasks(results: Results) -> str:
+    """A table per model: a line per task, a column per context length."""
+    rows = results.report.select("ruler")
+    parts = []
+    for model in results.models:
+        mine = rows.select(model=model)
+        names = tuple(dict.fromkeys(row.task for row in mine.rows if row.task))
+        if names:
+            table = length_table(names, mine, share_text, name=lambda row: row.task or "")
+            parts.append(f"<div><h3>{html.escape(model)}</h3>{table}</div>")
+    if not parts:
+        return ""
+    counts = sorted({row.count for row in rows.rows})
+    note = (
+        "Share of the right answers that the model writes, in the manner of RULER. "
+        f"{counts[0]} to {counts[-1]} questions per number, the same for models of one tokenizer."
+    )
+    return section("Tasks", note, "".join(parts))
+
+
+def harness(report: Report) -> str:
+    """Tasks of lm-evaluation-harness, which are those without a context length: a line per metric and model."""
+    rows = [
+        row for row in report.rows if row.task and row.length is None and row.metric != "failed"
+    ]
+    if not rows:
+        return ""
+    lines = [
+        (row.task or "", row.metric, row.model, f"{row.value:.4g}", _ends(row), str(row.count))
+        for row in sorted(rows, key=lambda row: (row.task or "", row.metric))
+    ]
+    head = ("task", "metric", "model", "value", "95 % interval", "documents")
+    note = "Prompts and metrics are those of the harness."
+    return section("Tasks of lm-evaluation-harness", note, plain_table(head, lines))
+
+
+def _ends(row: Row) -> str:
+    return "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
+
+
+def failures(report: Report) -> str:
+    """What could not be measured, and why."""
+    rows = report.select("failed").rows
+    if not rows:
+        return ""
+    lines = [
+        (row.task or "", row.model, str(row.length or ""), str(row.count), row.label or "")
+        for row in rows
+    ]
+    head = ("what", "model", "context", "samples", "why")
+    note = f"{sum(row.count for row in rows)} samples; they count nowhere else on this page."
+    return section("Not measured", note, f"<div class='checks'>{plain_table(head, lines)}</div>")

@@ -1,0 +1,148 @@
+"""What questions are made of: haystacks cut to measure in tokens, and words, numbers and names drawn at random.
+
+Pieces are tokenised one by one and joined as tokens, so a question has its length without any search, and a million
+tokens cost what their text costs once.
+"""
+
+import dataclasses
+import itertools
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from hypenet_jax.data.tokenizer import Tokenizer
+
+NOISE = (
+    "The river is wide. The hill is steep. The road is long. Off we go. Around and home again.\n"
+)
+SYLLABLES = tuple(a + b for a, b in itertools.product("bdfghklmnprstvz", "aeiou"))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Piece = Int[np.ndarray, " _"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A prompt that ends where the model is to write.
+
+    Attributes:
+      tokens: of the prompt.
+      answers: texts that must occur in what is written.
+      depth: where the answer lies in the haystack, 0 to 1; None where there are several answers.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+    answers: tuple[str, ...]
+    depth: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Haystacks:
+    """Endless haystacks in pieces.
+
+    Attributes:
+      tokenizer: of the model.
+      sentences: of the user's text, in their order.
+    """
+
+    tokenizer: Tokenizer
+    sentences: Sequence[Piece]
+
+    def noise(self, rng: np.random.Generator) -> Iterator[Piece]:
+        """One and the same line of small talk."""
+        return itertools.repeat(self.tokenizer.encode(NOISE))
+
+    def text(self, rng: np.random.Generator) -> Iterator[Piece]:
+        """The user's text from a random sentence on, and from its start after its end."""
+        if not self.sentences:
+            raise ValueError("there is no sentence of text to hide anything in; name a text")
+        start = int(rng.integers(len(self.sentences)))
+        return itertools.islice(itertools.cycle(self.sentences), start, None)
+
+    def assemble(
+        self,
+        head: str,
+        pieces: Iterator[Piece],
+        planted: Sequence[tuple[float, str]],
+        tail: str,
+        length: int,
+    ) -> Int[np.ndarray, " T"]:
+        """Head, as many pieces as fit with what is planted at each depth between them, tail: at most `length` tokens.
+
+        Raises:
+          ValueError: no piece fits.
+        """
+        start, end, *needles = self.tokenizer.encode_all([head, tail, *(t for _, t in planted)])
+        hay = cut(pieces, length - len(start) - len(end) - sum(map(len, needles)))
+        at: dict[int, list[Piece]] = {}
+        for (depth, _), needle in zip(planted, needles, strict=True):
+            at.setdefault(round(depth * len(hay)), []).append(needle)
+        whole = [start]
+        for i in range(len(hay) + 1):
+            whole += [*at.get(i, ()), *hay[i : i + 1]]
+        return np.concatenate([*whole, end]).astype(np.int32)
+
+
+def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
+    """The first pieces, as many as have together at most `room` tokens."""
+    taken = []
+    for piece in pieces:
+        room -= len(piece)
+        if room < 0:
+            break
+        taken.append(piece)
+    if not taken:
+        raise ValueError(
+            "the length leaves no room for a haystack between what is asked and what may be written; use a longer one"
+        )
+    return taken
+
+
+def sentences_of(text: str) -> list[str]:
+    """A text cut after the ends of its sentences and lines; nothing is lost."""
+    return [part for part in re.split(r"(?<=[.!?]\s)|(?<=\n)", text) if part]
+
+
+def number(rng: np.random.Generator) -> str:
+    """Seven digits."""
+    return str(rng.integers(10**6, 10**7))
+
+
+def word(rng: np.random.Generator) -> str:
+    """A word of no language, of two parts; there are 2 * 10^9 of them."""
+    parts = rng.choice(len(SYLLABLES), 5)
+    spelled = [SYLLABLES[i] for i in parts]
+    return "".join(spelled[:3]) + "-" + "".join(spelled[3:])
+
+
+def short_word(rng: np.random.Generator) -> str:
+    """A word of no language, of three syllables."""
+    return "".join(SYLLABLES[i] for i in rng.choice(len(SYLLABLES), 3))
+
+
+def coded_word(rng: np.random.Generator) -> str:
+    """Six letters."""
+    return "".join(LETTERS[i] for i in rng.choice(len(LETTERS), 6)).lower()
+
+
+def variable(rng: np.random.Generator) -> str:
+    """Five capitals."""
+    return "".join(LETTERS[i] for i in rng.choice(len(LETTERS), 5))
+
+
+def identifier(rng: np.random.Generator) -> str:
+    """A UUID of version 4."""
+    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
+
+
+def distinct(
+    draw: Callable[[np.random.Generator], str], count: int, rng: np.random.Generator
+) -> list[str]:
+    """So many different draws."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[draw(rng)] = None
+    return list(found)

@@ -1,0 +1,172 @@
+"""What the devices of a compiled program send each other, read from its text.
+
+A collective inside a loop counts as often as the loop goes round. Bytes are those that one device sends when every
+collective goes around a ring, the least that any algorithm sends.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+from hypenet_jax.plan.groups import groups_of
+
+ITEM_BITS = {"pred": 8, "bf16": 16}  # others say their bits: f32, s8, u64, f8e4m3
+KINDS = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+      kind: one of KINDS.
+      sent: bytes that a device sends each time.
+      times: how often it runs.
+      groups: the devices that speak with each other, as places in the mesh; a permute names its pairs.
+    """
+
+    kind: str
+    sent: float
+    times: int
+    groups: tuple[tuple[int, ...], ...]
+
+
+def collectives(text: str) -> list[Collective]:
+    """Every collective of an optimized program's text.
+
+    A loop whose length the text does not say counts once.
+    """
+    bodies = _computations(text)
+    times = _times(bodies)
+    stated = re.search(r"num_partitions=(\d+)", text)
+    devices = int(stated[1]) if stated else 1
+    found = []
+    for name, lines in bodies.items():
+        for line in lines:
+            one = _collective(name, line, times[name], devices)
+            if one is not None and one.times and one.sent:
+                found.append(one)
+    return found
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of each computation by its name; the entry is named "ENTRY"."""
+    bodies: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        start = _COMPUTATION.match(line)
+        if start is not None:
+            lines = bodies.setdefault("ENTRY" if line.startswith("ENTRY") else start[1], [])
+        else:
+            lines.append(line)
+    return bodies
+
+
+def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs: the sum over its calls of how often they run."""
+    calls: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    for name, lines in bodies.items():
+        for line in lines:
+            trips = _trips(line, bodies)
+            for called in _called(line):
+                calls[called].append((name, trips))
+    times: dict[str, int] = {"ENTRY": 1}
+
+    def of(name: str) -> int:
+        if name not in times:
+            times[name] = sum(of(caller) * trips for caller, trips in calls[name])
+        return times[name]
+
+    for name in bodies:
+        of(name)
+    return times
+
+
+def _called(line: str) -> list[str]:
+    listed = [name for names in _BRANCHES.findall(line) for name in names.split(",")]
+    return _CALLED.findall(line) + [name.strip().lstrip("%") for name in listed]
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """Rounds of a loop: as the compiler notes it, else the bound of its condition over the step of its counter."""
+    if " while(" not in line:
+        return 1
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if known is not None:
+        return int(known[1])
+    condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line) for part in ("condition", "body"))
+    test = "\n".join(bodies.get(condition[1], [])) if condition else ""
+    bounds = re.findall(r"[su]32\[\]\S* constant\((\d+)\)", test)
+    counter = re.search(r"get-tuple-element\(.*?\), index=(\d+)", test)
+    if len(bounds) != 1 or counter is None or body is None:
+        return 1
+    return -(-int(bounds[0]) // _step("\n".join(bodies[body[1]]), int(counter[1])))
+
+
+def _step(body: str, counter: int) -> int:
+    """What a loop adds to the element of its tuple that counts; 1 where that is not plain."""
+    root = re.search(r"ROOT .* tuple\((.*?)\)", body)
+    if root is None:
+        return 1
+    after = re.sub(r"/\*.*?\*/", "", root[1]).split(",")[counter].strip()
+    added = re.search(rf"{re.escape(after)} = \S+ add\([^,]*, (%[\w.\-]+)\)", body)
+    constant = added and re.search(rf"{re.escape(added[1])} = \S+ constant\((\d+)\)", body)
+    return int(constant[1]) if constant else 1
+
+
+def _collective(computation: str, line: str, times: int, devices: int) -> Collective | None:
+    operation = _OPERATION.match(line)
+    if operation is None:
+        return None
+    result, name, rest = operation.groups()
+    kind = name.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    groups = groups_of(rest, devices)
+    n = len(groups[0])
+    size = _bytes(result.replace("u32[]", ""))  # words of its own that a started permute carries
+    if name.endswith("-start"):
+        size *= _share_of_result(kind, n)
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+        kind, size = "reduce-scatter", size / n
+    return Collective(kind, _sent(kind, size, n), times, groups)
+
+
+def _share_of_result(kind: str, n: int) -> float:
+    """What comes out, as a share of what a started collective names: but for sums, also what goes in."""
+    shares = {"all-gather": n / (n + 1), "reduce-scatter": 1 / (n + 1), "all-reduce": 1.0}
+    return shares.get(kind, 0.5)
+
+
+def _sent(kind: str, size: float, n: int) -> float:
+    """Bytes that each of n devices sends, for a result of `size` bytes on each."""
+    match kind:
+        case "all-reduce":
+            return 2 * size * (n - 1) / n
+        case "reduce-scatter":
+            return size * (n - 1)
+        case "collective-permute" | "collective-broadcast":
+            return size
+    return size * (n - 1) / n
+
+
+def _bytes(shape: str) -> float:
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) * _item_bits(kind) / 8
+        for kind, sizes in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", shape))
+    )
+
+
+def _item_bits(kind: str) -> int:
+    bits = re.match(r"[a-z]+(\d+)", kind)
+    return ITEM_BITS.get(kind) or (int(bits[1]) if bits else 0)

@@ -1,0 +1,65 @@
+"""A plan in words: what one device needs, what the devices send each other, and how long it takes at least."""
+
+from collections.abc import Sequence
+
+from hypenet_jax.plan.chips import GIB
+from hypenet_jax.plan.hlo import KINDS, Collective
+from hypenet_jax.plan.planning import Plan
+from hypenet_jax.plan.roofline import Roofline
+from hypenet_jax.sharding import MESH_AXES
+
+
+def report(plan: Plan) -> str:
+    """The whole table."""
+    return "\n".join([*_where(plan), *_memory(plan), *_sent(plan), *_time(plan)])
+
+
+def _where(plan: Plan) -> list[str]:
+    mesh, topology = plan.program.mesh, plan.topology
+    sizes = ", ".join(f"{name} {mesh.shape[name]}" for name in MESH_AXES)
+    return [
+        f"{plan.config.name} on {topology.name}: {mesh.size} devices, {sizes}",
+        f"memory and messages: compiled in {plan.compiled.seconds:.0f} s by {topology.compiler}",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    chip = plan.topology.chip
+    limit = "not known" if chip is None else f"{chip.memory / GIB:8.2f}"
+    return [
+        "memory of a device, GiB",
+        f"  arguments           {plan.compiled.arguments / GIB:8.2f}",
+        f"  peak                {plan.compiled.peak / GIB:8.2f}",
+        f"  limit               {limit}",
+    ]
+
+
+def _sent(plan: Plan) -> list[str]:
+    rows = [_row(kind, plan.compiled.collectives) for kind in KINDS]
+    return ["a device sends, per call", *(filter(None, rows))]
+
+
+def _row(kind: str, found: Sequence[Collective]) -> str:
+    mine = [one for one in found if one.kind == kind]
+    times, sent = sum(one.times for one in mine), sum(one.times * one.sent for one in mine)
+    return f"  {kind:<20}{sent / GIB:8.2f} GiB in {times}" if mine else ""
+
+
+def _time(plan: Plan) -> list[str]:
+    flops = plan.program.flops
+    lines = [f"FLOPs of a call         {flops.model:.3g}, recomputed {flops.recomputed:.3g}"]
+    return lines if plan.roofline is None else lines + _at_least(plan, plan.roofline)
+
+
+def _at_least(plan: Plan, roofline: Roofline) -> list[str]:
+    program, seconds = plan.program, roofline.seconds
+    hours = program.calls * seconds / 3600
+    billions = program.calls * program.tokens / 1e9
+    return [
+        "time: estimated from the peak rates of the chip, which no run reaches",
+        f"a call takes at least   {seconds:.4g} s ({roofline.bound}): compute {roofline.compute:.4g}, "
+        f"memory {roofline.memory:.4g}, links {roofline.links:.4g}",
+        f"at most                 {program.tokens / seconds:.4g} tokens/s",
+        f"all {program.calls} calls, {billions:.3g} B tokens: at least {hours:.3g} hours, "
+        f"{hours * plan.topology.count:.3g} chip-hours",
+    ]

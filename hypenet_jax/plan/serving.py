@@ -1,0 +1,93 @@
+"""Reading and continuing a long context, as programs of shapes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from hypenet_jax import axes
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.generate import row_keys, start_writing, write_until
+from hypenet_jax.model.mixers.softmax import KVState
+from hypenet_jax.model.prefill import PREFILL_PART, Context, read_part, start_context
+from hypenet_jax.model.sampling import Sampling
+from hypenet_jax.plan.config import ServeConfig
+from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
+from hypenet_jax.plan.programs import Program, placed
+from hypenet_jax.run.models import decoder_shapes, decoder_shardings
+from hypenet_jax.sharding import replicated, sharding_of
+
+
+def serving_program(config: ServeConfig, mesh: Mesh) -> Program:
+    """The program that `generate` runs: one part of the prompts is read, or one token per row is written.
+
+    Caches and memories lie with their heads, each row with its part of the batch.
+    """
+    decoder = Decoder(config.model, scan=False)
+    shapes, where = decoder_shapes(decoder), decoder_shardings(decoder, mesh)
+    params = placed(shapes, where, dtype=decoder.dtype)
+    make = {"prefill": _prefill, "decode": _decode}[config.task]
+    return make(config, decoder, params, mesh)
+
+
+def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
+    batch, length = config.batch, config.context_length
+    if length % PREFILL_PART:
+        raise ValueError(
+            f"context_length {length} is not a multiple of the {PREFILL_PART} tokens of a part"
+        )
+    tokens = jax.ShapeDtypeStruct((batch, PREFILL_PART), jnp.int32, sharding=_rows(batch, mesh))
+    arguments = (decoder, params, _context(config, decoder, mesh), tokens, tokens)
+    # The part in the middle costs what parts cost on average.
+    layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
+    flops = Flops(batch * layers + head_flops(config.model, batch))
+    calls = length // PREFILL_PART
+    return Program(read_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
+
+
+def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
+    batch, length = config.batch, config.context_length
+    context = _context(config, decoder, mesh)
+    start = jax.eval_shape(lambda context: start_writing(context, 1, ()), context)
+    rest = placed(start, jax.tree.map(lambda leaf: replicated(mesh), start))
+    start = rest.replace(context=context)
+    keys = jax.eval_shape(lambda: row_keys(None, batch))
+    keys = placed(keys, replicated(mesh))
+    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    arguments = (decoder, params, start, keys, until, Sampling(), ())
+    layers = layers_flops(config.model, 1, before=length - 1)
+    flops = Flops(batch * layers + head_flops(config.model, batch))
+    return Program(write_until, arguments, mesh, flops, batch, 1)
+
+
+def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
+    """The context of full rows, as shapes with their shardings."""
+    batch, length = config.batch, config.context_length
+    shapes = jax.eval_shape(lambda: start_context(decoder, batch, length))
+    rows = _rows(batch, mesh)
+
+    def where(leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
+        return sharding_of(names, leaf.shape, mesh, "state")
+
+    layers = tuple(
+        jax.tree.map(functools.partial(where, names=_names(layer)), layer)
+        for layer in shapes.state.layers
+    )
+    cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
+    places = Context(
+        shapes.state.replace(layers=layers, cursor=cursor),
+        where(shapes.logits, (axes.BATCH, axes.VOCAB)),
+    )
+    return placed(shapes, places)
+
+
+def _names(layer: Any) -> tuple[str | None, ...]:
+    if isinstance(layer, KVState):
+        return (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+    return (axes.BATCH, axes.HEADS, None, None)
+
+
+def _rows(batch: int, mesh: Mesh) -> NamedSharding:
+    return sharding_of((axes.BATCH,), (batch,), mesh, "batch")

@@ -1,0 +1,113 @@
+"""Where a program would run: devices that are not there, as the compilers of TPUs and GPUs know them."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from hypenet_jax.plan.chips import CHIPS, Chip
+from hypenet_jax.plan.gpus import gpus
+
+
+class TopologyError(ValueError):
+    """No such topology, or no compiler for it; the message says what would work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices of one kind.
+
+    Attributes:
+      name: as on the command line.
+      chip: what each is; None for devices of this machine, whose rates nobody says.
+      shape: chips along each axis of a TPU slice; (nodes, devices of a node) of GPUs; (devices,) here.
+    """
+
+    name: str
+    chip: Chip | None
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    def devices(self) -> Sequence[Any]:
+        """The devices, which programs can be compiled for.
+
+        Raises:
+          TopologyError: the compiler refuses the topology, or there are not as many devices here.
+        """
+        if self.chip is None:
+            return _here(self.count)
+        try:
+            if self.chip.platform == "gpu":
+                return gpus(self.chip, *self.shape)
+            return _tpus(self)
+        except Exception as error:
+            raise TopologyError(f"{self.name}: {str(error).splitlines()[0]}") from error
+
+    @property
+    def compiler(self) -> str:
+        """Whose word the numbers are."""
+        if self.chip is None:
+            return "the compiler of this machine's devices"
+        if self.chip.platform == "tpu":
+            return "the compiler of TPUs, without one"
+        return "the compiler of NVIDIA GPUs, without one; it tunes no kernel then"
+
+    def doubled(self) -> "Topology":
+        """Twice as many: along the shortest axis of a slice, twice the nodes of GPUs."""
+        place = max(range(len(self.shape)), key=lambda i: (-self.shape[i], i))
+        if self.chip is not None and self.chip.platform == "gpu":
+            place = 0
+        shape = tuple(n * 2 if i == place else n for i, n in enumerate(self.shape))
+        return _named(self.chip, shape)
+
+    def node(self, device: Any) -> int:
+        """Number of the node that a device is in; a TPU slice is one node, whatever its hosts are."""
+        return device.process_index if self.chip is None or self.chip.platform == "gpu" else 0
+
+
+def parse(name: str) -> Topology:
+    """The topology of a name: v5p:2x4x4 (chips along each axis), h100:8 (one node), h100:4x8 (four nodes).
+
+    Raises:
+      TopologyError: another kind of name.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    if found is None or found[1] not in CHIPS:
+        raise TopologyError(
+            f"no topology {name!r}; it is CHIP:SHAPE, as v5e:4x4, v5p:2x4x4, h100:8 or h100:4x8, "
+            f"and the chips are {', '.join(CHIPS)}"
+        )
+    chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
+    if chip.platform == "gpu":
+        shape = (1, *shape) if len(shape) == 1 else shape
+        if len(shape) != 2:
+            raise TopologyError(f"{name}: GPUs are NODESxGPUS, or GPUS of one node")
+    return _named(chip, shape)
+
+
+def here(count: int | None) -> Topology:
+    """Devices of this machine; None takes all."""
+    return _named(None, (jax.device_count() if count is None else count,))
+
+
+def _tpus(topology: Topology) -> Sequence[Any]:
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+
+
+def _here(count: int) -> Sequence[Any]:
+    there = jax.devices()
+    if len(there) < count:
+        raise TopologyError(f"{count} devices were asked for, and this machine has {len(there)}")
+    return there[:count]
+
+
+def _named(chip: Chip | None, shape: tuple[int, ...]) -> Topology:
+    name = "x".join(map(str, shape))
+    return Topology(f"{chip.name if chip else jax.default_backend()}:{name}", chip, shape)

@@ -1,0 +1,45 @@
+"""Model folders, measured: perplexity, needles, tasks, speed; a table, JSON lines and a page.
+
+    python -m launch.evaluate MODEL [--teacher FOLDER] [--lengths 4096 8192] [--text FOLDER] [arguments of the config]
+    python -m launch.evaluate CONFIG [arguments of the config]
+
+MODEL is a Hugging Face folder of Qwen3 or HypeNet, measured as configs/evals/model.py says; `--help` after it lists
+all that can be set. On several hosts the same command runs on each; where they cannot be detected, add
+--coordinator HOST:PORT --num-processes N --process-id I.
+"""
+
+import pathlib
+import sys
+
+from hypenet_jax import runtime
+from hypenet_jax.config import SuiteConfig, load, resolved
+from hypenet_jax.run.suite import measure
+from launch.errors import CODES
+
+ROOT = pathlib.Path(__file__).parents[1]
+OF_A_MODEL = ROOT / "configs/evals/model.py"
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
+    with runtime.main_guard(CODES):
+        cluster, words = runtime.take_cluster(arguments)
+        config = suite_of(words)
+        runtime.join_processes(cluster)
+        runtime.set_up_logging()
+        runtime.check_agreement(config=resolved(config), code=runtime.code_version())
+        measure(config)
+    return runtime.FINISHED
+
+
+def suite_of(words: list[str]) -> SuiteConfig:
+    """The config of a command line that begins with a config file or a model folder."""
+    if pathlib.Path(words[0]).is_dir():
+        return load(str(OF_A_MODEL), SuiteConfig, ["--model", *words])
+    return load(words[0], SuiteConfig, words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

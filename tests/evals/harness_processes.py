@@ -1,0 +1,33 @@
+"""One of some processes that evaluate a folder by the harness together; the first prints the report.
+
+python harness_processes.py PORT PROCESSES PROCESS FOLDER DATA_PARTS [TASK ...]
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from harness_folder import local_tasks
+
+from hypenet_jax import runtime
+from hypenet_jax.data.tokenizer import load_tokenizer
+from hypenet_jax.evals.harness import evaluate_with_harness
+from hypenet_jax.evals.subject import Subject
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
+from hypenet_jax.weights import load_hf
+
+
+def main(port: str, count: str, process: str, folder: str, data: str, *tasks: str) -> None:
+    jax.config.update("jax_num_cpu_devices", 4 // int(count))
+    runtime.join_processes(runtime.Cluster(f"127.0.0.1:{port}", int(count), int(process)))
+    mesh = make_mesh(MeshConfig(data=int(data)))
+    subject = Subject("tiny", *load_hf(folder, dtype=jnp.float32, mesh=mesh))
+    with on_mesh(mesh):
+        report = evaluate_with_harness(
+            subject, load_tokenizer(folder), tasks or local_tasks(), max_length=64
+        )
+    print("report", process, report.to_json_lines(), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,93 @@
+"""Answers are written and scored; a question that cannot be answered is a row and the others are as without it."""
+
+import numpy as np
+import pytest
+
+from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals import answering
+from hypenet_jax.evals.answering import task_scores, write
+from hypenet_jax.evals.ruler_text import Question
+from hypenet_jax.model.generate import generate
+
+LENGTH, BUDGET = 32, 6
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 32, size).astype(np.int32) for size in (26, 9, 20, 14, 26)]
+
+
+def test_prompts_of_any_length_write_what_they_write_alone(student, prompts):
+    together = write(student, prompts, LENGTH, BUDGET, stop=(0,), tokens_per_batch=3 * 26)
+    for row, tokens in zip(prompts[:2], together[:2], strict=True):
+        alone = generate(
+            student.decoder, student.params, row[None], max_new_tokens=BUDGET, stop_token=(0,)
+        )
+        assert np.array_equal(tokens, alone[0])
+
+
+def test_a_bad_prompt_fails_alone_and_says_why(student, prompts):
+    good = write(student, prompts, LENGTH, BUDGET, stop=(0,), tokens_per_batch=3 * 26)
+    spoiled = [*prompts[:2], np.full(12, 10_000, np.int32), *prompts[2:], np.zeros(27, np.int32)]
+    spoiled.append(np.zeros(0, np.int32))
+    found = write(student, spoiled, LENGTH, BUDGET, stop=(0,), tokens_per_batch=3 * 26)
+    unknown, long, empty = found.pop(2), found.pop(5), found.pop(5)
+    assert "not all in the vocabulary" in str(unknown)
+    assert "27 tokens and 6 to write are more than 32" in str(long)
+    assert "empty" in str(empty)
+    assert all(map(np.array_equal, found, good))
+
+
+def test_nan_of_one_row_is_its_own(student, prompts, monkeypatch):
+    def spoiled(decoder, params, tokens, **options):
+        if (tokens[:, -1] == prompts[3][-1]).any():
+            raise FloatingPointError("the model computes NaN logits in rows [3]")
+        return generate(decoder, params, tokens, **options)
+
+    rows = [
+        row if i == 3 else np.where(row == prompts[3][-1], 0, row) for i, row in enumerate(prompts)
+    ]
+    good = write(student, rows, LENGTH, BUDGET, stop=(0,))
+    monkeypatch.setattr(answering, "generate", spoiled)
+    found = write(student, rows, LENGTH, BUDGET, stop=(0,))
+    assert [isinstance(one, FloatingPointError) for one in found] == [i == 3 for i in range(5)]
+    assert all(np.array_equal(found[i], good[i]) for i in (0, 1, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["the cat sat on the mat. " * 9], TrainedTokenizer(262))
+
+
+def test_scores_count_what_was_answered_and_failures_stand_apart(student, tokenizer, monkeypatch):
+    asked = [
+        Question(np.zeros(5, np.int32), (text,), (i + 0.5) / 4) for i, text in enumerate("abca")
+    ]
+    outcomes = [
+        tokenizer.encode("A b"),
+        tokenizer.encode("b"),
+        ValueError("bad"),
+        tokenizer.encode("x"),
+    ]
+    monkeypatch.setattr(answering, "write", lambda *args, **options: outcomes)
+    report = task_scores(student, tokenizer, "niah_single_1", asked, 64, stop=(0,))
+    row = report.select("ruler").rows[0]
+    assert (row.value, row.count, row.task, row.length) == (
+        pytest.approx(2 / 3),
+        3,
+        "niah_single_1",
+        64,
+    )
+    (failed,) = report.select("failed").rows
+    assert failed.label == "question 2: bad"
+    depths = [(r.depth, r.value) for r in report.select("ruler_by_depth").rows]
+    assert depths == [(0.125, 1.0), (0.375, 1.0), (0.875, 0.0)]
+
+
+def test_parts_of_several_answers_count_in_part(student, tokenizer, monkeypatch):
+    asked = [Question(np.zeros(5, np.int32), ("cat", "dog", "mat", "cow"))]
+    monkeypatch.setattr(answering, "write", lambda *a, **o: [tokenizer.encode("Cat and mat, cow")])
+    report = task_scores(student, tokenizer, "niah_multivalue", asked, 64, stop=(0,))
+    assert report.value("ruler", "student", 64) == 0.75
+    assert not report.select("ruler_by_depth").rows

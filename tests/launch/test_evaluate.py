@@ -1,0 +1,104 @@
+"""python -m launch.evaluate: a folder or a config, what can be set, and one small run."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hypenet_jax.config import ConfigError, RunConfig, SuiteConfig, load, resolved
+from hypenet_jax.data.sources import JsonLines, TextFiles
+from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals.report import report_from_json_lines
+from hypenet_jax.evals.ruler import TASKS
+from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.runtime import BAD_CONFIG, FINISHED
+from hypenet_jax.weights import save_hf
+from launch import evaluate
+
+ROOT = pathlib.Path(__file__).parents[2]
+RESULTS = str(ROOT / "configs/evals/results.py")
+CONFIG = hypenet(ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True), (1,))
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("evaluate") / "model"
+    decoder = Decoder(CONFIG, jnp.float32)
+    save_hf(path, CONFIG, init_params(decoder, jax.random.key(0)), dtype="float32")
+    train_tokenizer(["the cat sat on the mat"] * 3, TrainedTokenizer(260)).save(path)
+    return path
+
+
+def test_a_folder_is_measured_and_a_length_too_long_for_the_text_is_said(folder, tmp_path, capsys):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("the cat sat on the mat. " * 40)
+    out = tmp_path / "out"
+    words = [str(folder), "--text", str(tmp_path / "text"), "--out", str(out)]
+    words += ["--lengths", "32", "5000", "--tasks", "--race.lengths"]
+    words += ["--perplexity.windows", "2", "--perplexity.targets", "8"]
+    assert evaluate.main(words) == FINISHED
+    report = report_from_json_lines((out / "report.jsonl").read_text())
+    assert report.select("perplexity").lengths == (32,)
+    assert {row.length for row in report.select("failed").rows} == {5000}
+    assert "report:" in capsys.readouterr().out
+
+
+def test_a_folder_and_its_teacher_become_the_shipped_suite(folder, tmp_path):
+    config = evaluate.suite_of(
+        [str(folder), "--teacher", "teacher", "--lengths", "64", "--ruler.samples", "3"]
+    )
+    assert [one.label for one in config.models] == ["teacher", "model"]
+    assert config.ruler.tasks == tuple(TASKS)
+    assert (config.ruler.samples, config.race.lengths, config.mesh.data) == (3, (64,), -1)
+    assert isinstance(config.text, TextFiles)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    config = evaluate.suite_of([str(folder), "--text", str(tmp_path)])
+    assert isinstance(config.text, JsonLines)
+
+
+def test_the_config_of_the_results_loads_and_reads_back(tmp_path):
+    config = load(RESULTS, SuiteConfig, ["--run-dir", "elsewhere", "--race.rounds", "1"])
+    assert config.models[0].folder == "elsewhere/teacher/hf"
+    assert config.race.rounds == 1
+    plain = resolved(config)
+    assert json.loads(json.dumps(plain)) == plain
+    with pytest.raises(ConfigError, match=r"use python -m launch\.evaluate"):
+        load(RESULTS, RunConfig)
+
+
+def test_every_claim_of_the_results_is_about_a_number_that_is_measured():
+    config = load(RESULTS, SuiteConfig)
+    lengths = {
+        "needle": config.needle.lengths,
+        "perplexity": config.perplexity.lengths,
+        "decode_speedup": config.race.lengths,
+        "state_bytes": config.race.lengths,
+        "prefill_speedup": [n for n in config.race.lengths if n <= config.race.longest_prefill],
+    }
+    labels = {one.label for one in config.models}
+    for claim in config.claims:
+        places = [(claim.bound.model, claim.bound.length), claim.minus, claim.over]
+        for model, length in filter(None, places):
+            assert model in labels
+            assert length in lengths[claim.bound.metric]
+
+
+def test_without_a_model_the_use_is_said(capsys):
+    assert evaluate.main([]) == BAD_CONFIG
+    assert evaluate.main(["--help"]) == FINISHED
+    assert "python -m launch.evaluate MODEL" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there_ends_with_its_code():
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["absent"])
+    assert stopped.value.code == BAD_CONFIG

@@ -1,0 +1,65 @@
+"""The toy of tests/train trained by several processes: python toy_run.py FOLDER STEPS, with the flags of a cluster.
+
+Leaves found-STEP.npz, the state it restored, and left-STEP.npz, the one it ended with.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from train_toy import AXES, OPTIMIZER, Stream, init, run, trainable
+
+from hypenet_jax import runtime
+from hypenet_jax.data.batch import Batch
+from hypenet_jax.sharding import MeshConfig, make_mesh, row_parts, shardings_of
+from hypenet_jax.train.checkpoint import Checkpoints, Origin
+from hypenet_jax.train.state import TrainState, create_state
+
+
+@dataclasses.dataclass
+class Share(Stream):
+    """This process's rows of every batch."""
+
+    part: int = 0
+    parts: int = 1
+
+    def __next__(self) -> Batch:
+        rows = 8 // self.parts
+        here = slice(rows * self.part, rows * (self.part + 1))
+        return jax.tree.map(lambda leaf: leaf[here], super().__next__())
+
+
+def write(folder: pathlib.Path, name: str, state: TrainState) -> None:
+    whole = multihost_utils.process_allgather(state, tiled=True)
+    if jax.process_index() == 0:
+        np.savez(folder / f"{name}-{int(whole.step)}.npz", *jax.tree.leaves(whole))
+
+
+def main(folder: pathlib.Path, steps: int) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    params = jax.tree.map(np.asarray, init(jax.random.key(0)))
+
+    def start() -> TrainState:
+        return create_state(params, trainable, OPTIMIZER, shardings_of(params, AXES, mesh))
+
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", Origin("toy", {"width": 8}))
+    found = checkpoints.restore(start())
+    checkpoints.close()
+    if found is not None:
+        write(folder, "found", found[0])
+    part, parts = row_parts(mesh)
+    share = Share(part=part, parts=parts)
+    write(
+        folder, "left", run(folder, steps, state=start(), mesh=mesh, batches=share, evaluate=None)
+    )
+
+
+if __name__ == "__main__":
+    with runtime.main_guard({}):
+        cluster, (where, last) = runtime.take_cluster(sys.argv[1:])
+        runtime.join_processes(cluster)
+        main(pathlib.Path(where), int(last))

@@ -1,0 +1,35 @@
+"""The shipped stages with models of two narrow layers."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from hypenet_jax.config import RunConfig, StudentConfig, load
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.mixers import SoftmaxSpec
+
+TEACHER = ModelConfig(512, 64, 128, (SoftmaxSpec(4, 4, 16, rope_theta=1e4),) * 2, True)
+
+
+@pytest.fixture
+def tiny(monkeypatch, request) -> Callable[..., RunConfig]:
+    """tiny(stage, *arguments): a stage of the 2B conversion, made small."""
+    root = request.config.rootpath
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(root)
+
+    def make(stage: str, *arguments: str) -> RunConfig:
+        run = load(f"configs/halo_2b/{stage}.py", RunConfig, arguments)
+        corpus = dataclasses.replace(run.data.corpus, block_length=16)
+        data = dataclasses.replace(
+            run.data, corpus=corpus, context_length=16, sequences_per_step=16, first_token=0
+        )
+        student = None if run.student is None else StudentConfig((0,))
+        loop = dataclasses.replace(run.training.loop, accumulate=1)
+        training = dataclasses.replace(run.training, loop=loop)
+        return dataclasses.replace(
+            run, teacher=TEACHER, data=data, student=student, training=training
+        )
+
+    return make

@@ -1,0 +1,62 @@
+"""FLOPs by formula agree with what XLA counts where it counts everything, and with the well-known 6 N D."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hypenet_jax.config import RunConfig, load
+from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.plan.flops import head_flops, layers_flops, training_flops
+from hypenet_jax.run.models import decoder_shapes, student_config
+
+TEACHER = ModelConfig(512, 256, 512, (SoftmaxSpec(4, 2, 64, rope_theta=1e4),) * 2, True)
+DISTILL = "configs/halo_2b/distill.py"
+
+
+def count(config):
+    return sum(leaf.size for leaf in jax.tree.leaves(decoder_shapes(Decoder(config))))
+
+
+@pytest.mark.parametrize("config", [TEACHER, hypenet(TEACHER, (0,))])
+def test_products_of_a_short_row_are_those_that_xla_counts(config):
+    decoder = Decoder(config, jnp.float32, scan=False)
+    tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
+
+    def run(params, tokens):
+        hidden = decoder.apply({"params": params}, tokens).hidden
+        return decoder.apply({"params": params}, hidden, method="logits")
+
+    counted = jax.jit(run).lower(decoder_shapes(decoder), tokens).compile().cost_analysis()
+    ours = layers_flops(config, 16) + head_flops(config, 16)
+    assert ours == pytest.approx(counted["flops"], rel=0.1)
+
+
+def test_a_part_after_others_costs_what_the_whole_costs_without_them():
+    student = hypenet(TEACHER, (0,))
+    parts = layers_flops(student, 300) + layers_flops(student, 700, before=300)
+    assert parts == layers_flops(student, 1000)
+
+
+@pytest.fixture
+def distill(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.syspath_prepend(request.config.rootpath)
+    return load(DISTILL, RunConfig)
+
+
+def test_distillation_costs_six_per_weight_of_the_student_and_two_of_the_teacher(distill):
+    tokens = distill.data.sequences_per_step * distill.data.context_length
+    rough = 6 * count(student_config(distill)) + 2 * count(distill.teacher)
+    assert training_flops(distill).model == pytest.approx(rough * tokens, rel=0.05)
+
+
+def test_only_remat_recomputes_and_the_mathematics_stays(distill):
+    training = dataclasses.replace(distill.training, remat="none")
+    kept = training_flops(dataclasses.replace(distill, training=training))
+    assert kept.recomputed == 0
+    assert kept.model == training_flops(distill).model
+    assert 0 < training_flops(distill).recomputed < kept.model / 3

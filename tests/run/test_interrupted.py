@@ -1,0 +1,77 @@
+"""A conversion asked to stop outside of training, and one whose earlier stages were made anew."""
+
+import dataclasses
+import shutil
+import sys
+
+import jax
+import pytest
+
+from hypenet_jax.evals.config import Candidate, EvaluateConfig
+from hypenet_jax.halo.select import read_selection
+from hypenet_jax.run import convert
+from hypenet_jax.run.train import origin_of
+from hypenet_jax.train.errors import CheckpointError, Preempted
+from hypenet_jax.train.handoff import load_params, save_params
+
+# What is asked of the first candidate does not matter: it is not reached.
+EVALUATE = EvaluateConfig(
+    candidates=(Candidate("teacher", None, (16,)),),
+    student="teacher",
+    catalogue=None,
+    needles=0,
+    sequences=0,
+    long_sequences=0,
+    long_length=0,
+    read_lengths=(),
+    read_windows=0,
+    read_targets=0,
+    race_lengths=(),
+    heldout_rows=0,
+    bounds=(),
+    prompts=(),
+    sample_tokens=0,
+)
+
+
+def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
+    copy, done, monkeypatch
+):
+    shutil.rmtree(copy.run("select").folder)
+    with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
+        convert(copy, only="select", stop=lambda layer: True)
+    module, scored = sys.modules["hypenet_jax.run.select"], []
+    real = module._scores
+    monkeypatch.setattr(module, "_scores", lambda *args: scored.append(args) or real(*args))
+    convert(copy, only="select")
+    assert len(scored) == 1
+    again, before = (
+        read_selection(config.run("select").folder / "selection.json")
+        for config in (copy, done.config)
+    )
+    assert again == before
+
+
+def test_scores_of_another_sweep_are_refused(copy):
+    shutil.rmtree(copy.run("select").folder / "final")
+    stage = dataclasses.replace(copy.run("select").stage, rows=8)
+    runs = tuple(
+        dataclasses.replace(run, stage=stage) if run.name == "select" else run for run in copy.runs
+    )
+    with pytest.raises(CheckpointError, match=r"scores\.json: other settings.*stage\.rows: 16 sav"):
+        convert(dataclasses.replace(copy, runs=runs), only="select")
+
+
+def test_an_evaluation_that_is_asked_to_stop_says_that_it_starts_anew(copy):
+    with pytest.raises(Preempted, match=r"stopped before evaluating teacher; .* starts anew"):
+        convert(dataclasses.replace(copy, evaluate=EVALUATE), only="evaluate", stop=lambda n: True)
+
+
+@pytest.mark.parametrize("after", ["select", "distill"])
+def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
+    run = copy.run("align")
+    params, handoff = load_params(run.folder / "final", "align")
+    other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), handoff.fingerprint
+    save_params(run.folder / "final", other, origin_of(run, handoff.parent))
+    with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
+        convert(copy, start=after)

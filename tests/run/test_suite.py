@@ -1,0 +1,170 @@
+"""A suite of model folders: rows, files, cuts over devices, and failures that end nothing."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+
+import pytest
+from tiny_chain import CATALOGUE
+
+from hypenet_jax.evals.config import (
+    Bound,
+    Claim,
+    Document,
+    HeldOut,
+    ModelFolder,
+    NeedleConfig,
+    PerplexityConfig,
+    RaceConfig,
+    RulerConfig,
+    SuiteConfig,
+    SweepConfig,
+)
+from hypenet_jax.evals.report import report_from_json_lines
+from hypenet_jax.run.scale_sweep import sweep, write_scale
+from hypenet_jax.run.suite import measure
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
+from hypenet_jax.weights import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def config(done, tmp_path_factory) -> SuiteConfig:
+    out = tmp_path_factory.mktemp("suite")
+    student = str(done.folder / "finetune/hf")
+    return SuiteConfig(
+        models=(
+            ModelFolder("teacher", str(done.folder / "teacher/hf")),
+            ModelFolder("student", student),
+        ),
+        out=str(out),
+        text=HeldOut(str(done.folder / "data")),
+        ruler=RulerConfig(("niah_single_1",), (800,), samples=2, cache=str(out / "asked")),
+        perplexity=PerplexityConfig(
+            (16, 32, 10**6), 4, 8, position_length=32, sliding_length=32, stride=16
+        ),
+        race=RaceConfig((64,), rounds=1),
+        needle=NeedleConfig(CATALOGUE, (16, 32), 2, 8, 4, 32),
+        claims=(
+            Claim(
+                "loses nothing",
+                Bound("perplexity", "student", 32, at_most=9e9),
+                over=("student", 16),
+            ),
+            Claim("is not there", Bound("needle", "student", 8192, at_least=0.5)),
+        ),
+        document=Document(str(out / "docs/results.md"), "Results", "Made here.", 16),
+        conversion=str(done.folder),
+        mesh=MeshConfig(data=2, fsdp=1, sequence=4),
+    )
+
+
+@pytest.fixture(scope="module")
+def report(config):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return measure(config)
+
+
+def test_every_measurement_has_rows_for_every_model_that_it_is_asked_of(report):
+    for metric in (
+        *("needle", "needle_by_depth", "ruler", "ruler_by_depth", "ruler_mean"),
+        *("perplexity", "perplexity_by_position", "perplexity_sliding", "decode_seconds"),
+    ):
+        assert report.select(metric).models == ("teacher", "student"), metric
+
+
+def test_a_length_that_the_text_does_not_fill_is_a_row_and_the_others_are_measured(report):
+    assert report.select("perplexity").lengths == (16, 32)
+    failed = report.select("failed", "student").rows
+    assert [(row.task, row.length) for row in failed] == [("perplexity", 10**6)]
+    assert "give more text" in failed[0].label
+
+
+def test_the_files_hold_the_rows_and_a_page(config, report):
+    out = pathlib.Path(config.out)
+    lines = (out / "report.jsonl").read_text()
+    assert report_from_json_lines(lines).to_json_lines() == report.to_json_lines()
+    page = (out / "index.html").read_text()
+    for text in (
+        "loses nothing",
+        "Not measured",
+        "By depth",
+        "Tasks",
+        "Which layers keep",
+        "finetune",
+    ):
+        assert text in page, text
+    assert len(list((out / "asked").iterdir())) == 1  # teacher and student have one tokenizer
+
+
+def test_the_document_says_what_holds_and_what_does_not(config):
+    text = pathlib.Path(config.document.path).read_text()
+    assert "| statement | measured | holds if | holds |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| is not there")]
+    assert line == "| is not there | not measured | >= 0.5 | **no** |"
+    assert "1 of 2 statements hold" in text
+    assert "| context | 16 (1x) | 32 (2x) |" in text
+
+
+@pytest.mark.slow
+def test_devices_do_not_change_the_numbers(config, report, tmp_path):
+    alone = dataclasses.replace(
+        config,
+        models=config.models[1:2],
+        out=str(tmp_path),
+        race=RaceConfig(),
+        claims=(),
+        document=None,
+        mesh=MeshConfig(data=8, fsdp=1),
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        other = measure(alone)
+    for row in other.rows:
+        if row.metric.startswith(("perplexity", "ruler")):
+            (same,) = [one for one in report.rows if one.key == row.key]
+            assert row.value == pytest.approx(same.value, rel=1e-4)
+            assert row.count == same.count
+
+
+def test_a_folder_without_tokenizer_is_refused(config, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(config.models[1].folder, bare)
+    (bare / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
+        measure(dataclasses.replace(config, models=(ModelFolder("bare", str(bare)),)))
+
+
+def test_models_of_one_label_are_refused(config):
+    with pytest.raises(ValueError, match="different labels"):
+        dataclasses.replace(config, models=config.models[:1] * 2)
+
+
+@pytest.fixture
+def swept(config, tmp_path) -> SuiteConfig:
+    folder = tmp_path / "student"
+    shutil.copytree(config.models[1].folder, folder)
+    return dataclasses.replace(
+        config,
+        models=(ModelFolder("student", str(folder)),),
+        sweep=SweepConfig(constants=(4.0, 16.0), by="perplexity", length=32, write=True),
+    )
+
+
+def test_the_best_scale_is_found_and_written_into_the_config(swept):
+    mesh = make_mesh(swept.mesh)
+    with on_mesh(mesh):
+        report = sweep(swept, mesh)
+    values = {row.label: row.value for row in report.select("scale_sweep").rows}
+    assert list(values) == ["none", "hype 4", "hype 16"]
+    assert len(set(values.values())) == 3
+    (best,) = report.select("scale_best").rows
+    assert best.value == min(values.values()) == values[best.label]
+    fields = json.loads((pathlib.Path(swept.models[0].folder) / "config.json").read_text())
+    assert fields["attn_logits_scaling"] == (None if best.label == "none" else best.label)
+
+
+def test_a_model_without_the_field_keeps_its_config(config):
+    with pytest.raises(CheckpointError, match="no attn_logits_scaling"):
+        write_scale(pathlib.Path(config.models[0].folder), "hype 4")
