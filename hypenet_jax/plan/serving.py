@@ -23,7 +23,7 @@ from hypenet_jax.sharding import replicated, sharding_of
 def serving_program(config: ServeConfig, mesh: Mesh) -> Program:
     """The program that `generate` runs: one part of the prompts is read, or one token per row is written.
 
-    Caches and memories lie with their heads, each row with its part of the batch.
+    Caches and memories lie with their heads, slots with their part of the sequence, each row with its part of the batch.
     """
     decoder = Decoder(config.model, scan=False)
     shapes, where = decoder_shapes(decoder), decoder_shardings(decoder, mesh)
@@ -85,7 +85,7 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
 
 def _names(layer: Any) -> tuple[str | None, ...]:
     if isinstance(layer, KVState):
-        return (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM)
+        return (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
     return (axes.BATCH, axes.HEADS, None, None)
 
 
