@@ -35,7 +35,8 @@ def measure(config: SuiteConfig) -> Report:
     """
     check_harness(config)
     for one in config.models:  # before hours of measuring the first ones
-        read_config(one.folder), load_tokenizer(one.folder)
+        read_config(one.folder)
+        load_tokenizer(one.folder)
     mesh, kept, report = make_mesh(config.mesh), kept_rows(config), Report()
     with on_mesh(mesh):
         for one in config.models:
