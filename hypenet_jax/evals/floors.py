@@ -48,8 +48,8 @@ CHIPS = {
 class Work:
     """Bytes that move and operations that run, at the least."""
 
-    bytes: float
-    flops: float
+    bytes: int
+    flops: int
 
     def __add__(self, other: "Work") -> "Work":
         return Work(self.bytes + other.bytes, self.flops + other.flops)

@@ -52,6 +52,7 @@ def peak_rows(subject: Subject, length: int, *, new_tokens: int) -> tuple[Row, R
 
 def _peak_bytes(program: jax.stages.Compiled) -> float:
     held = program.memory_analysis()
+    assert held is not None  # every backend of XLA tells
     given = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     return float(given + held.temp_size_in_bytes)
 

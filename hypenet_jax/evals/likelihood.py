@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Iterator
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -82,7 +83,7 @@ def _stacked(asked: Likelihoods, batch: Batch) -> _Asked:
     labels, _ = batch.stack([row[1:] for row in asked.rows])
     counts = np.zeros((batch.size, 1), np.int32)
     counts[: len(batch.rows), 0] = [asked.counted[row] for row in batch.rows]
-    return _Asked(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
+    return cast(Any, _Asked)(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -1,7 +1,7 @@
 """Reading and continuing a long context, as programs of shapes."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         for layer in shapes.state.layers
     )
     cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
-    places = Context(
+    places = cast(Any, Context)(
         shapes.state.replace(layers=layers, cursor=cursor),
         where(shapes.logits, (axes.BATCH, axes.VOCAB)),
     )
