@@ -23,7 +23,7 @@ from hypenet_jax.sharding import replicated, sharding_of
 def serving_program(config: ServeConfig, mesh: Mesh) -> Program:
     """The program that `generate` runs: one part of the prompts is read, or one token per row is written.
 
-    Caches and memories lie with their heads, slots with their part of the sequence, each row with its part of the batch.
+    Caches and memories lie with their heads, slots with their part of a sequence, rows with their part of the batch.
     """
     decoder = Decoder(config.model, scan=False)
     shapes, where = decoder_shapes(decoder), decoder_shardings(decoder, mesh)
