@@ -50,7 +50,11 @@ def packed() -> np.ndarray:
 # Heads that divide over the sequence's devices are exchanged; the others' keys and values are gathered.
 @pytest.mark.parametrize(
     "sizes",
-    [{"sequence": 8}, {"sequence": 4}, {"fsdp": 2, "sequence": 2, "tensor": 2}],
+    [
+        {"sequence": 8},
+        pytest.param({"sequence": 4}, marks=pytest.mark.slow),
+        {"fsdp": 2, "sequence": 2, "tensor": 2},
+    ],
     ids=["gathered", "exchanged", "mixed, rows whole"],
 )
 def test_packed_rows_read_as_on_one_device(hybrid, tokens, sizes):
