@@ -67,6 +67,7 @@ def placed(shapes: Any, shardings: Any, dtype: Any = None) -> Any:
 
 def _batch(rows: int, length: int, mesh: Mesh) -> Batch:
     where = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
-    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where)
-    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
+    # Any: the fields hold shapes here, not the arrays they are declared as.
+    numbers: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where)
+    weights: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
     return Batch(numbers, numbers, numbers, weights)

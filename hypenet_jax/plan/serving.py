@@ -83,11 +83,10 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         for layer in shapes.state.layers
     )
     cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
-    places = Context(
-        shapes.state.replace(layers=layers, cursor=cursor),
-        where(shapes.logits, (axes.BATCH, axes.VOCAB)),
-    )
-    return placed(shapes, places)
+    state = shapes.state.replace(layers=layers, cursor=cursor)
+    # Any: the fields hold shardings here, not the arrays they are declared as.
+    logits: Any = where(shapes.logits, (axes.BATCH, axes.VOCAB))
+    return placed(shapes, Context(state, logits))
 
 
 def _names(layer: Any) -> tuple[str | None, ...]:

@@ -12,7 +12,6 @@ from jax.experimental import topologies
 from hypenet_jax.plan.chips import CHIPS, Chip
 from hypenet_jax.plan.gpus import gpus
 
-
 HOST = (2, 2)  # TPUs of a host, further axes being 1
 
 
