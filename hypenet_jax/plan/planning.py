@@ -38,10 +38,11 @@ def plan(config: Planned, topology: Topology) -> Plan:
       TopologyError: there is no such topology, or no compiler for it.
     """
     mesh = make_mesh(config.mesh, topology.devices())
-    if isinstance(config, RunConfig):
-        program = training_program(config, mesh)
-    else:
-        program = serving_program(config, mesh)
+    program = (
+        training_program(config, mesh)
+        if isinstance(config, RunConfig)
+        else serving_program(config, mesh)
+    )
     compiled = compile_program(program, topology)
     nodes = [topology.node(device) for device in mesh.devices.flat]
     chip = topology.chip
