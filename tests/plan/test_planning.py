@@ -68,12 +68,12 @@ def test_serving_cuts_caches_by_heads(tiny, task):
 
 
 def test_more_than_a_chip_may_take_does_not_fit(tiny, monkeypatch):
-    small = dataclasses.replace(CHIPS["h100"], platform="cpu", memory=2.0**17)
+    small = dataclasses.replace(CHIPS["h100"], platform="cpu", memory=2.0**14)
     topology = dataclasses.replace(here(8), chip=small)
     monkeypatch.setattr(type(topology), "devices", lambda self: jax.devices())
     with pytest.raises(DoesNotFit, match=r"may take 0\.00 GiB") as refused:
         plan(ServeConfig("decode", tiny("align").teacher, "decode", 64, 8, MeshConfig()), topology)
-    assert refused.value.need > refused.value.limit == 2**17
+    assert refused.value.need > refused.value.limit == 2**14
 
 
 def test_the_compilers_own_refusal_is_read():
