@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch venv quickstart results test test-torch test-harness test-aot check
+.PHONY: install install-test install-torch venv quickstart results test test-torch test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -51,6 +51,12 @@ test: check
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
+
+# launch/slurm.sbatch under a real SLURM of one node; where its packages cannot be installed the tests are skipped.
+SLURM := slurmctld slurmd slurm-client munge
+test-slurm: install-test
+	command -v slurmd > /dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM)) || true
+	$(BIN)/python -m pytest -m slow tests/multiprocess/test_slurm.py $(ARGS)
 
 # What needs lm-evaluation-harness: our scores against its own backend's. In an environment of its own, as it brings much.
 HARNESS := .venv-harness

@@ -5,7 +5,7 @@ All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Scalar, Segments, Tokens, Weights
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels import linear_cross_entropy, linear_kl
-from pallas_kernels.mesh import on_each_device
+from pallas_kernels.mesh import on_each_device, parts
 
 
 # Not checked at construction: tree functions build it with shapes or shardings as leaves.
@@ -47,8 +47,15 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
     """
     # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
     targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
+    cut = _cuts(tokens, head)
+    sources, targets, flat_counted = _flat(cut, hidden, targets, counted)
     total, _ = linear_cross_entropy(
-        *_flat(hidden), head, *_flat(targets, counted), **_cuts(tokens, head)
+        sources,
+        head,
+        targets,
+        flat_counted,
+        vocabulary_axes=cut.vocabulary,
+        token_axes=cut.rows + cut.time,
     )
     return Mean(total, jnp.sum(counted))
 
@@ -66,36 +73,49 @@ def distillation(
 
     Every real position counts, without a shift, as in the official stage 2 (arXiv 2601.22156).
     """
-    student, teacher, counted = _flat(student, teacher, weights)
+    cut = _cuts(weights, student_head)
+    flat_student, flat_teacher, counted = _flat(cut, student, teacher, weights)
     total, _ = linear_kl(
-        student,
+        flat_student,
         student_head,
-        teacher,
+        flat_teacher,
         teacher_head,
         counted,
         temperature=temperature,
-        **_cuts(weights, student_head),
+        vocabulary_axes=cut.vocabulary,
+        token_axes=cut.rows + cut.time,
     )
     return Mean(total, jnp.sum(weights))
 
 
-def _flat(*arrays: Shaped[Array, "B T ..."]) -> list[Any]:
-    """[B*T ...] of [B T ...], tokens in the order of the devices that hold them, so that none moves."""
-    batch, time = (
-        mesh_axes(name, n)
-        for name, n in zip((axes.BATCH, axes.TIME), arrays[0].shape, strict=False)
+class _Cuts(NamedTuple):
+    """The mesh axes that cut the vocabulary, the rows of text, and their length."""
+
+    vocabulary: tuple[str, ...]
+    rows: tuple[str, ...]
+    time: tuple[str, ...]
+
+
+def _cuts(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> _Cuts:
+    """Devices that share the width of the head need each other's rows of it, or each other's text: the fewer move."""
+    (batch, length), (vocabulary, width) = tokens.shape, head.shape
+    cut = _Cuts(
+        mesh_axes(axes.VOCAB, vocabulary),
+        mesh_axes(axes.BATCH, batch),
+        mesh_axes(axes.TIME, length),
     )
-    merge = lambda *parts: [x.reshape(-1, *x.shape[2:]) for x in parts]  # noqa: E731
-    return on_each_device(merge, PartitionSpec(batch, time), PartitionSpec(batch + time))(*arrays)
+    sharing = tuple(axis for axis in cut.rows if axis in mesh_axes(axes.EMBED, width))
+    apart = tuple(axis for axis in cut.rows if axis not in sharing)
+    finer = cut.vocabulary + sharing
+    few = batch * length <= vocabulary * parts(apart + cut.time)
+    return _Cuts(finer, apart, cut.time) if few and vocabulary % parts(finer) == 0 else cut
 
 
-def _cuts(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> dict[str, tuple[str, ...]]:
-    """The mesh axes that cut the vocabulary and the tokens, by the names the ops give them."""
-    batch, time = tokens.shape
-    return {
-        "vocabulary_axes": mesh_axes(axes.VOCAB, len(head)),
-        "token_axes": mesh_axes(axes.BATCH, batch) + mesh_axes(axes.TIME, time),
-    }
+def _flat(cut: _Cuts, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
+    """[B*T ...] of [B T ...], tokens in the order of the devices that hold them, so that none moves."""
+    merge = lambda *own: [x.reshape(-1, *x.shape[2:]) for x in own]  # noqa: E731
+    specs = PartitionSpec(cut.rows, cut.time), PartitionSpec(cut.rows + cut.time)
+    return on_each_device(merge, *specs)(*arrays)
 
 
 def squared_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:

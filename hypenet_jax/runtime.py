@@ -220,8 +220,9 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     at the same step.
     """
     if jax.process_count() > 1:
-        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next.
-        calls = itertools.count()
+        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next. It
+        # takes 0 for what came before the first call.
+        calls = itertools.count(1)
         yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
     received: list[int] = []

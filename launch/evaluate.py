@@ -12,7 +12,8 @@ import pathlib
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import SuiteConfig, load, resolved
+from hypenet_jax.config import load, resolved
+from hypenet_jax.evals.config import SuiteConfig
 from hypenet_jax.run.suite import measure
 from launch.errors import CODES
 

@@ -11,8 +11,11 @@ from typing import Literal
 import tyro
 
 from hypenet_jax import runtime
-from hypenet_jax.model.generate import Sampling
-from hypenet_jax.run.generate import Speed, complete, converse, open_writer, read_prompts, show
+from hypenet_jax.model.sampling import Sampling
+from hypenet_jax.run.answer import answer, converse, settings_of
+from hypenet_jax.run.generate import open_writer
+from hypenet_jax.run.prompts import CompletionFile, read_prompts
+from hypenet_jax.run.speed import Speed
 from launch.errors import CODES
 
 
@@ -25,6 +28,8 @@ class Arguments:
     prompts: pathlib.Path | None = None
     """File of texts to continue: one per line, or .jsonl with a "prompt" in each line."""
     max_new_tokens: int = 128
+    max_length: int | None = None
+    """Most tokens of a prompt and its continuation together; a longer one is an error, and the others go on."""
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_k: int | None = None
@@ -33,26 +38,30 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of weights and computation; None: as stored."""
     out: pathlib.Path | None = None
-    """JSON lines to write instead of printing."""
+    """JSON lines to write instead of printing. OUT.partial grows as batches end; a run that was cut off goes on."""
 
 
 def main(args: Arguments) -> None:
     typed = not args.prompt and args.prompts is None
     if typed and not sys.stdin.isatty():
         raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
-    texts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
+    prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
     writer = open_writer(
         args.model,
         max_new_tokens=args.max_new_tokens,
+        max_length=args.max_length,
         sampling=Sampling(args.temperature, args.top_k, args.top_p),
         seed=args.seed,
         dtype=args.dtype,
     )
-    speed = Speed()
-    converse(writer, speed) if typed else show(complete(writer, texts, speed), args.out)
-    print(speed, file=sys.stderr)
+    settings, speed = settings_of(args.model, writer, prompts), Speed()
+    out = None if args.out is None else CompletionFile(args.out, settings)
+    try:
+        converse(writer, speed) if typed else answer(writer, prompts, speed, out)
+    finally:
+        print(speed, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    with runtime.main_guard({FloatingPointError: runtime.NUMERICS, **CODES}):
+    with runtime.main_guard(CODES):
         main(tyro.cli(Arguments, description=__doc__))

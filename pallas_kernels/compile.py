@@ -4,7 +4,7 @@
 The compiler is the real one (libtpu, of the extra `tpu`). The table gives, per program: its Mosaic
 kernels, the most VMEM that one of them takes, temporaries in HBM, copies and transposes that change
 an array's layout, and the seconds to compile. Ends with 1 if a bar is missed: a program that does
-not compile, a relayout copy, or more VMEM than the program may take.
+not compile, a relayout copy, or more VMEM or temporaries than the program may take.
 """
 
 import argparse
@@ -113,13 +113,15 @@ def compile_for(chip: str, program: Program) -> Row:
 
 def missed_bars(row: Row) -> str:
     """The bars that a compiled program misses, as words; empty for none."""
-    misses, limit = [], row.program.vmem_limit
+    misses, program = [], row.program
     if row.kernels == 0:
         misses.append("no kernel in the program")
     if row.relayouts:
         misses.append(f"{row.relayouts} relayout copies")
-    if limit is not None and row.vmem > limit:
-        misses.append(f"more than {limit:g} MiB of VMEM")
+    if program.vmem_limit is not None and row.vmem > program.vmem_limit:
+        misses.append(f"more than {program.vmem_limit:g} MiB of VMEM")
+    if program.temporaries_limit is not None and row.temporaries > program.temporaries_limit:
+        misses.append(f"more than {program.temporaries_limit:g} MiB of temporaries")
     return ", ".join(misses)
 
 

@@ -30,6 +30,11 @@ def on_each_device(
 def parts(axes: MeshAxes) -> int:
     """How many parts these axes of the mesh cut an array into."""
     sizes = jax.sharding.get_abstract_mesh().shape
+    missing = [axis for axis in _names(axes) if axis not in sizes]
+    if missing:
+        raise ValueError(
+            f"the mesh has no axis {missing[0]!r} to cut along; it has {', '.join(sizes)}"
+        )
     return math.prod(sizes[axis] for axis in _names(axes))
 
 

@@ -22,6 +22,7 @@ class Program:
     Attributes:
       arguments: arrays or `jax.ShapeDtypeStruct`s for `function`.
       vmem_limit: MiB that none of its kernels may exceed; None sets no bar.
+      temporaries_limit: MiB in HBM, likewise.
     """
 
     op: str
@@ -30,6 +31,7 @@ class Program:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     vmem_limit: float | None = None
+    temporaries_limit: float | None = None
 
 
 def _lightning_programs() -> list[Program]:
@@ -105,7 +107,7 @@ def _norm_rotary(
     shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
     arrays = (tokens, scale, positions)
     return [
-        Program("norm_rotary", shape, "forward", forward, arrays),
+        Program("norm_rotary", shape, "forward", forward, arrays, vmem_limit=4.0),
         Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
     ]
 
@@ -141,9 +143,10 @@ def _decode(
 
     shape = f"B{batch} S{capacity} N{heads} K{kv_heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays = "decode_attention", (q, cache, cache, row)
+    limits = 6.0, 4.0  # the cache and its segments are read where they lie
     return [
-        Program(op, shape, "one document", step, arrays, vmem_limit=6.0),
-        Program(op, shape, "documents", step, (*arrays, row, segments), vmem_limit=6.0),
+        Program(op, shape, "one document", step, arrays, *limits),
+        Program(op, shape, "documents", step, (*arrays, row, segments), *limits),
     ]
 
 

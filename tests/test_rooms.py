@@ -49,6 +49,7 @@ MAY_IMPORT |= {
     "launch.errors": ("runtime", "train.errors", "weights"),
     "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
+    "launch.evaluate": ("config", "evals.config", "run", "runtime"),
     "launch.plan": ("config", "plan", "runtime", "pallas_kernels.compile"),
     "launch.compare_torch": ("data", "halo", "model", "train"),
 }

@@ -198,11 +198,11 @@ def test_a_signal_late_in_one_stage_stops_the_next_whose_steps_begin_anew(monkey
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == 3
+        multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == 4
     )
     with runtime.stop_on_sigterm() as stop:
         assert [stop(step) for step in (1, 2, 3, 1)] == [False, False, False, True]
-    assert asked == [0, 1, 2, 3]
+    assert asked == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("process", "level"), [(0, logging.INFO), (1, logging.WARNING)])

@@ -11,6 +11,7 @@ from hypenet_jax.sharding import (
     ShardingError,
     constrain,
     make_mesh,
+    mesh_axes,
     on_mesh,
     place_batch,
     replicated,
@@ -119,6 +120,29 @@ def test_constrain_inside_shard_map_is_the_array_itself():
     )
     with on_mesh(mesh):
         assert np.array_equal(jax.jit(inside)(jnp.ones((8, 4))), jnp.full((8, 4), 2.0))
+
+
+def test_mesh_axes_are_those_of_the_table_with_a_mesh_and_none_without():
+    assert mesh_axes("heads", 3) == ()
+    with on_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        assert mesh_axes("batch", 8) == ("data", "fsdp")
+        assert mesh_axes("heads", 4) == ("tensor",)
+        assert mesh_axes("batch", 6) == ()  # a hint: these rows stay whole
+
+
+@pytest.mark.parametrize("name", ["heads", "kv_heads", "vocab", "mlp"])
+def test_an_activation_that_does_not_divide_is_refused_naming_both(name):
+    with on_mesh(make_mesh(MeshConfig(fsdp=2, tensor=4))), pytest.raises(ShardingError) as error:
+        mesh_axes(name, 6)
+    assert f"({name!r}) of size 6 does not divide over mesh axis tensor of size 4" in str(
+        error.value
+    )
+
+
+def test_a_sequence_that_does_not_divide_is_refused_naming_both():
+    mesh = make_mesh(MeshConfig(fsdp=2, sequence=4))
+    with pytest.raises(ShardingError, match=r"'time'.* of size 6 .*mesh axis sequence of size 4"):
+        place_batch({"tokens": np.zeros((2, 6), np.int32)}, mesh)
 
 
 def test_a_placed_batch_holds_the_same_rows_cut_over_devices():

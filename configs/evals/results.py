@@ -110,14 +110,12 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Suite
         out=out,
         text=HeldOut(f"{run_dir}/data"),
         needle=NeedleConfig(
-            CATALOGUE, LENGTHS, needles=4, sequences=256, long_sequences=64, long_length=512
+            CATALOGUE, LENGTHS, needles=4, sequences=256, long_sequences=32, long_length=512
         ),
-        perplexity=PerplexityConfig(LENGTHS, windows=16, targets=64, position_length=LONGEST),
+        perplexity=PerplexityConfig(LENGTHS, windows=16, targets=64, position_length=2048),
         ruler=RulerConfig(()),
         race=RaceConfig((1024, 2048, 4096, 8192, 16384, 32768, 65536), longest_prefill=16384),
-        sweep=SweepConfig(
-            LOG, constants=(16.0, 32.0, 64.0, 128.0, 256.0, 512.0), by="needle", length=LONGEST
-        ),
+        sweep=SweepConfig(LOG, constants=(32.0, 128.0, 512.0), by="needle", length=LONGEST),
         claims=claims(),
         document=Document("docs/results.md", "Results", ABOUT, TRAINED_LENGTH),
         conversion=run_dir,

@@ -9,8 +9,9 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,10 @@ def prepare(corpus: CorpusConfig, *, rebuild: bool = False) -> Prepared:
         if not rebuild:
             return _reuse(folder, asked)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+    partial = _partial(folder)
     try:
         manifest = _write(corpus, asked, partial)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
@@ -89,6 +89,29 @@ def _asked(corpus: CorpusConfig) -> dict[str, Any]:
         "seed": corpus.seed,
     }
     return json.loads(json.dumps(asked))
+
+
+def _partial(folder: Path) -> Path:
+    """A new folder beside its place, named by host and process; what killed ones of this host left is removed."""
+    name = f".{folder.name}.partial-{socket.gethostname()}-"
+    for old in folder.parent.iterdir():
+        process = old.name.removeprefix(name)
+        if old.name.startswith(name) and (int(process) == os.getpid() or not _lives(int(process))):
+            logger.warning("removing %s, left by a process that was killed", old)
+            shutil.rmtree(old)
+    partial = folder.parent / f"{name}{os.getpid()}"
+    partial.mkdir()
+    return partial
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def _reuse(folder: Path, asked: dict[str, Any]) -> Prepared:

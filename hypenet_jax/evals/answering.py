@@ -12,6 +12,7 @@ from hypenet_jax.evals.ruler_text import Question
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import generate
+from hypenet_jax.model.prefill import left_padded
 
 Prompt = Int[np.ndarray, " _"]
 Written = Int[np.ndarray, " M"] | Exception
@@ -80,15 +81,12 @@ def write(
         for row in prompts
     ]
     fitting = [i for i, row in enumerate(prompts) if len(row) <= longest]
-    # Padded on the left to one width: one compiled program per length and budget.
-    tokens, real = (np.zeros((len(fitting), longest), np.int32) for _ in range(2))
-    for row, i in enumerate(fitting):
-        tokens[row, longest - len(prompts[i]) :] = prompts[i]
-        real[row, longest - len(prompts[i]) :] = 1
+    # One width: one compiled program per length and budget.
+    padded = left_padded([prompts[i] for i in fitting], longest)
     left = iter(fitting)
-    batches = zip(*(batches_of(rows, tokens_per_batch) for rows in (tokens, real)), strict=True)
-    for (some, count), (segments, _) in batches:
-        for answer in _answers(subject, some, segments, budget, stop)[:count]:
+    batches = zip(*(batches_of(rows, tokens_per_batch) for rows in padded), strict=True)
+    for (tokens, count), (segments, _) in batches:
+        for answer in _answers(subject, tokens, segments, budget, stop)[:count]:
             written[next(left)] = answer
     return written
 

@@ -7,13 +7,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-import jax
 import numpy as np
 from jaxtyping import Int
 
-from hypenet_jax import axes
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH
-from hypenet_jax.sharding import sharding_of
+from hypenet_jax.evals.subject import TOKENS_PER_BATCH, batch_parts
+from hypenet_jax.model.prefill import left_padded
 
 TokenRow: TypeAlias = Int[np.ndarray, " _"]
 
@@ -33,18 +31,14 @@ class Batch:
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
         """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
         order = [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
-        tokens, real = (np.zeros((self.size, self.width), np.int32) for _ in range(2))
-        for place, row in enumerate(order):
-            start = self.width - len(rows[row])
-            tokens[place, start:], real[place, start:] = rows[row], 1
-        return tokens, real
+        return left_padded([rows[row] for row in order], self.width)
 
 
 def batches_by_width(
     lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> Iterator[Batch]:
     """Every row once, the longest first, in one shape per width (rows of a mesh: a multiple of its batch parts)."""
-    parts = _batch_parts()
+    parts = batch_parts()
     widths: dict[int, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         widths.setdefault(power_of_two(max(lengths[row], SHORTEST)), []).append(row)
@@ -57,12 +51,3 @@ def batches_by_width(
 
 def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
-
-
-def _batch_parts() -> int:
-    """Into how many parts the mesh cuts a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return 1
-    whole = (mesh.size,)
-    return mesh.size // sharding_of((axes.BATCH,), whole, mesh).shard_shape(whole)[0]

@@ -173,6 +173,30 @@ class RulerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class HarnessConfig:
+    """Tasks of lm-evaluation-harness; needs the extra `eval`.
+
+    Attributes:
+      tasks: names of tasks or groups; none leaves the harness out.
+      folder: YAML files of further tasks; None: there are no others.
+      max_length: tokens a model may read, longer contexts lose their first ones; None: the
+        `max_position_embeddings` of its config.json.
+      num_fewshot: examples before each question; None as each task says.
+      limit: documents of each task; None all.
+      chat: prompts become conversations by the tokenizer's chat template.
+      cache: folder where the answers of each model are kept by its label and what was asked; None asks anew.
+    """
+
+    tasks: tuple[str, ...] = ()
+    folder: str | None = None
+    max_length: int | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat: bool = False
+    cache: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """A search for the constant a of the log-length logit scale.
 
@@ -199,11 +223,13 @@ class RaceConfig:
       lengths: context lengths; at each a token is written after a full cache.
       longest_prefill: up to here the context is also read; beyond, it would take minutes.
       rounds: runs of each model, in turns.
+      chips: whose least times for the same work are reported too, by the names of `evals.floors`.
     """
 
     lengths: tuple[int, ...] = ()
     longest_prefill: int = 16384
     rounds: int = 5
+    chips: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +272,7 @@ class SuiteConfig:
       models: the first is the one that others are compared with.
       out: folder of report.jsonl and index.html.
       text: read for perplexities, and the haystack of tasks that ask for ordinary text.
-      ruler, perplexity, race, sweep: sections without lengths (or constants) are left out.
+      ruler, perplexity, race, harness, sweep: sections without lengths (tasks, constants) are left out.
       needle: None leaves needles of a catalogue out.
       claims: statements that the page checks.
       document: a Markdown file to write as well; None: none.
@@ -261,6 +287,7 @@ class SuiteConfig:
     ruler: RulerConfig
     perplexity: PerplexityConfig = PerplexityConfig()
     race: RaceConfig = RaceConfig()
+    harness: HarnessConfig = HarnessConfig()
     sweep: SweepConfig = SweepConfig()
     needle: Annotated[NeedleConfig | None, tyro.conf.Fixed] = None
     claims: Annotated[tuple[Claim, ...], tyro.conf.Fixed] = ()

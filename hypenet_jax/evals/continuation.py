@@ -11,7 +11,9 @@ from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.generate import Sampling, decode, prefill, start_context
+from hypenet_jax.model.generate import decode, refuse_nan
+from hypenet_jax.model.prefill import prefill, start_context
+from hypenet_jax.model.sampling import Sampling
 
 # Tokens written between two looks for a stop text.
 SPAN = 32
@@ -76,6 +78,7 @@ def _write(
             stop_token=asked.end_ids,
             key=keys,
         )
+        refuse_nan(new)
         context = new.context
         for row, more, length in zip(written, new.tokens, new.lengths, strict=False):
             if not _has_ended(tokenizer, row, asked):

@@ -5,6 +5,7 @@ each with its part of the model and of every batch.
 """
 
 import dataclasses
+import functools
 import math
 import numbers
 import pathlib
@@ -28,9 +29,10 @@ from hypenet_jax.runtime import broadcast
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """Process 0 met an error outside of what all compute together."""
+    """Process 0 could not evaluate; `expected`: because of what it was given."""
 
     said: str
+    expected: bool
 
 
 def evaluate_with_harness(
@@ -62,11 +64,12 @@ def evaluate_with_harness(
       cache: file that keeps answers, so that a run which was cut off goes on.
       seed: of sampled continuations.
     Returns:
-      A row for each metric of each task and group, its `label` the task. Intervals of 95 % where a metric is a mean
+      A row for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a mean
       over documents: Wilson's where these are hits and misses.
     Raises:
-      ValueError: the tokenizer does not fit the model, or a task asks for what is not done here.
-      KeyError: the harness knows no such task.
+      ValueError: the tokenizer does not fit the model, there is no such task, its documents cannot be had, or it asks
+        for what is not done here.
+      FloatingPointError: the model computes NaN.
     """
     if tokenizer.vocab_size > subject.decoder.config.vocab_size:
         raise ValueError(
@@ -88,10 +91,7 @@ def evaluate_with_harness(
         found = simple_evaluate(
             model,
             tasks=list(tasks),
-            task_manager=TaskManager(
-                include_path=list(task_folders) or None,
-                include_defaults=any(isinstance(task, str) for task in tasks),
-            ),
+            task_manager=_manager(tasks, task_folders),
             num_fewshot=num_fewshot,
             limit=limit,
             apply_chat_template=chat,
@@ -100,9 +100,39 @@ def evaluate_with_harness(
         )
         report = report_of(found, subject.name)
     except Exception as error:
-        broadcast(_Failure(f"{type(error).__name__}: {error}"))
+        expected = isinstance(error, ValueError | OSError | RuntimeError)
+        failure = _Failure(f"{type(error).__name__}: {error}", expected)
+        broadcast(failure)
+        if expected:
+            raise ValueError(_told(failure)) from error
         raise
     return broadcast(report)
+
+
+def _manager(
+    tasks: Sequence[str | Mapping[str, Any]], folders: Sequence[pathlib.Path]
+) -> TaskManager:
+    """What the harness knows of tasks.
+
+    Raises:
+      ValueError: one is called by a name that it does not know.
+    """
+    named = [task for task in tasks if isinstance(task, str)]
+    manager = _index(tuple(folders), bool(named))
+    unknown = [
+        task for task in named if task not in manager.all_tasks and not pathlib.Path(task).is_file()
+    ]
+    if unknown:
+        raise ValueError(
+            f"the harness knows no tasks {unknown}; `lm-eval ls tasks` lists them, and a YAML file can be one"
+        )
+    return manager
+
+
+@functools.cache
+def _index(folders: tuple[pathlib.Path, ...], defaults: bool) -> TaskManager:
+    """It reads the thousands of files of the harness's own tasks, if they are wanted, each time one is made."""
+    return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
 
 def answers(
@@ -124,8 +154,12 @@ def _follow(subject: Subject, tokenizer: Tokenizer) -> Report:
             broadcast(None)  # process 0 met the same and says so
             raise
     if isinstance(sent, _Failure):
-        raise RuntimeError(f"process 0 could not evaluate: {sent.said}")
+        raise ValueError(_told(sent)) if sent.expected else RuntimeError(_told(sent))
     return sent
+
+
+def _told(failure: _Failure) -> str:
+    return f"lm-evaluation-harness: {failure.said}"
 
 
 def report_of(found: Mapping[str, Any], model: str) -> Report:
@@ -141,7 +175,7 @@ def report_of(found: Mapping[str, Any], model: str) -> Report:
             low, high = _interval(values, float(value))
             name = metric if filtered == "none" else key
             count = numbers_of_task["sample_len"]
-            rows.append(Row(name, model, float(value), count, low=low, high=high, label=task))
+            rows.append(Row(name, model, float(value), count, low=low, high=high, task=task))
     return Report(tuple(rows))
 
 

@@ -25,7 +25,7 @@ from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.chat import Message, render_chat, token_of
 from hypenet_jax.evals.continuation import Continuations
 from hypenet_jax.evals.likelihood import Likelihoods
-from hypenet_jax.model.generate import Sampling
+from hypenet_jax.model.sampling import Sampling
 
 log = logging.getLogger("hypenet_jax")
 
@@ -42,7 +42,7 @@ class HarnessModel(TemplateLM):
 
     Attributes:
       ask: answers a question, in any order, each answer with the index of its row.
-      tokens: of the model's folder.
+      folder_tokenizer: of the model's folder.
       max_length: tokens the model may read; longer contexts lose their first ones.
       end_ids: tokens that end a text.
       seed: of sampled continuations.
@@ -59,7 +59,7 @@ class HarnessModel(TemplateLM):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.ask, self.own, self.name = ask, tokenizer, name
+        self.ask, self.folder_tokenizer, self.name = ask, tokenizer, name
         self.max_length, self.seed = max_length, seed
         self.end_ids = tuple(dict.fromkeys((tokenizer.end_id, *end_ids)))
         # Ours reads a special token in a text as plain text; prompts of the harness may be made of them.
@@ -68,19 +68,21 @@ class HarnessModel(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.own.end_id
+        return self.folder_tokenizer.end_id
 
     @property
     def prefix_token_id(self) -> int:
         """What an empty context is replaced by: the token that begins a text, else the one that ends it."""
-        start = token_of(self.own.config, "bos_token")
-        return self.own.end_id if start is None else self.own.id_of(start)
+        start = token_of(self.folder_tokenizer.config, "bos_token")
+        return self.folder_tokenizer.end_id if start is None else self.folder_tokenizer.id_of(start)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self.own.decode([self.prefix_token_id]))
+            add_special_tokens = not string.startswith(
+                self.folder_tokenizer.decode([self.prefix_token_id])
+            )
         return self.reader.encode(string, add_special_tokens=add_special_tokens).ids
 
     def _loglikelihood_tokens(
@@ -147,7 +149,7 @@ class HarnessModel(TemplateLM):
             raise ValueError(
                 f"max_gen_toks {count} leaves no room for a context in max_length {self.max_length}"
             )
-        end = self.own.decode([self.eot_token_id])
+        end = self.folder_tokenizer.decode([self.eot_token_id])
         until = lm_texts.handle_stop_sequences(settings.pop("until"), eos=end)
         prompts = [
             self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
@@ -180,11 +182,11 @@ class HarnessModel(TemplateLM):
         self, chat_history: list[Message], add_generation_prompt: bool = True
     ) -> str:
         return render_chat(
-            self.own.config, chat_history, add_generation_prompt=add_generation_prompt
+            self.folder_tokenizer.config, chat_history, add_generation_prompt=add_generation_prompt
         )
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return self.own.config.get("chat_template") if chat_template else None
+        return self.folder_tokenizer.config.get("chat_template") if chat_template else None
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:

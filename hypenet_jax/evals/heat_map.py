@@ -8,6 +8,7 @@ from hypenet_jax.evals.page_parts import length_text
 from hypenet_jax.evals.report import Row
 
 CELL_WIDTH, CELL_HEIGHT, LEFT, TOP, BOTTOM = 62, 30, 58, 22, 40
+NARROWEST = 230  # what stands beside the axes needs it
 
 
 def heat_map(rows: Sequence[Row], title: str) -> str:
@@ -28,7 +29,7 @@ def heat_map(rows: Sequence[Row], title: str) -> str:
     below = TOP + len(depths) * CELL_HEIGHT
     for j, length in enumerate(lengths):
         parts.append(_text(LEFT + (j + 0.5) * CELL_WIDTH, below + 16, length_text(length)))
-    width, height = LEFT + len(lengths) * CELL_WIDTH + 4, below + BOTTOM
+    width, height = max(LEFT + len(lengths) * CELL_WIDTH + 4, NARROWEST), below + BOTTOM
     parts.append(_text((LEFT + width) / 2, height - 6, "context length in tokens", kind="name"))
     parts.append(_text(2, 13, "depth of the answer", "start", "name"))
     said = html.escape(f"{title}: score by context length and depth")

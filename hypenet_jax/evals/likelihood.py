@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Iterator
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -17,7 +18,7 @@ from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width, power_o
 from hypenet_jax.evals.perplexity import BLOCK
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject
 from hypenet_jax.model.decoder import DecodeState, decode_state
-from hypenet_jax.model.generate import PREFILL_PART
+from hypenet_jax.model.prefill import PREFILL_PART
 from hypenet_jax.sharding import constrain
 
 
@@ -82,7 +83,7 @@ def _stacked(asked: Likelihoods, batch: Batch) -> _Asked:
     labels, _ = batch.stack([row[1:] for row in asked.rows])
     counts = np.zeros((batch.size, 1), np.int32)
     counts[: len(batch.rows), 0] = [asked.counted[row] for row in batch.rows]
-    return _Asked(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
+    return cast(Any, _Asked)(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -33,7 +33,7 @@ from hypenet_jax.evals.page_parts import (
     share_text,
 )
 from hypenet_jax.evals.page_style import STYLE
-from hypenet_jax.evals.page_tasks import depths, failures, tasks
+from hypenet_jax.evals.page_tasks import depths, failures, harness, scales, tasks
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.results import Curve, LayerScore, Results
 
@@ -53,8 +53,9 @@ def render_page(results: Results) -> str:
     text is escaped.
     """
     parts = [_headline(results), _retrieval(results), depths(results), tasks(results)]
-    parts += [_perplexity(results), _positions(results), _speed(results)]
-    parts += [_conversion(results), _checks(results), failures(results.report)]
+    parts += [harness(results.report), _perplexity(results), _positions(results)]
+    parts += [scales(results.report), _speed(results), _conversion(results), _checks(results)]
+    parts += [failures(results.report)]
     title = html.escape(results.title)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -131,12 +132,13 @@ def _speed(results: Results) -> str:
         ("prefill_seconds", "Reading the context", "time", seconds_text, "faster"),
         ("decode_seconds", "Writing one more token", "time per token", seconds_text, "faster"),
         ("state_bytes", "Memory of the context", "state per sequence", bytes_text, "smaller"),
+        ("decode_peak_bytes", "Peak memory of writing a token", "bytes", bytes_text, "smaller"),
     )
     parts = []
     for metric, title, label, text, better in shown:
         rows = results.report.select(metric)
         if rows.rows:
-            binary = metric == "state_bytes"
+            binary = text is bytes_text
             y = log_axis([row.value for row in rows.rows], text, binary=binary)
             chart = _by_length(results, rows, y, title, label, None, intervals=False)
             ratio = _ratios(results, rows, better)

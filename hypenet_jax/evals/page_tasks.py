@@ -1,10 +1,11 @@
 """Sections of the page: scores by depth, tasks by context length, and what could not be measured."""
 
+import dataclasses
 import html
 
 from hypenet_jax.evals.heat_map import heat_map
 from hypenet_jax.evals.page_parts import figure, length_table, plain_table, section, share_text
-from hypenet_jax.evals.report import Report
+from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.results import Results
 
 
@@ -27,8 +28,10 @@ def depths(results: Results) -> str:
 
 def tasks(results: Results) -> str:
     """A table per model: a line per task, a column per context length."""
-    rows = results.report.select("ruler")
-    parts = []
+    means = (
+        dataclasses.replace(row, task="mean") for row in results.report.select("ruler_mean").rows
+    )
+    rows, parts = results.report.select("ruler").add(*means), []
     for model in results.models:
         mine = rows.select(model=model)
         names = tuple(dict.fromkeys(row.task for row in mine.rows if row.task))
@@ -37,12 +40,52 @@ def tasks(results: Results) -> str:
             parts.append(f"<div><h3>{html.escape(model)}</h3>{table}</div>")
     if not parts:
         return ""
-    counts = sorted({row.count for row in rows.rows})
+    counts = sorted({row.count for row in results.report.select("ruler").rows})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     note = (
         "Share of the right answers that the model writes, in the manner of RULER. "
-        f"{counts[0]} to {counts[-1]} questions per number, the same for models of one tokenizer."
+        f"{many} questions per number, the same for models of one tokenizer."
     )
     return section("Tasks", note, "".join(parts))
+
+
+def scales(report: Report) -> str:
+    """What each logit scale brings, and which is the best."""
+    rows, best = report.select("scale_sweep").rows, report.select("scale_best").rows
+    if not rows:
+        return ""
+    lines = [
+        (
+            row.label or "",
+            f"{row.value:.4g}",
+            _ends(row),
+            "best" if best and best[0].label == row.label else "",
+        )
+        for row in rows
+    ]
+    note = f"{rows[0].task} of {rows[0].model} at {rows[0].length} tokens, by attn_logits_scaling."
+    head = ("scale", rows[0].task or "", "95 %", "")
+    return section("The logit scale", note, plain_table(head, lines))
+
+
+def harness(report: Report) -> str:
+    """Tasks of lm-evaluation-harness, which are those without a context length: a line per metric and model."""
+    rows = [
+        row for row in report.rows if row.task and row.length is None and row.metric != "failed"
+    ]
+    if not rows:
+        return ""
+    lines = [
+        (row.task or "", row.metric, row.model, f"{row.value:.4g}", _ends(row), str(row.count))
+        for row in sorted(rows, key=lambda row: (row.task or "", row.metric))
+    ]
+    head = ("task", "metric", "model", "value", "95 % interval", "documents")
+    note = "Prompts and metrics are those of the harness."
+    return section("Tasks of lm-evaluation-harness", note, plain_table(head, lines))
+
+
+def _ends(row: Row) -> str:
+    return "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def failures(report: Report) -> str:

@@ -117,8 +117,9 @@ class Report:
         return "".join(json.dumps(_plain(row), sort_keys=True) + "\n" for row in rows)
 
     def table(self) -> str:
-        """Aligned text for a terminal: one block per metric, a line per model (and label), a column per length."""
-        metrics = dict.fromkeys(row.metric for row in self.rows)
+        """Aligned text for a terminal: one block per metric, a line per model (and label), a column per length; rows of
+        a single depth are left out."""
+        metrics = dict.fromkeys(row.metric for row in self.rows if row.depth is None)
         return "\n".join(_block(metric, self.select(metric)) for metric in metrics)
 
 
@@ -203,8 +204,7 @@ def _block(metric: str, report: Report) -> str:
     columns = [*map(str, lengths), *([""] if any(r.length is None for r in report.rows) else [])]
     lines = {}
     for row in report.rows:
-        depth = None if row.depth is None else f"depth {row.depth:.2f}"
-        name = ", ".join(part for part in (row.model, row.task, row.label, depth) if part)
+        name = ", ".join(part for part in (row.model, row.task, row.label) if part)
         column = len(lengths) if row.length is None else lengths.index(row.length)
         lines.setdefault(name, [""] * len(columns))[column] = f"{row.value:.4g}"
     cells = [[metric, *columns], *([name, *values] for name, values in lines.items())]

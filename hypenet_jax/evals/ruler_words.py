@@ -71,7 +71,8 @@ class CommonWords:
 
     def _solved(self, example: Sequence[str], rng: np.random.Generator) -> str:
         """The first half of these words comes three times, the other once."""
-        shown = rng.permutation([*example[: self.common] * 3, *example[self.common :]])
+        often, once = list(example[: self.common]), list(example[self.common :])
+        shown = rng.permutation([*often * 3, *once])
         listed = " ".join(f"{i + 1}. {word}" for i, word in enumerate(shown))
         return f"{HEAD} {listed}{TAIL} {' '.join(example[: self.common])}"
 

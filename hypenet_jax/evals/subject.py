@@ -61,7 +61,7 @@ def batches_of(
 
     On a mesh a batch has that many rows for every part into which the mesh cuts it.
     """
-    parts = _batch_parts()
+    parts = batch_parts()
     size = parts * max(1, min(-(-len(rows) // parts), tokens_per_batch // rows.shape[1]))
     for start in range(0, len(rows), size):
         batch = rows[start : start + size]
@@ -69,7 +69,8 @@ def batches_of(
         yield np.concatenate([batch, filling]), len(batch)
 
 
-def _batch_parts() -> int:
+def batch_parts() -> int:
+    """Into how many parts the mesh cuts a batch."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1

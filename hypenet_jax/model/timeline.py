@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Mask, Positions, Segments, Slots, SlotSegments
+from hypenet_jax.sharding import constrain
 
 
 # Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
@@ -83,6 +85,8 @@ def place(
     if segment_ids is None:
         open_segment = jnp.maximum(before.segment, 1)
         segment_ids = jnp.broadcast_to(open_segment[:, None], (batch, time))
+    # Counts run over whole rows, also where devices hold parts of them: the numbers are few.
+    segment_ids = constrain(segment_ids, (axes.BATCH, None))
     real = segment_ids != 0
     starts = _document_starts(segment_ids, before.segment)
     documents = before.document[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)

@@ -38,11 +38,8 @@ def plan(config: Planned, topology: Topology) -> Plan:
       TopologyError: there is no such topology, or no compiler for it.
     """
     mesh = make_mesh(config.mesh, topology.devices())
-    program = (
-        training_program(config, mesh)
-        if isinstance(config, RunConfig)
-        else serving_program(config, mesh)
-    )
+    trains = isinstance(config, RunConfig)
+    program = training_program(config, mesh) if trains else serving_program(config, mesh)
     compiled = compile_program(program, topology)
     nodes = [topology.node(device) for device in mesh.devices.flat]
     chip = topology.chip

@@ -1,7 +1,7 @@
 """The programs that run on rented devices, as shapes: the step of a stage, and reading or writing a long context."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,6 @@ def placed(shapes: Any, shardings: Any, dtype: Any = None) -> Any:
 
 def _batch(rows: int, length: int, mesh: Mesh) -> Batch:
     where = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
-    # Any: the fields hold shapes here, not the arrays they are declared as.
-    numbers: Any = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where)
-    weights: Any = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
-    return Batch(numbers, numbers, numbers, weights)
+    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where)
+    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
+    return cast(Any, Batch)(numbers, numbers, numbers, weights)

@@ -1,7 +1,7 @@
 """Reading and continuing a long context, as programs of shapes."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from hypenet_jax import axes
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.generate import (
-    PREFILL_PART,
-    Context,
-    Sampling,
-    read_part,
-    row_keys,
-    start_context,
-    start_writing,
-    write_until,
-)
+from hypenet_jax.model.generate import row_keys, start_writing, write_until
 from hypenet_jax.model.mixers.softmax import KVState
+from hypenet_jax.model.prefill import PREFILL_PART, Context, read_part, start_context
+from hypenet_jax.model.sampling import Sampling
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
 from hypenet_jax.plan.programs import Program, placed
@@ -83,10 +76,11 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         for layer in shapes.state.layers
     )
     cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
-    state = shapes.state.replace(layers=layers, cursor=cursor)
-    # Any: the fields hold shardings here, not the arrays they are declared as.
-    logits: Any = where(shapes.logits, (axes.BATCH, axes.VOCAB))
-    return placed(shapes, Context(state, logits))
+    places = cast(Any, Context)(
+        shapes.state.replace(layers=layers, cursor=cursor),
+        where(shapes.logits, (axes.BATCH, axes.VOCAB)),
+    )
+    return placed(shapes, places)
 
 
 def _names(layer: Any) -> tuple[str | None, ...]:

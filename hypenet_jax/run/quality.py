@@ -21,6 +21,7 @@ from hypenet_jax.evals.ruler_cache import cached_questions
 from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
 from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.model.config import with_logit_scale
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.run.generate import end_ids
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
@@ -56,12 +57,11 @@ class Entrant:
         """The same with another `attn_logits_scaling`, written as in a config.json; "stored" changes nothing."""
         if logit_scale == "stored":
             return self
-        decoder = self.subject.decoder
-        config = with_logit_scale(decoder.config, logit_scale_from_hf(logit_scale))
-        subject = dataclasses.replace(
-            self.subject, decoder=dataclasses.replace(decoder, config=config)
-        )
-        return dataclasses.replace(self, subject=subject)
+        subject = self.subject
+        assert isinstance(subject.decoder, Decoder)
+        config = with_logit_scale(subject.decoder.config, logit_scale_from_hf(logit_scale))
+        scaled = dataclasses.replace(subject, decoder=subject.decoder.clone(config=config))
+        return dataclasses.replace(self, subject=scaled)
 
 
 def open_entrant(config: SuiteConfig, one: ModelFolder, mesh: Mesh) -> Entrant:

@@ -1,6 +1,7 @@
 """The search for the constant a of the log-length logit scale, and writing the best into an exported model."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.config import SuiteConfig
+from hypenet_jax.run.kept_rows import KeptRows
 from hypenet_jax.run.quality import Entrant, needles, open_entrant, perplexity_at, tasks
 from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
@@ -22,7 +24,7 @@ log = logging.getLogger("hypenet_jax")
 NONE = "none"
 
 
-def sweep(config: SuiteConfig, mesh: Mesh) -> Report:
+def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     """One model with no scaling and with every constant a.
 
     Returns:
@@ -41,7 +43,8 @@ def sweep(config: SuiteConfig, mesh: Mesh) -> Report:
     entrant, report = open_entrant(config, one, mesh), Report()
     for scale in (None, *(f"hype {a:g}" for a in asked.constants)):
         log.info("evaluate: %s with logit scale %s", label, scale)
-        report += _measured(config, entrant.scaled(scale), scale)
+        measured = functools.partial(_measured, config, entrant.scaled(scale), scale)
+        report += kept(f"logit scale {scale}", measured)
     rows = report.select("scale_sweep").rows
     if not rows:
         return report

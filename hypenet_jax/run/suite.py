@@ -1,19 +1,25 @@
 """Models in folders, measured and compared: quality of each, the search for a logit scale, speed and memory."""
 
 import functools
+import itertools
 import logging
 
 import jax
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
+from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.efficiency import efficiency
+from hypenet_jax.evals.floors import floors
+from hypenet_jax.run.harness import check_harness, harness_scores
+from hypenet_jax.run.kept_rows import KeptRows, kept_rows
 from hypenet_jax.run.quality import Entrant, attempt, needles, open_entrant, perplexities, tasks
 from hypenet_jax.run.scale_sweep import sweep
 from hypenet_jax.run.suite_page import write_suite
 from hypenet_jax.sharding import make_mesh, on_mesh
+from hypenet_jax.weights import read_config
 
 log = logging.getLogger("hypenet_jax")
 
@@ -21,47 +27,62 @@ log = logging.getLogger("hypenet_jax")
 def measure(config: SuiteConfig) -> Report:
     """Measures every model, prints the table and writes `config.out`: report.jsonl and index.html.
 
-    What cannot be measured, such as a length that the text does not fill, is a row "failed" that says why.
+    What cannot be measured, such as a length that the text does not fill, is a row "failed" that says why. A suite that
+    was cut off goes on after the last measurement that it finished.
 
     Raises:
-      CheckpointError, FileNotFoundError, ValueError: see `open_entrant`.
+      CheckpointError, FileNotFoundError, ValueError: see `check_harness` and `open_entrant`.
     """
-    mesh, report = make_mesh(config.mesh), Report()
+    check_harness(config)
+    for one in config.models:  # before hours of measuring the first ones
+        read_config(one.folder)
+        load_tokenizer(one.folder)
+    mesh, kept, report = make_mesh(config.mesh), kept_rows(config), Report()
     with on_mesh(mesh):
         for one in config.models:
             log.info("evaluate: %s", one.label)
-            report += _quality(config, one, open_entrant(config, one, mesh))
-        report += sweep(config, mesh) + _race(config, mesh)
+            report += _quality(config, one, open_entrant(config, one, mesh), kept)
+        report += sweep(config, mesh, kept) + _race(config, mesh, kept)
     if jax.process_index() == 0:
         print(report.table())
         write_suite(config, report)
     runtime.meet("report written")
+    kept.forget()
     return report
 
 
-def _quality(config: SuiteConfig, one: ModelFolder, entrant: Entrant) -> Report:
+def _quality(config: SuiteConfig, one: ModelFolder, entrant: Entrant, kept: KeptRows) -> Report:
     """What is asked of this model."""
-    report = perplexities(config, entrant) if one.reads else Report()
-    if one.searches and config.needle is not None:
-        for length in config.needle.lengths:
-            report += needles(config, entrant, length)
-    if one.searches:
-        for length in config.ruler.lengths:
-            report += tasks(config, entrant, length)
+    report = Report()
+    if one.reads:
+        read = functools.partial(perplexities, config, entrant)
+        report += kept(f"perplexity of {one.label}", read)
+    if not one.searches:
+        return report
+    needle_lengths = () if config.needle is None else config.needle.lengths
+    for search, lengths in ((needles, needle_lengths), (tasks, config.ruler.lengths)):
+        for length in lengths:
+            found = functools.partial(search, config, entrant, length)
+            report += kept(f"{search.__name__} of {one.label} at {length}", found)
+    scores = functools.partial(harness_scores, config, one, entrant)
+    report += kept(f"harness of {one.label}", scores)
     return report
 
 
-def _race(config: SuiteConfig, mesh: Mesh) -> Report:
+def _race(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     racing = [one for one in config.models if one.races]
     if not racing or not config.race.lengths:
         return Report()
     log.info("evaluate: speed and memory of %s", [one.label for one in racing])
     subjects = [open_entrant(config, one, mesh).subject for one in racing]
     report = Report()
+    for one, chip in itertools.product(subjects, config.race.chips):
+        report += floors(one.name, one.decoder.config, config.race.lengths, chip)
     for length in config.race.lengths:
         reads = length <= config.race.longest_prefill
         times = functools.partial(
             efficiency, subjects, [length], rounds=config.race.rounds, prefill=reads
         )
-        report += attempt(subjects[0].name, "speed", length, times)
+        timed = functools.partial(attempt, subjects[0].name, "speed", length, times)
+        report += kept(f"speed at {length}", timed)
     return report

@@ -47,6 +47,12 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Number], str]], ...] = (
         "What one sequence's state takes: caches of softmax layers and memories of recurrent ones.",
         bytes_text,
     ),
+    (
+        "decode_peak_bytes",
+        "Peak memory of writing a token",
+        "Weights, state and all that is computed on the way.",
+        bytes_text,
+    ),
 )
 
 

@@ -78,11 +78,7 @@ def _summary(
         rows = [row for row in report.select(metric).rows if math.isfinite(row.value)]
         if rows:
             far = max(rows, key=lambda row: row.length or 0)
-            tiles.append(
-                (
-                    f"{what} at {length_text(far.length or 0)}, {far.model}",
-                    f"{far.value:.1f}x the speed of {config.models[0].label}",
-                )
-            )
+            against = f"{what} at {length_text(far.length or 0)} against {config.models[0].label}"
+            tiles.append((against, f"{far.value:.1f}\u00d7 as fast"))
     failed = sum(row.count for row in report.select("failed").rows)
     return (*tiles, ("samples that failed", f"{failed}"))

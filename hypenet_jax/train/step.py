@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.sharding import constrain
+from hypenet_jax.sharding import constrain, sharding_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Mean, Stage
 from hypenet_jax.train.state import TrainState, merge, split
@@ -29,7 +30,7 @@ def make_train_step(
     parameters, moments and the count of updates keep their bits, and metrics["skipped"] is 1.
 
     Args:
-      accumulate: micro-batches per update; must divide the rows of the batch.
+      accumulate: micro-batches per update; must divide the rows of the batch, into parts that divide over the mesh.
       shardings: a TrainState of shardings the new state must keep; None lets the compiler choose.
     Returns metrics, float32 scalars: `loss`, every metric of the stage, `grad_norm` (before
       clipping), `learning_rate`, `tokens` (not padding), `skipped`.
@@ -77,7 +78,10 @@ def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Su
     # holds.
     def cut(rows: Array) -> Array:
         parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
-        return constrain(parts, (None, "batch", "time"))
+        names = (None, axes.BATCH, axes.TIME)
+        if not (mesh := jax.sharding.get_abstract_mesh()).empty:
+            sharding_of(names, parts.shape, mesh, f"{accumulate} micro-batches")
+        return constrain(parts, names)
 
     micros = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], micros)

@@ -49,20 +49,52 @@ def chunked(
     The backward pass computes the probabilities again from the kept log of each softmax's sum.
     Arguments as `attention`.
     """
-    length, kv_heads = q.shape[1], k.shape[2]
+    rows: Array = _attend(scale, _query_blocks(q, k.shape[2], visibility), _keys(k, v, visibility))
+    return _unblocked(rows, q)
+
+
+def with_log_totals(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N 1"]]:
+    """As `chunked`, and the log of each softmax's sum of exp(score), LOWEST where none is seen; has no gradient.
+
+    Such parts of all slots can be joined, wherever each was computed.
+    """
+    queries = _query_blocks(q, k.shape[2], visibility)
+    rows, (_, _, _, log_totals) = _forward(scale, queries, _keys(k, v, visibility))
+    return _unblocked(rows, q), _unblocked(log_totals, q)
+
+
+def _keys(k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], visibility: Visibility) -> Keys:
+    return Keys(k, v, visibility.key_segments)
+
+
+def _query_blocks(q: Float[Array, "B T N H"], kv_heads: int, visibility: Visibility) -> Queries:
+    length = q.shape[1]
     block = min(QUERY_BLOCK, length)
     slots = visibility.query_slots
     if slots is None:
         slots = jnp.arange(length, dtype=jnp.int32)[None]
     segments = visibility.query_segments
-    queries = Queries(
+    return Queries(
         rows=jax.vmap(functools.partial(group_queries, kv_heads=kv_heads))(_blocks(q, block, 0)),
         slots=_blocks(slots, block, -1),
         segments=None if segments is None else _blocks(segments, block, 0),
     )
-    rows: Array = _attend(scale, queries, Keys(k, v, visibility.key_segments))
-    out = jax.vmap(functools.partial(ungroup_queries, length=block))(rows)  # [I B Q N H]
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+
+
+def _unblocked(
+    rows: Float[Array, "I B K GQ W"], q: Float[Array, "B T N H"]
+) -> Float[Array, "B T N W"]:
+    length = q.shape[1]
+    block = min(QUERY_BLOCK, length)
+    out = jax.vmap(functools.partial(ungroup_queries, length=block))(rows)  # [I B Q N W]
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *out.shape[3:])[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

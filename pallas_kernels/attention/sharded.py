@@ -1,4 +1,4 @@
-"""Attention of tokens to each other on a mesh whose axes cut the batch, the sequence and the heads.
+"""Attention on a mesh whose axes cut the batch, the sequence or the slots of a cache, and the heads.
 
 Rows and heads do not speak to each other. Along a cut sequence a device changes its own tokens of all its heads for
 all tokens of some of its heads, attends, and changes back: every device does the same work, and runs the very kernel
@@ -9,6 +9,7 @@ the device with the last tokens then has the most to do.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels.attention import attention
+from pallas_kernels.attention.chunked import with_log_totals
+from pallas_kernels.attention.masks import Visibility
 from pallas_kernels.mesh import MeshAxes, on_each_device, parts
 
 Attend = Callable[..., Float[Array, "B T N H"]]
@@ -46,6 +49,51 @@ def sharded(
     attend = functools.partial(attention, scale=scale, implementation=implementation)
     local = functools.partial(_own_tokens, attend, sequence)
     return on_each_device(local, (tokens, tokens, tokens, rows), tokens)(q, k, v, segment_ids)
+
+
+def over_slots(
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float,
+    batch: MeshAxes,
+    sequence: MeshAxes,
+    heads: MeshAxes,
+) -> Float[Array, "B T N H"]:
+    """`attention` to a cache on the mesh of `jax.set_mesh`; for reading prompts: has no gradient where slots are cut.
+
+    Every device attends to its own slots; outputs and one number per query and head are exchanged, never a key.
+
+    Args:
+      batch, sequence, heads: the mesh axes that cut B, S and both N and K, which they must divide.
+    """
+    queries, cache = PartitionSpec(batch, None, heads), PartitionSpec(batch, sequence, heads)
+    rows: Any = PartitionSpec(batch)
+    marks: Any = PartitionSpec(batch, sequence)
+    local = functools.partial(_own_slots, sequence, scale)
+    specs = queries, cache, cache, Visibility(rows, rows, marks)
+    return on_each_device(local, specs, queries)(q, keys, values, visibility)
+
+
+def _own_slots(
+    axes: MeshAxes,
+    scale: float,
+    q: Float[Array, "B T N H"],
+    keys: Float[Array, "B S K H"],
+    values: Float[Array, "B S K H"],
+    visibility: Visibility,
+) -> Float[Array, "B T N H"]:
+    if parts(axes) == 1:
+        return attention(q, keys, values, scale=scale, **visibility._asdict())
+    assert visibility.query_slots is not None
+    first = jax.lax.axis_index(axes) * keys.shape[1]
+    visibility = visibility._replace(query_slots=visibility.query_slots - first)
+    out, log_total = with_log_totals(q, keys, values, visibility, scale=scale)
+    weight = jnp.exp(log_total - jax.lax.pmax(log_total, axes))
+    total, out = jax.lax.psum((weight, weight * out.astype(jnp.float32)), axes)
+    return (out / total).astype(q.dtype)
 
 
 def _own_tokens(

@@ -1,5 +1,5 @@
 """Times every implementation of an op on this machine:  python -m pallas_kernels.bench [OP]
-[--against fla] [--json FILE]
+[--against fla] [--cpu-bars] [--json FILE]
 
 Beside each time stand its error against float64 (on inputs of the same shape but at most 1,024
 tokens), its ratio to the first implementation of the same lines, and its ratio to a floor: the time
@@ -8,6 +8,10 @@ the same call. Rounds are interleaved, one sample of each implementation after t
 
 --against fla adds chunk_simple_gla of flash-linear-attention, which runs in a process of its own
 with PyTorch and Triton; --fla-python names the interpreter that has them, where it is not this one.
+
+--cpu-bars times forward and gradient at the shapes for which a CPU has bars: the token scan takes at
+least 8 times as long as the chunks of lightning attention, and its tree at most twice; the defining
+losses at least as long as theirs, and 5 times the scratch memory (10 GB).
 """
 
 import argparse
@@ -17,7 +21,7 @@ import pathlib
 import sys
 
 from pallas_kernels.bench import against_fla, report
-from pallas_kernels.bench.cases import CASES, ON_DEMAND
+from pallas_kernels.bench.cases import BARS, CASES
 from pallas_kernels.bench.measure import measure, measure_machine
 
 logger = logging.getLogger("pallas_kernels.bench")
@@ -41,10 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
     machine = measure_machine(options.rounds)
-    rows = []
-    for op in [options.op] if options.op else [x for x in CASES if x not in ON_DEMAND]:
+    rows, cases = [], BARS if options.cpu_bars else CASES
+    for op in [options.op] if options.op else cases:
         others = {"fla": fla.contender} if fla and op == against_fla.OP else {}
-        for case in CASES[op]():
+        for case in cases[op]():
             rows += measure(case, machine, options.rounds, others)
     logger.info("%s\n%s", report.heading(machine), report.table(rows))
     if options.json:
@@ -54,6 +58,7 @@ def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__)
     parser.add_argument("op", nargs="?", choices=sorted(CASES), help="all ops where it is left out")
+    parser.add_argument("--cpu-bars", action="store_true", help=f"of {', '.join(BARS)}")
     parser.add_argument("--against", choices=["fla"], help=f"with {against_fla.OP}, or all ops")
     parser.add_argument("--fla-python", default=sys.executable, help="default: this interpreter")
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
@@ -61,6 +66,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.against and options.op not in (None, against_fla.OP):
         parser.error(f"--against fla times {against_fla.OP}, not {options.op}")
+    if options.cpu_bars and options.op not in (None, *BARS):
+        parser.error(f"--cpu-bars times {', '.join(BARS)}, not {options.op}")
     return options
 
 

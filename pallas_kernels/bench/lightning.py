@@ -25,7 +25,7 @@ def cases() -> list[Case]:
     return [case(dtype, shape, names) for shape in shapes for dtype in inputs.dtypes()]
 
 
-def cpu_bars() -> list[Case]:
+def cpu_bar() -> list[Case]:
     """On a CPU the token scan takes at least 8 times as long as the chunks, the tree at most
     twice."""
     whole = case("float32", SHAPES_ON_CPU[1], ("chunked", "recurrent", "associative"))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.decode_attention import chunked, gpu, parts, reference, sharded, tpu
+from pallas_kernels.mesh import MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu", "gpu"]
 
@@ -27,7 +28,9 @@ def decode_attention(
     scale: float,
     query_segments: Int[Array, "B"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
-    length_axis: str | None = None,
+    batch: MeshAxes = None,
+    heads: MeshAxes = None,
+    length_axis: MeshAxes = None,
     implementation: str | None = None,
 ) -> Float[Array, "B N H"]:
     """`attention` of one query per row; query head j reads key/value head j // (N // K).
@@ -42,8 +45,9 @@ def decode_attention(
       slots: the last visible slot of each row; negative sees none, S or more sees all.
       query_segments, key_segments: document of each query and slot, 0 is padding; give both or
         neither.
-      length_axis: axis of the mesh set by `jax.set_mesh` along which the slots are cut into equal
-        parts. Each device attends to its own; B * N * (H + 2) float32 numbers are exchanged.
+      batch, heads: axes of the mesh set by `jax.set_mesh` that cut B and both N and K.
+      length_axis: axis of that mesh along which the slots are cut into equal parts. Each device
+        attends to its own; B * N * (H + 2) float32 numbers are exchanged.
       implementation: "reference", "chunked", "tpu" or "gpu"; None runs the best one here.
     Returns:
       Outputs in q's dtype.
@@ -57,10 +61,9 @@ def decode_attention(
     _check(q, keys, query_segments, key_segments)
     visible = parts.Visible(slots, query_segments, key_segments)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
-    if length_axis is None:
-        part = attend(q, keys, values, visible)
-    else:
-        part = sharded.sharded(attend, q, keys, values, visible, axis=length_axis)
+    part = sharded.sharded(
+        attend, q, keys, values, visible, batch=batch, heads=heads, slots=length_axis
+    )
     return parts.finish(part).astype(q.dtype)
 
 

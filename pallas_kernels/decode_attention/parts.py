@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.mesh import MeshAxes
+
 # Finite: a part that has seen nothing subtracts it from itself without a NaN.
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -67,7 +69,7 @@ def join(parts: Part) -> Part:
     return Part(top, total, jnp.sum(shrink[..., None] * parts.out, axis=0))
 
 
-def join_over(part: Part, axis: str) -> Part:
+def join_over(part: Part, axis: MeshAxes) -> Part:
     """One part of those that the devices along a mesh axis hold, the same on each."""
     top = jax.lax.pmax(part.top, axis)
     shrink = jnp.exp(part.top - top)

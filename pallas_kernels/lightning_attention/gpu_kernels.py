@@ -50,6 +50,7 @@ def written(
         out_specs=specs.span_memory,
         flops=plan.terms * plan.width,
         stages=3,
+        name="written",
     )
 
 
@@ -84,6 +85,7 @@ def attend(
         out_specs=(specs.tokens, specs.memory),
         flops=(1 + plan.terms) * plan.chunk + 2 * plan.terms * plan.width,
         stages=2 if x.dtype == jnp.float32 else 3,
+        name="attend",
     )
 
 
@@ -109,6 +111,7 @@ def key_value_gradients(
         out_specs=(specs.tokens, specs.tokens, specs.memory),
         flops=(2 + 2 * plan.terms) * plan.chunk + 3 * plan.terms * plan.width,
         stages=2,
+        name="key_value_gradients",
     )
 
 
@@ -259,6 +262,7 @@ def _call(
     out_specs: Any,
     flops: int,
     stages: int,
+    name: str,
 ) -> Any:
     """Runs a kernel over (heads, spans, rows): blocks that run together read neighbouring heads,
     which lie side by side. `flops` is a half of those per token, head and column."""
@@ -279,4 +283,5 @@ def _call(
             bytes_accessed=moved,
             transcendentals=tokens * (plan.chunk + 2),
         ),
+        name=f"lightning_attention_{name}",
     )(*inputs)

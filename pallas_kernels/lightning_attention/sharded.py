@@ -69,7 +69,7 @@ def sharded(
 
 def _part_of_sequence(
     attend: Callable[..., tuple[Tokens, Memory]],
-    axes: tuple[str, ...],
+    axes: MeshAxes,
     q: Float[Array, "B T N H"],
     k: Float[Array, "B T N H"],
     v: Float[Array, "B T N H"],

@@ -14,8 +14,10 @@ from pallas_kernels.linear_loss import per_token, sharded
 from pallas_kernels.linear_loss.sharded import MeshAxes
 from pallas_kernels.products import product
 
-# Float32 logits of one chunk, in bytes.
+# Float32 logits of one chunk, in bytes, unless that would be fewer tokens: every chunk reads the head
+# twice and adds to all of its gradient, which fewer tokens would not outweigh.
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**29, "tpu": 2**28}
+LEAST_TOKENS = 256
 
 # Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
 PerToken = Callable[..., tuple[Float[Array, "C"], Float[Array, "C V"]]]
@@ -143,7 +145,8 @@ def _chunks(tokens: Any, vocabulary: int) -> Any:
     nothing has to move.
     """
     length = jax.tree.leaves(tokens)[0].shape[0]
-    size = max(8, CHUNK_BYTES[dispatch.platform()] // (4 * vocabulary) // 8 * 8)
+    fitting = CHUNK_BYTES[dispatch.platform()] // (4 * vocabulary) // 8 * 8
+    size = max(LEAST_TOKENS, fitting)
     count = -(-length // size)
     size = -(-length // count)
 

@@ -17,7 +17,7 @@ from pallas_kernels import dispatch
 
 INSTEAD = "'permuted', or None to let it choose"
 LANES = 128
-BLOCK_NUMBERS = 256 * 2048  # of x in a grid step, at most: 1 MiB of bfloat16
+BLOCK_BYTES = 2**19  # of x in a grid step, at most
 SUBLANES = 16  # rows of a bfloat16 tile
 
 Tokens = Float[Array, "B T W"]
@@ -50,7 +50,8 @@ def tpu(
     if refusal is not None:
         raise dispatch.unsupported("norm_rotary", "tpu", refusal, INSTEAD)
     batch, length, heads, width = x.shape
-    rows = max(BLOCK_NUMBERS // (heads * width) // SUBLANES, 1) * SUBLANES
+    fitting = BLOCK_BYTES // (heads * width * x.dtype.itemsize)
+    rows = max(fitting // SUBLANES, 1) * SUBLANES
     rows = min(rows, -(-length // SUBLANES) * SUBLANES)
     plan = Plan(eps, rows, length, width, heads, dispatch.interprets())
     flat = x.reshape(batch, length, heads * width)

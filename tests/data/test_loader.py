@@ -95,8 +95,8 @@ def test_over_three_epochs_with_changing_hosts_no_row_is_skipped_or_repeated(
     epochs = [sorted(stream[rows * epoch : rows * (epoch + 1)]) for epoch in range(3)]
     assert epochs[0] == epochs[1] == epochs[2]
     stored = np.sort(prepared.tokens("train"))
-    first = np.concatenate([batch.tokens for batch in read])[:rows]
-    np.testing.assert_array_equal(np.sort(first[first != 0]), stored[stored != 0])
+    epoch = np.concatenate(read)[:rows]
+    np.testing.assert_array_equal(np.sort(epoch[epoch != 0]), stored[stored != 0])
 
 
 @pytest.mark.parametrize("position", [0, 1, 7, 100])

@@ -2,6 +2,8 @@ import dataclasses
 import importlib
 import logging
 import os
+import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +167,15 @@ def test_a_damaged_shard_raises_and_names_it(small, damage):
     shard.write_bytes(bytes(raw))
     with pytest.raises(OSError, match="train-00000"):
         prepared.tokens("train")
+
+
+def test_what_a_killed_preparation_left_is_removed_and_what_others_write_is_not(corpus, tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    host, others = socket.gethostname(), f"elsewhere-{ended.pid}"
+    left = {who: tmp_path / f".new.partial-{who}" for who in (f"{host}-{ended.pid}", others)}
+    for folder in (*left.values(), tmp_path / f".new.partial-{host}-{os.getppid()}"):
+        folder.mkdir()
+    prepare(dataclasses.replace(corpus, folder=str(tmp_path / "new")))
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"new", left[others].name, f".new.partial-{host}-{os.getppid()}"}

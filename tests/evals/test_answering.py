@@ -20,7 +20,7 @@ def prompts() -> list[np.ndarray]:
 
 def test_prompts_of_any_length_write_what_they_write_alone(student, prompts):
     together = write(student, prompts, LENGTH, BUDGET, stop=(0,), tokens_per_batch=3 * 26)
-    for row, tokens in zip(prompts[:2], together[:2], strict=True):
+    for row, tokens in zip(prompts[1:3], together[1:3], strict=True):
         alone = generate(
             student.decoder, student.params, row[None], max_new_tokens=BUDGET, stop_token=(0,)
         )

@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.evals import efficiency
-from hypenet_jax.evals.efficiency import cursor_at, filled_state, prefill_times, state_bytes
+from hypenet_jax.evals.efficiency import cursor_at, decode_times, efficiency, filled_state
+from hypenet_jax.evals.floors import CHIPS, decode_work, floors, prefill_work
+from hypenet_jax.evals.footprint import state_bytes
 from hypenet_jax.model.decoder import decode_state
+from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -18,19 +20,21 @@ def test_state_bytes_by_formula_are_those_of_the_arrays(teacher, student, capaci
         assert state_bytes(config, capacity, dtype) == measured
 
 
-def test_every_model_is_timed_at_every_length_and_compared_with_the_first(
-    teacher, student, monkeypatch
-):
-    monkeypatch.setattr(efficiency, "PREFILL_PART", 32)
-    report = efficiency.efficiency([teacher, student], [64], rounds=2)
-    for metric in ("prefill", "decode"):
-        assert report.value(f"{metric}_seconds", "teacher", 64) > 0
+def test_every_model_is_timed_at_every_length_and_compared_with_the_first(teacher, student):
+    models = [teacher, student]
+    report = efficiency(models, [64], rounds=2) + efficiency(models, [96], rounds=2, prefill=False)
+    for metric, lengths in (("prefill", (64,)), ("decode", (64, 96))):
+        assert report.select(f"{metric}_seconds", "teacher").lengths == lengths
         assert report.select(f"{metric}_speedup").models == ("student",)
     row = report.select("prefill_seconds", "student").rows[0]
     assert row.low <= row.value <= row.high
     assert row.count == 2
-    for model in ("teacher", "student"):
-        assert report.value("state_bytes", model) == report.value("state_bytes_formula", model)
+    for model, subject in (("teacher", teacher), ("student", student)):
+        state = report.value("state_bytes", model, 96)
+        assert state == report.value("state_bytes_formula", model, 96)
+        held = state + sum(leaf.nbytes for leaf in jax.tree.leaves(subject.params))
+        for metric in ("prefill", "decode"):
+            assert held < report.value(f"{metric}_peak_bytes", model, 96) < held + 2**22
 
 
 def test_a_filled_state_goes_on_where_a_read_context_would(student):
@@ -53,6 +57,34 @@ def test_single_layers_are_the_same_model(student, log_probs):
     np.testing.assert_allclose(log_probs(student.with_single_layers(), tokens), expected, atol=1e-5)
 
 
-def test_a_length_that_does_not_split_into_parts_is_refused(student):
-    with pytest.raises(ValueError, match="length 3000 is not a multiple of 2048; use 2048"):
-        prefill_times([student], 3000, rounds=1)
+def test_a_length_without_room_for_the_steps_is_refused(student):
+    with pytest.raises(ValueError, match="leaves no context before 32 steps"):
+        decode_times([student], 32, rounds=1)
+
+
+def test_floors_count_weights_caches_and_products_once():
+    """Qwen3-1.7B in bfloat16: 1,720,574,976 numbers; 28 layers of 8 heads of 128 keys and values."""
+    teacher, student, length = qwen3_1p7b(), hypenet_2b(), 2**19
+    numbers = 1_720_574_976
+    work = decode_work(teacher, length, jnp.bfloat16)
+    assert work.bytes == 2 * numbers + 28 * 2 * length * 8 * 128 * 2
+    assert work.flops == 2 * numbers + 28 * 4 * length * 16 * 128
+    ratio = work.bytes / decode_work(student, length, jnp.bfloat16).bytes
+    assert 3.3 < ratio < 3.8
+    long, longer = (prefill_work(teacher, n, jnp.bfloat16).flops for n in (2**19, 2**20))
+    assert 3.5 < longer / long < 4
+    for config in (teacher, student):
+        of_one = prefill_work(config, 1, jnp.bfloat16).flops
+        assert of_one == pytest.approx(decode_work(config, 1, jnp.bfloat16).flops, rel=1e-3)
+
+
+def test_floors_are_the_longer_of_moving_and_multiplying():
+    report = floors("teacher", qwen3_1p7b(), (2**10, 2**16), "H200")
+    work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), CHIPS["H200"]
+    seconds = report.value("decode_seconds_floor", "teacher", 2**16, "H200")
+    assert seconds == work.bytes / chip.bandwidth
+    work = prefill_work(qwen3_1p7b(), 2**16, jnp.bfloat16)
+    seconds = report.value("prefill_seconds_floor", "teacher", 2**16, "H200")
+    assert seconds == work.flops / chip.flops
+    with pytest.raises(ValueError, match=r"'M4' is not known; there are v4, .*H200"):
+        floors("teacher", qwen3_1p7b(), (1,), "M4")

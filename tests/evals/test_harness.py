@@ -1,6 +1,7 @@
 """Scores of lm-evaluation-harness: of this project and of the harness's own Hugging Face backend, on one folder."""
 
 import functools
+import json
 import math
 import pathlib
 from typing import Any
@@ -175,18 +176,49 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
             if not key.endswith(",none") or "_stderr" in key:
                 continue
             metric = key.removesuffix(",none")
-            assert our_report.value(metric, "tiny", label=task) == pytest.approx(value, rel=1e-5)
+            assert our_report.value(metric, "tiny", task=task) == pytest.approx(value, rel=1e-5)
             seen += 1
     assert seen == len(our_report.rows) == 9
 
 
+def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, tmp_path):
+    from hypenet_jax.data.sources import TextFiles
+    from hypenet_jax.evals.config import HarnessConfig, ModelFolder, RulerConfig, SuiteConfig
+    from hypenet_jax.run.suite import measure
+
+    for task in local_tasks():
+        (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(task))
+    (tmp_path / "text.txt").write_text("Snow is cold. " * 20)
+    asked = HarnessConfig(
+        ("local_choice", "no_such_task"), folder=str(tmp_path), max_length=MAX_LENGTH
+    )
+    suite = SuiteConfig(
+        models=(ModelFolder("tiny", str(folder)),),
+        out=str(tmp_path / "out"),
+        text=TextFiles(str(tmp_path), ("*.txt",)),
+        ruler=RulerConfig(()),
+        harness=asked,
+        dtype="float32",
+    )
+    report = measure(suite)
+    (failed,) = report.select("failed").rows
+    assert failed.task == "no_such_task"
+    assert "the harness knows no tasks ['no_such_task']" in (failed.label or "")
+    for metric in ("acc", "acc_norm"):
+        expected = our_report.value(metric, "tiny", task="local_choice")
+        assert report.value(metric, "tiny", task="local_choice") == expected
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Tasks of lm-evaluation-harness" in page
+    assert "local_choice" in page
+
+
 def test_a_mean_over_documents_has_an_interval(our_report):
-    (row,) = our_report.select("acc", label="local_choice").rows
+    (row,) = our_report.select("acc", task="local_choice").rows
     assert row.count == 7
     assert row.low is not None
     assert row.high is not None
     assert row.low <= row.value <= row.high
-    (row,) = our_report.select("word_perplexity", label="local_rolling").rows
+    (row,) = our_report.select("word_perplexity", task="local_rolling").rows
     assert row.low is None
     assert math.isfinite(row.value)
 

@@ -12,7 +12,8 @@ from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.buckets import batches_by_width
 from hypenet_jax.evals.continuation import SPAN, Continuations, continuations
 from hypenet_jax.evals.likelihood import Likelihoods, likelihoods
-from hypenet_jax.model.generate import Sampling, generate
+from hypenet_jax.model.generate import generate
+from hypenet_jax.model.sampling import Sampling
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
 LENGTHS = (5, 12, 20, 33)

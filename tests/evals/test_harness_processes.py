@@ -79,4 +79,4 @@ def test_an_error_of_the_first_process_ends_the_other_too(evaluate):
     codes, outputs = evaluate(2, "2", "no_such_task")
     assert codes == [1, 1], outputs
     assert "no_such_task" in outputs[0][1]
-    assert "process 0 could not evaluate: " in outputs[1][1]
+    assert "ValueError: lm-evaluation-harness: " in outputs[1][1]

@@ -1,8 +1,17 @@
 import math
 
+import numpy as np
 import pytest
 
-from hypenet_jax.evals.report import Report, Row, report_from_json_lines, share, wilson
+from hypenet_jax.evals.report import (
+    Report,
+    Row,
+    failure,
+    report_from_json_lines,
+    scored,
+    share,
+    wilson,
+)
 
 ROWS = (
     Row("needle", "b", 0.1 + 0.2, 64, 256, 0.2, 0.5),
@@ -55,3 +64,27 @@ def test_the_interval_of_a_share_holds_it_and_stays_within_zero_and_one(hits, co
 
 def test_the_interval_of_a_share_is_the_published_one():
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+
+
+def test_scores_are_told_all_together_and_by_depth_and_failed_ones_do_not_count():
+    found = np.asarray([1.0, 1.0, np.nan, 0.0, 0.5, 0.0, np.nan, np.nan])
+    report = scored("needle", "a", found, length=64, task="one")
+    (whole,) = report.select("needle").rows
+    assert (whole.value, whole.count, whole.task) == (0.5, 5, "one")
+    depths = [(r.depth, r.value, r.count) for r in report.select("needle_by_depth").rows]
+    assert depths == [(0.125, 1.0, 2), (0.375, 0.0, 1), (0.625, 0.25, 2)]
+    assert scored("needle", "a", np.full(3, np.nan), length=64).rows == ()
+    assert "by_depth" not in report.table()
+    again = report_from_json_lines(report.to_json_lines())
+    assert again.select("needle_by_depth").rows == report.select("needle_by_depth").rows
+
+
+def test_a_failure_says_what_why_and_how_many_on_one_line():
+    row = failure("a", "vt", ValueError("too\nlong"), 64, 2)
+    assert (row.metric, row.task, row.label, row.count, row.value) == (
+        "failed",
+        "vt",
+        "too long",
+        2,
+        2,
+    )

@@ -1,23 +1,28 @@
 """python -m launch.generate: a folder made here continues prompts; files, streaming, errors."""
 
+import dataclasses
 import io
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from jax import monitoring
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.generate import Sampling
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.model.sampling import Sampling
+from hypenet_jax.run import answer
 from hypenet_jax.run import generate as room
+from hypenet_jax.run.prompts import CompletionFile, read_prompts
+from hypenet_jax.run.speed import COMPILING, Pace, Speed
 from hypenet_jax.weights import save_hf
 from launch import generate
 
@@ -38,30 +43,82 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def writer(folder) -> room.Writer:
-    return room.open_writer(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3, batch=2)
+    return room.open_writer(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3)
+
+
+def complete(writer, prompts, **options):
+    """All completions, in the order of their prompts."""
+    done = {}
+    for some in room.complete(writer, prompts, options.pop("speed", Speed()), **options):
+        done |= some
+    return [done[i] for i in sorted(done)]
 
 
 def test_a_prompt_in_a_batch_writes_what_it_writes_alone(writer):
-    speed = room.Speed()
-    together = room.complete(writer, PROMPTS, speed)
+    speed = Speed()
+    together = complete(writer, PROMPTS, speed=speed)
     assert [one.prompt for one in together] == PROMPTS
-    assert speed.written == sum(one.tokens for one in together)
-    assert room.complete(writer, PROMPTS[:1], room.Speed()) == together[:1]
+    assert speed.decode.tokens == sum(one.tokens for one in together)
+    assert complete(writer, PROMPTS[:1]) == together[:1]
+    assert complete(writer, PROMPTS, skip=(1, 2)) == together[:1]
 
 
 def test_streamed_text_is_the_text(writer):
     heard = []
-    (one,) = room.complete(writer, PROMPTS[:1], room.Speed(), heard.append)
+    (one,) = complete(writer, PROMPTS[:1], on_text=heard.append)
     assert "".join(heard) == one.text
 
 
-def test_prompts_share_a_few_widths_and_full_batches():
-    lengths = np.random.default_rng(0).integers(1, 500, 1000).tolist()
-    batches = list(room._batches(lengths, 8))
-    assert {width for width, _ in batches} <= {32, 64, 128, 256, 512}
-    assert sorted(row for _, rows in batches for row in rows) == list(range(1000))
-    assert sum(len(rows) < 8 for _, rows in batches) <= 5
-    assert all(lengths[row] <= width for width, rows in batches for row in rows)
+def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(writer, monkeypatch):
+    (expected,) = complete(writer, PROMPTS[:1])
+
+    def with_nan(decoder, params, context, *given, **options):  # in the row of the longest
+        context = prefill(decoder, params, context, *given, **options)
+        return dataclasses.replace(context, logits=context.logits.at[0].set(jnp.nan))
+
+    prefill = room.prefill
+    monkeypatch.setattr(room, "prefill", with_nan)
+    bad = [PROMPTS[0], PROMPTS[1], "", ValueError("line 4: no JSON"), "x" * 40]
+    done = complete(dataclasses.replace(writer, max_length=30), bad)
+    assert done[0] == expected
+    errors = [one.error or "" for one in done]
+    for error, said in zip(errors, ["", "NaN", "is empty", "line 4", "length 30"], strict=True):
+        assert said in error
+    assert [one.tokens for one in done[1:]] == [0] * 4
+    small = dataclasses.replace(writer.decoder.config, vocab_size=5)
+    other = dataclasses.replace(writer, decoder=writer.decoder.clone(config=small))
+    assert "tokenizer of another model" in (complete(other, PROMPTS[:1])[0].error or "")
+
+
+def test_the_pace_leaves_out_the_time_of_compilation_and_counts_it_once():
+    def report(seconds):
+        monitoring.record_event_duration_secs(COMPILING + "something", seconds)
+
+    pace = Pace(tokens=10)
+    with pace.timed():
+        time.sleep(0.3)
+        report(0.1)
+        report(0.2)  # the 0.1 before are a part of it
+    assert pace.compiling == pytest.approx(0.2, abs=1e-6)
+    assert 0.3 <= pace.seconds < 3
+    assert str(pace) == f"10 tokens, {10 / (pace.seconds - 0.2):.1f} tokens/s"
+
+
+def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, tmp_path):
+    settings = answer.settings_of(tmp_path, writer, PROMPTS)
+    answer.answer(writer, PROMPTS, Speed(), CompletionFile(tmp_path / "whole.jsonl", settings))
+    out = tmp_path / "out.jsonl"
+    first, *_ = room.complete(writer, PROMPTS, Speed())
+    CompletionFile(out, settings).add(first)
+    partial = out.with_name("out.jsonl.partial")
+    partial.write_text(partial.read_text() + '{"index": 2, "promp')
+    with pytest.raises(ValueError, match="begun with another seed"):
+        CompletionFile(out, {**settings, "seed": 4})
+    again = CompletionFile(out, settings)
+    assert again.done == first
+    answer.answer(writer, PROMPTS, Speed(), again)
+    assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert not partial.exists()
 
 
 def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):
@@ -74,27 +131,28 @@ def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):
 
 def test_the_command_reads_a_file_and_writes_json_lines(folder, tmp_path):
     asked, out = tmp_path / "asked.jsonl", tmp_path / "out.jsonl"
-    asked.write_text('{"prompt": "the cat"}\n\n{"prompt": "a mat"}\n')
+    asked.write_text('{"prompt": "the cat"}\n\n{"text": "x"}\n{"prompt": "a mat"}\n')
     words = ("--prompts", asked, "--max-new-tokens", "3", "--out", out)
     command = [sys.executable, "-m", "launch.generate", folder, *words]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "1 of 3 failed; prompt 2" in done.stderr
     rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == ["the cat", "a mat"]
-    assert all(row["tokens"] <= 3 for row in rows)
+    assert [row["prompt"] for row in rows] == ["the cat", "", "a mat"]
+    assert [row["tokens"] for row in rows] == [3, 0, 3]
+    assert ["line 3" in row.get("error", "") for row in rows] == [False, True, False]
     assert "tokens/s" in done.stderr
 
 
 def test_each_line_typed_is_continued_until_the_input_ends(folder, monkeypatch, capsys):
-    typed = io.StringIO("the cat\n\n")
+    typed = io.StringIO("the cat\n\nzz\n")
     typed.isatty = lambda: True
     monkeypatch.setattr(sys, "stdin", typed)
-    generate.main(generate.Arguments(folder, max_new_tokens=3))
-    (expected,) = room.complete(
-        room.open_writer(folder, max_new_tokens=3), ["the cat"], room.Speed()
-    )
+    generate.main(generate.Arguments(folder, max_new_tokens=3, max_length=5))
     captured = capsys.readouterr()
-    assert captured.out == expected.text + "\n"
+    writer = room.open_writer(folder, max_new_tokens=3, max_length=5)
+    refused, expected = complete(writer, ["the cat", "zz"])
+    assert captured.out == f"\nerror: {refused.error}\n{expected.text}\n"
     assert "decode" in captured.err
 
 
@@ -102,7 +160,7 @@ def test_each_line_typed_is_continued_until_the_input_ends(folder, monkeypatch, 
     ("options", "said"),
     [
         ({}, "nothing to continue"),
-        ({"prompt": ("",)}, r"prompts \[1\] are empty"),
+        ({"prompt": ("",)}, "1 of 1 failed; prompt 1: the prompt is empty"),
         ({"prompt": ("a",), "max_new_tokens": 0}, "at least 1"),
         ({"prompt": ("a",), "top_p": 2.0}, "top_p"),
     ],
@@ -113,11 +171,18 @@ def test_what_cannot_be_continued_is_one_clear_error(folder, monkeypatch, option
         generate.main(generate.Arguments(folder, **options))
 
 
-def test_a_folder_without_tokenizer_and_a_line_without_prompt_are_errors(tmp_path):
+def test_a_line_that_is_no_prompt_says_so_in_its_place(tmp_path):
     file = tmp_path / "asked.jsonl"
-    file.write_text('{"prompt": "a"}\n{"text": "b"}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        room.read_prompts(file)
+    file.write_text('{"prompt": "a"}\n{"text": "b"}\n[\n{"prompt": 3}\n{"prompt": "c"}\n')
+    first, *bad, last = read_prompts(file)
+    assert (first, last) == ("a", "c")
+    assert [f"line {number}" in str(error) for number, error in enumerate(bad, 2)] == [True] * 3
+    plain = tmp_path / "asked.txt"
+    plain.write_text("a b\n\n{}\n")
+    assert read_prompts(plain) == ["a b", "{}"]
+
+
+def test_a_folder_without_tokenizer_is_an_error(tmp_path):
     save_hf(
         tmp_path / "bare",
         TEACHER,

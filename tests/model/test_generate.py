@@ -4,20 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import monitoring
 
 from hypenet_jax.model import generate as module
+from hypenet_jax.model import prefill as reading
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.generate import (
-    Sampling,
-    decode,
-    draw,
-    generate,
-    prefill,
-    start_context,
-)
+from hypenet_jax.model.generate import decode, generate
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.model.prefill import prefill, start_context
+from hypenet_jax.model.sampling import Sampling, draw
 
 NEW = 6
 TEACHER = ModelConfig(24, 16, 24, (SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2, True)
@@ -85,7 +82,7 @@ def test_prompts_read_in_parts_are_prompts_read_at_once(write, prompts, monkeypa
     ragged, real = prompts.copy(), np.ones_like(prompts)
     real[1, 2:] = 0
     short = write(ragged, segment_ids=real)
-    monkeypatch.setattr(module, "PREFILL_PART", 2)
+    monkeypatch.setattr(reading, "PREFILL_PART", 2)
     np.testing.assert_array_equal(write(prompts), whole)
     np.testing.assert_array_equal(write(ragged, segment_ids=real), short)
 
@@ -137,12 +134,43 @@ def test_streamed_tokens_are_those_written_and_none_after_a_row_ends(write, prom
         assert row == new[:end].tolist()
 
 
-def test_spans_of_a_stream_and_other_stops_of_rows_run_one_program(write, prompts):
-    options = {"on_tokens": lambda new: None, "max_new_tokens": 2 * module.STREAM_SPAN + 1}
-    before = module._write._cache_size()
-    write(prompts, stop_token=23, **options)
-    write(prompts[::-1], stop_token=23, **options)
-    assert module._write._cache_size() == before + 1
+@pytest.fixture
+def compiled():
+    """Programs compiled since."""
+    names = []
+
+    def hear(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(event)
+
+    monitoring.register_event_duration_secs_listener(hear)
+    yield names
+    monitoring.unregister_event_duration_listener(hear)
+
+
+def test_rows_that_end_elsewhere_in_a_stream_compile_nothing_new(write, prompts, compiled):
+    options = {
+        "sampling": Sampling(2.0),
+        "stop_token": (0, 1, 2, 3),
+        "on_tokens": lambda new: None,
+        "max_new_tokens": 2 * module.STREAM_SPAN + 1,
+    }
+    first = write(prompts, key=jax.random.key(0), **options)
+    assert compiled
+    compiled.clear()
+    others = [write(prompts[::-1], key=jax.random.key(seed), **options) for seed in range(1, 9)]
+    assert not compiled
+    ends = {tuple((new < 4).argmax(axis=1)) for new in (first, *others)}
+    assert len(ends) > 3
+
+
+def test_a_row_ends_where_its_logits_are_nan_and_the_others_go_on(student, write, prompts):
+    context = prefill(*student, start_context(student[0], 2, 5 + NEW), prompts)
+    context = context.replace(logits=context.logits.at[0].set(jnp.nan))
+    written = decode(*student, context, max_new_tokens=NEW)
+    assert written.broken.tolist() == [True, False]
+    assert written.lengths.tolist() == [0, NEW]
+    np.testing.assert_array_equal(written.tokens[1], write(prompts)[1])
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(2.0)])
@@ -182,7 +210,7 @@ def test_nan_logits_and_a_full_state_are_errors(student, prompts):
         decode(decoder, params, start_context(decoder, 2, 5), max_new_tokens=1)
     nan = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
     with pytest.raises(FloatingPointError, match=r"rows \[0, 1\]"):
-        generate(decoder, nan, prompts, max_new_tokens=1)
+        generate(decoder, nan, prompts, max_new_tokens=NEW)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6)])

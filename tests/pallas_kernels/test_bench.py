@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure, rotary
-from pallas_kernels.bench.cases import CASES, ON_DEMAND
+from pallas_kernels.bench.cases import CASES
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +34,11 @@ def rows_of(tmp_path, *arguments):
 
 def test_every_op_is_timed_and_is_as_accurate_as_float32(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8),))
-    monkeypatch.setattr(inputs, "worth_timing", lambda names: ("chunked",))
+    monkeypatch.setattr(inputs, "worth_timing", lambda names: {"chunked", "permuted"} & set(names))
     with caplog.at_level("INFO", logger="pallas_kernels.bench"):
         content = rows_of(tmp_path)
     rows = content["rows"]
-    assert {row["op"] for row in rows} == set(CASES) - set(ON_DEMAND)
+    assert {row["op"] for row in rows} == set(CASES)
     for row in rows:
         assert 0 < row["low"] <= row["milliseconds"] <= row["high"]
         assert row["ratio"] == 1
@@ -67,9 +67,8 @@ def test_an_implementation_of_another_device_is_left_out_and_named(caplog):
     assert "left out: lightning_attention implementation 'gpu' needs a GPU" in caplog.text
 
 
-def test_ratios_are_to_the_first_implementation_and_to_the_floor(tmp_path, monkeypatch):
-    monkeypatch.setattr(losses, "cpu_bars", list)
-    rows = rows_of(tmp_path, "cpu_bars")["rows"]
+def test_ratios_are_to_the_first_implementation_and_to_the_floor(tmp_path):
+    rows = rows_of(tmp_path, "lightning_attention", "--cpu-bars")["rows"]
     assert [row["implementation"] for row in rows] == ["chunked", "recurrent", "associative"]
     for row in rows:
         assert math.isclose(row["ratio"], row["milliseconds"] / rows[0]["milliseconds"])
@@ -143,3 +142,13 @@ def test_fla_is_no_implementation_of_another_op(capsys):
         command.main(["linear_kl", "--against", "fla"])
     assert end.value.code == 2
     assert "--against fla times lightning_attention, not linear_kl" in capsys.readouterr().err
+
+
+def test_a_cpu_bar_sets_the_chunked_loss_against_its_definition(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(losses, "BAR_ON_CPU", (16, 8, 80))
+    rows = rows_of(tmp_path, "linear_kl", "--cpu-bars")["rows"]
+    assert [row["implementation"] for row in rows] == ["chunked", "reference"]
+    assert {row["mode"] for row in rows} == {"forward+gradient"}
+    with pytest.raises(SystemExit):
+        command.main(["attention", "--cpu-bars"])
+    assert "--cpu-bars times lightning_attention, linear_cross" in capsys.readouterr().err

@@ -27,8 +27,9 @@ backend_config={"flag_configs":[],"scoped_memory_configs":[{"memory_space":"1","
 
 
 def row(**measured):
-    program = aot.Program("op", "B1 T8", "forward", len, (), vmem_limit=4.0)
-    return dataclasses.replace(aot.Row("v5e", program, kernels=1, vmem=3.9), **measured)
+    program = aot.Program("op", "B1 T8", "forward", len, (), vmem_limit=4.0, temporaries_limit=1.0)
+    met = aot.Row("v5e", program, kernels=1, vmem=3.9, temporaries=0.9)
+    return dataclasses.replace(met, **measured)
 
 
 def test_vmem_is_what_each_kernel_uses_and_not_its_limit():
@@ -44,6 +45,7 @@ def test_relayouts_are_copies_and_transposes_of_large_arrays():
     [
         ({}, ""),
         ({"vmem": 4.1}, "more than 4 MiB of VMEM"),
+        ({"temporaries": 1.1}, "more than 1 MiB of temporaries"),
         ({"relayouts": 2}, "2 relayout copies"),
         ({"kernels": 0}, "no kernel in the program"),
     ],

@@ -201,6 +201,13 @@ def test_the_chunked_form_computes_no_block_that_no_row_sees():
         assert np.all(np.isfinite(run((q, keys, values), [40, 2, 47], implementation)))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_the_chunked_form_holds_a_block_of_the_cache_and_never_all_of_it(dtype):
+    q, keys, values = inputs(batch=1, slots=64 * BLOCK, dtype=dtype)
+    program = compiled.lower(q, keys, values, jnp.asarray([9]), "chunked").compile()
+    assert program.memory_analysis().temp_size_in_bytes < keys.nbytes / 4
+
+
 def test_arguments_that_do_not_belong_together_are_refused():
     q, keys, values = inputs()
     slots = jnp.zeros((3,), jnp.int32)

@@ -179,14 +179,21 @@ def test_an_old_state_still_counts_after_a_thousand_tokens(implementation):
     oracles.assert_close(with_state - without, np.exp(-1000 / 256) * state, 1e-3)
 
 
+@pytest.mark.slow
 @every
 def test_the_memory_is_sound_after_a_million_tokens(implementation):
     """One head as slow as HypeNet's slowest, one that never forgets: a sum of a million products."""
-    q, k, v, _ = inputs(batch=1, length=2**20, heads=2, width=4)
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2**10, 1, 2**10, 2, 4)), "float32") for _ in "qkv")
     nothing, log_decay = jnp.zeros((1, 2, 4, 4)), jnp.asarray([-(2.0**-8), 0.0])
-    out, last = run(q, k, v, nothing, log_decay, None, implementation)
-    assert np.all(np.isfinite(out))
-    k, v = (np.asarray(x[0], np.float64) for x in (k, v))
+
+    def part(memory, tokens):
+        out, memory = run(*tokens, memory, log_decay, None, implementation)
+        return memory, jnp.all(jnp.isfinite(out))
+
+    last, finite = jax.jit(lambda *tokens: jax.lax.scan(part, nothing, tokens))(q, k, v)
+    assert np.all(finite)
+    k, v = (np.asarray(x, np.float64).reshape(2**20, 2, 4) for x in (k, v))
     left = np.exp(-np.arange(2**20)[::-1] / 256)
     oracles.assert_close(last[0, 0], (left[:, None] * k[:, 0]).T @ v[:, 0], 5e-6)
     oracles.assert_close(last[0, 1], k[:, 1].T @ v[:, 1], 1e-4)

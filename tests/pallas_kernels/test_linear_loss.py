@@ -20,6 +20,7 @@ every_loss = pytest.mark.parametrize("loss", ["cross entropy", "kl", "top-k kl"]
 def small_chunks(monkeypatch):
     """Chunks of 16 tokens: five of them, the last one ragged."""
     monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 16 * 4 * VOCABULARY)
+    monkeypatch.setattr(chunked, "LEAST_TOKENS", 8)
 
 
 def inputs(dtype=jnp.float32, tokens=TOKENS):

@@ -23,6 +23,11 @@ every_loss = pytest.mark.parametrize("loss", list(LOSSES))
 cut = {"vocabulary_axes": ("rows",), "token_axes": ("parts",)}
 
 
+@pytest.fixture(autouse=True)
+def any_number_of_tokens(monkeypatch):
+    monkeypatch.setattr(chunked, "LEAST_TOKENS", 8)
+
+
 def mesh_of(parts, rows):
     kinds = (AxisType.Auto,) * 2
     return jax.make_mesh(

@@ -19,7 +19,7 @@ every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Three steps of a kernel, the last one not full; interpreted."""
-    monkeypatch.setattr(tpu, "BLOCK_NUMBERS", 32 * 48)
+    monkeypatch.setattr(tpu, "BLOCK_BYTES", 4 * 32 * 48)
     with dispatch.interpreted():
         yield
 

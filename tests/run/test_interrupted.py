@@ -6,13 +6,32 @@ import sys
 
 import jax
 import pytest
-from test_evaluate import EVALUATE
 
+from hypenet_jax.evals.config import Candidate, EvaluateConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.run import convert
 from hypenet_jax.run.train import origin_of
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.handoff import load_params, save_params
+
+# What is asked of the first candidate does not matter: it is not reached.
+EVALUATE = EvaluateConfig(
+    candidates=(Candidate("teacher", None, (16,)),),
+    student="teacher",
+    catalogue=None,
+    needles=0,
+    sequences=0,
+    long_sequences=0,
+    long_length=0,
+    read_lengths=(),
+    read_windows=0,
+    read_targets=0,
+    race_lengths=(),
+    heldout_rows=0,
+    bounds=(),
+    prompts=(),
+    sample_tokens=0,
+)
 
 
 def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(

@@ -19,7 +19,7 @@ from hypenet_jax.halo.finetune import finetune_stage
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.run.models import decoder_shapes, decoder_shardings, mixer_shardings
-from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, place_batch
+from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh, on_mesh, place_batch
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
@@ -36,7 +36,8 @@ MESHES = {
     "data x fsdp x sequence": (MeshConfig(data=2, fsdp=2, sequence=2), 1),
 }
 MIXED = "fsdp x sequence x tensor"
-CONFIG = dataclasses.replace(TEACHER, vocab_size=32)
+# With 64 tokens in the vocabulary the losses cut it finer on some meshes, and the text on others.
+CONFIG = dataclasses.replace(TEACHER, vocab_size=64)
 TEACHER_DECODER = Decoder(CONFIG, jnp.float32)
 STUDENT_DECODER = Decoder(hypenet(CONFIG, (1,)), jnp.float32)
 # The large eps makes an update proportional to its gradient: Adam's own is the sign of a tiny one, which is noise.
@@ -128,7 +129,7 @@ def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, m
     wanted_found, wanted_metrics = alone[name]
     leaves = jax.tree_util.tree_leaves_with_path(found)
     for (path, leaf), wanted in zip(leaves, jax.tree.leaves(wanted_found), strict=True):
-        assert np.abs(wanted).max() > 1e-6, path
+        assert np.abs(wanted).max() > 1e-8, path
         close = 1e-5 * np.abs(wanted).max()
         np.testing.assert_allclose(leaf, wanted, rtol=0, atol=close, err_msg=str(path))
     assert metrics.keys() == wanted_metrics.keys()
@@ -136,5 +137,13 @@ def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, m
         # A micro-batch measures variance about its own mean, so these depend a little on the split.
         of_parts = accumulate > 1 and key.startswith("relative_error")
         np.testing.assert_allclose(
-            value, wanted_metrics[key], rtol=0.1 if of_parts else 1e-5, err_msg=key
+            value, wanted_metrics[key], rtol=0.2 if of_parts else 1e-5, err_msg=key
         )
+
+
+def test_micro_batches_that_do_not_divide_over_the_mesh_are_refused_naming_both():
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    with pytest.raises(
+        ShardingError, match=r"4 micro-batches.*'batch'.* of size 2 .*data x fsdp of size 4"
+    ):
+        step(CASES["finetune"], mesh, 4)

@@ -23,7 +23,8 @@ from hypenet_jax.evals.config import (
     SuiteConfig,
     SweepConfig,
 )
-from hypenet_jax.evals.report import report_from_json_lines
+from hypenet_jax.evals.report import Report, Row, report_from_json_lines
+from hypenet_jax.run.kept_rows import kept_rows
 from hypenet_jax.run.scale_sweep import sweep, write_scale
 from hypenet_jax.run.suite import measure
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
@@ -96,6 +97,7 @@ def test_the_files_hold_the_rows_and_a_page(config, report):
         "finetune",
     ):
         assert text in page, text
+    assert not (out / "parts").exists()
     assert len(list((out / "asked").iterdir())) == 1  # teacher and student have one tokenizer
 
 
@@ -155,7 +157,7 @@ def swept(config, tmp_path) -> SuiteConfig:
 def test_the_best_scale_is_found_and_written_into_the_config(swept):
     mesh = make_mesh(swept.mesh)
     with on_mesh(mesh):
-        report = sweep(swept, mesh)
+        report = sweep(swept, mesh, kept_rows(swept))
     values = {row.label: row.value for row in report.select("scale_sweep").rows}
     assert list(values) == ["none", "hype 4", "hype 16"]
     assert len(set(values.values())) == 3
@@ -168,3 +170,15 @@ def test_the_best_scale_is_found_and_written_into_the_config(swept):
 def test_a_model_without_the_field_keeps_its_config(config):
     with pytest.raises(CheckpointError, match="no attn_logits_scaling"):
         write_scale(pathlib.Path(config.models[0].folder), "hype 4")
+
+
+def test_a_suite_that_was_cut_off_goes_on_after_what_it_measured(config, tmp_path):
+    config = dataclasses.replace(config, out=str(tmp_path))
+    rows = Report((Row("needle", "a", 0.5, 4, 16),))
+    kept = kept_rows(config)
+    assert kept("needles at 16", lambda: rows).rows == rows.rows
+    assert kept_rows(config)("needles at 16", pytest.fail).rows == rows.rows
+    other = kept_rows(dataclasses.replace(config, seed=1))
+    assert other("needles at 16", Report).rows == ()
+    kept.forget()
+    assert kept("needles at 16", Report).rows == ()

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from train_toy import AXES, OPTIMIZER, bits, init, make_batch, new_state, trainable
 from train_toy import loss as loss_of
 
@@ -268,6 +269,13 @@ def test_a_save_below_a_newer_step_is_an_error_not_silence(tmp_path, opened):
     checkpoints = filled(opened, tmp_path, steps=(5,))
     with pytest.raises(CheckpointError, match=r"step 3 was not saved, because steps \[5\]"):
         checkpoints.save(state_at(3), 30)
+
+
+def test_a_save_leaves_the_preemption_service_to_the_loop(tmp_path, opened, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    filled(opened, tmp_path)
+    assert not asked
 
 
 def test_what_is_saved_is_the_state_before_later_donated_steps(tmp_path, opened):

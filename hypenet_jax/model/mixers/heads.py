@@ -3,6 +3,8 @@
 The functions make parameters of the mixer that calls them; only mixers call them.
 """
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 
@@ -38,11 +40,18 @@ def project_qkv(
     return q, k, v
 
 
-def cuts(x: Queries, heads_axis: str = axes.HEADS) -> dict[str, tuple[str, ...]]:
-    """The mesh axes that cut rows, tokens and heads, by the names that ops on a mesh give them."""
-    names = {"batch": axes.BATCH, "sequence": axes.TIME, "heads": heads_axis}
-    sizes = zip(names.items(), x.shape, strict=False)
-    return {argument: mesh_axes(name, size) for (argument, name), size in sizes}
+class Cuts(NamedTuple):
+    """The mesh axes that cut rows, tokens (or slots of a cache) and heads, by the names that ops give them."""
+
+    batch: tuple[str, ...]
+    sequence: tuple[str, ...]
+    heads: tuple[str, ...]
+
+
+def cuts(x: Queries, heads_axis: str = axes.HEADS) -> Cuts:
+    """How the mesh in force cuts x; by default its heads are those of queries."""
+    names = (axes.BATCH, axes.TIME, heads_axis)
+    return Cuts(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
 
 
 def head_angles(timeline: Timeline, head_dim: int, theta: float | None) -> Angles | None:
@@ -64,7 +73,7 @@ class HeadNorm(nn.Module):
         scale = parameter(self, "scale", start, (self.width,), (axes.HEAD_DIM,))
         if angles is None:
             return rms_norm(x, scale, self.eps)
-        return norm_rotary(x, scale, angles, eps=self.eps, **cuts(x, self.heads_axis))
+        return norm_rotary(x, scale, angles, eps=self.eps, **cuts(x, self.heads_axis)._asdict())
 
 
 def output_gate(mixer: nn.Module, x: Hidden, num_heads: int) -> Queries:

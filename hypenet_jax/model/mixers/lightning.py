@@ -16,6 +16,7 @@ from hypenet_jax.axes import Hidden
 from hypenet_jax.model.layers import Initialization, RMSNorm
 from hypenet_jax.model.mixers.heads import cuts, head_angles, output_gate, project_out, project_qkv
 from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.sharding import constrain
 from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
 
 
@@ -58,7 +59,8 @@ class LightningState:
 def empty_memory(spec: LightningSpec, batch: int) -> LightningState:
     """The memory before the first token: N * H * H float32 per row, whatever the length."""
     shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
-    return LightningState(jnp.zeros(shape, jnp.float32))
+    names = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
+    return LightningState(constrain(jnp.zeros(shape, jnp.float32), names))
 
 
 def slopes(num_heads: int) -> np.ndarray:
@@ -105,7 +107,7 @@ class LightningMixer(nn.Module):
             memory,
             None if timeline.unbroken else timeline.documents,
             scale=spec.query_scale,
-            **cuts(q),
+            **cuts(q)._asdict(),
         )
         if spec.output_norm:
             shape, names = (spec.num_heads, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)

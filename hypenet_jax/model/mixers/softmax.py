@@ -1,14 +1,19 @@
 """Softmax attention: what it is (`SoftmaxSpec`), what it remembers (`KVState`), what it does (`SoftmaxMixer`)."""
 
 import dataclasses
+import functools
 from typing import no_type_check
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
+from jaxtyping import Array, Float
 
-from hypenet_jax.axes import Hidden, Keys, Queries
+from hypenet_jax import axes
+from hypenet_jax.axes import Hidden, Keys, Queries, Slots
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
@@ -19,9 +24,12 @@ from hypenet_jax.model.mixers.heads import (
     project_qkv,
 )
 from hypenet_jax.model.timeline import Timeline
-from pallas_kernels.attention import attention
+from hypenet_jax.sharding import constrain
+from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.sharded import over_slots
 from pallas_kernels.attention.sharded import sharded as self_attention
 from pallas_kernels.decode_attention import decode_attention
+from pallas_kernels.mesh import MeshAxes, on_each_device, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +70,13 @@ class KVState:
 
 
 def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
-    """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers."""
+    """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers.
+
+    On a mesh (`sharding.on_mesh`) slots are cut as a sequence is, where they divide.
+    """
     shape = (batch, capacity, spec.num_kv_heads, spec.head_dim)
-    return KVState(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    names = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
+    return KVState(*(constrain(jnp.zeros(shape, dtype), names) for _ in range(2)))
 
 
 class SoftmaxMixer(nn.Module):
@@ -103,18 +115,12 @@ def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Q
     """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
     documents, slots = timeline.documents, timeline.slots
     if slots is None:
-        return self_attention(q, k, v, documents, scale=scale, **cuts(q))
-    if q.shape[1] > 1:
-        return attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            query_slots=slots,
-            query_segments=documents,
-            key_segments=timeline.slot_documents,
-        )
+        return self_attention(q, k, v, documents, scale=scale, **cuts(q)._asdict())
     assert documents is not None  # a call with a cache always has them
+    cut = cuts(k, axes.KV_HEADS)
+    if q.shape[1] > 1:
+        visibility = Visibility(slots, documents, timeline.slot_documents)
+        return over_slots(q, k, v, visibility, scale=scale, **cut._asdict())
     heads = decode_attention(
         q[:, 0],
         k,
@@ -123,6 +129,9 @@ def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Q
         scale=scale,
         query_segments=documents[:, 0],
         key_segments=timeline.slot_documents,
+        batch=cut.batch,
+        heads=cut.heads,
+        length_axis=cut.sequence,
     )
     return heads[:, None]
 
@@ -138,8 +147,30 @@ def _scale_logits(q: Queries, timeline: Timeline, scale: LogLengthScale | float 
 
 
 def _write(state: KVState, k: Keys, v: Keys, timeline: Timeline) -> KVState:
-    assert timeline.slots is not None
-    rows = jnp.arange(k.shape[0])[:, None]
-    keys = state.keys.at[rows, timeline.slots].set(k.astype(state.keys.dtype), mode="drop")
-    values = state.values.at[rows, timeline.slots].set(v.astype(state.values.dtype), mode="drop")
-    return KVState(keys, values)
+    """The cache with the new tokens in their slots; each device writes those that it holds."""
+    cut = cuts(state.keys, axes.KV_HEADS)
+    cache, rows = PartitionSpec(*cut), PartitionSpec(cut.batch)
+    new = PartitionSpec(cut.batch, None, cut.heads)
+    local = functools.partial(_write_own, cut.sequence)
+    return KVState(
+        *on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))(
+            (state.keys, state.values), (k, v), timeline.slots
+        )
+    )
+
+
+def _write_own(
+    cut: MeshAxes,
+    caches: tuple[Keys, Keys],
+    new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
+    slots: Slots,
+) -> tuple[Keys, Keys]:
+    rows, room = jnp.arange(len(slots))[:, None], caches[0].shape[1]
+    if parts(cut) > 1:
+        slots = slots - jax.lax.axis_index(cut) * room
+        slots = jnp.where(slots < 0, room, slots)  # negative ones would count from the end
+    keys, values = (
+        cache.at[rows, slots].set(x.astype(cache.dtype), mode="drop")
+        for cache, x in zip(caches, new, strict=True)
+    )
+    return keys, values

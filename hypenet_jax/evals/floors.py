@@ -1,0 +1,130 @@
+"""The least time a chip can take: bytes that must move over its bandwidth, and operations over its peak.
+
+Counted are matrix products and what attention and recurrences need; batch 1. Times of real programs are above both.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator by its maker's data sheet.
+
+    Attributes:
+      bandwidth: of its memory, bytes per second.
+      flops: dense bfloat16 operations per second.
+    """
+
+    bandwidth: float
+    flops: float
+
+
+# Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x); NVIDIA's data sheets, SXM, without sparsity.
+CHIPS = {
+    "v4": Chip(1.228e12, 275e12),
+    "v5e": Chip(0.819e12, 197e12),
+    "v5p": Chip(2.765e12, 459e12),
+    "v6e": Chip(1.640e12, 918e12),
+    "tpu7x": Chip(7.380e12, 2307e12),
+    "A100": Chip(2.039e12, 312e12),
+    "H100": Chip(3.35e12, 989e12),
+    "H200": Chip(4.8e12, 989e12),
+    "B200": Chip(8.0e12, 2250e12),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Bytes that move and operations that run, at the least."""
+
+    bytes: int
+    flops: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.bytes + other.bytes, self.flops + other.flops)
+
+    def seconds(self, chip: Chip) -> float:
+        """What the chip needs: the longer of the two, which may overlap."""
+        return max(self.bytes / chip.bandwidth, self.flops / chip.flops)
+
+
+def floors(
+    name: str,
+    config: ModelConfig,
+    lengths: tuple[int, ...],
+    chip: str,
+    *,
+    dtype: DTypeLike = jnp.bfloat16,
+) -> Report:
+    """Least seconds to read `length` tokens, and to write one after them, of a model by name.
+
+    Returns:
+      Rows "prefill_seconds_floor" and "decode_seconds_floor", labelled with the chip.
+    Raises:
+      ValueError: no such chip.
+    """
+    if chip not in CHIPS:
+        raise ValueError(f"chip {chip!r} is not known; there are {', '.join(CHIPS)}")
+    report = Report()
+    for length in lengths:
+        for metric, work in (("prefill", prefill_work), ("decode", decode_work)):
+            seconds = work(config, length, dtype).seconds(CHIPS[chip])
+            report = report.add(
+                Row(f"{metric}_seconds_floor", name, seconds, 1, length, label=chip)
+            )
+    return report
+
+
+def decode_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
+    """One token after `length` others: all weights and all that is remembered are read once."""
+    size = jnp.dtype(dtype).itemsize
+    weights = matrix_numbers(config)
+    mixers = (_decode_work(spec, length, size) for spec in config.mixers)
+    return sum(mixers, Work(weights * size, 2 * weights))
+
+
+def prefill_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
+    """A text of `length` tokens, and the logits after it; weights are read once."""
+    size, head = jnp.dtype(dtype).itemsize, config.vocab_size * config.d_model
+    weights = matrix_numbers(config)
+    mixers = (_prefill_work(spec, length, size) for spec in config.mixers)
+    flops = 2 * (length * (weights - head) + head)
+    return sum(mixers, Work(weights * size, flops))
+
+
+def matrix_numbers(config: ModelConfig) -> int:
+    """Parameters that a token is multiplied with: all but the embedding, where the head is not the same."""
+    shapes = jax.eval_shape(functools.partial(init_params, Decoder(config)), jax.random.key(0))
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    return total if config.tie_embeddings else total - config.vocab_size * config.d_model
+
+
+def _decode_work(spec: MixerSpec, length: int, size: int) -> Work:
+    match spec:
+        case SoftmaxSpec():
+            read = 2 * length * spec.num_kv_heads * spec.head_dim * size
+            return Work(read, 4 * length * spec.num_heads * spec.head_dim)
+        case LightningSpec():
+            memory = spec.num_heads * spec.head_dim**2  # float32, read and written
+            return Work(2 * 4 * memory, 4 * memory)
+
+
+def _prefill_work(spec: MixerSpec, length: int, size: int) -> Work:
+    match spec:
+        case SoftmaxSpec():
+            written = 2 * length * spec.num_kv_heads * spec.head_dim * size
+            return Work(written, 2 * length**2 * spec.num_heads * spec.head_dim)
+        case LightningSpec():
+            memory = spec.num_heads * spec.head_dim**2
+            return Work(4 * memory, 4 * length * memory)

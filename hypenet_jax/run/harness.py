@@ -1,0 +1,60 @@
+"""Tasks of lm-evaluation-harness in a suite of model folders."""
+
+import functools
+import importlib.util
+import pathlib
+
+from hypenet_jax.evals import Report
+from hypenet_jax.evals.config import ModelFolder, SuiteConfig
+from hypenet_jax.run.quality import Entrant, attempt
+from hypenet_jax.weights.hf_config import read_json
+
+
+def check_harness(config: SuiteConfig) -> None:
+    """Raises ValueError: the harness is asked for but not installed, or the length of a model is not known."""
+    if not config.harness.tasks:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            f"tasks {list(config.harness.tasks)} need lm-evaluation-harness: pip install 'hypenet-jax[eval]'"
+        )
+    for one in config.models:
+        _max_length(config, one)
+
+
+def harness_scores(config: SuiteConfig, one: ModelFolder, entrant: Entrant) -> Report:
+    """Every task of the harness that the suite asks for."""
+    asked, report = config.harness, Report()
+    if not asked.tasks:
+        return report
+    # Only who asks for it has the harness.
+    from hypenet_jax.evals.harness import evaluate_with_harness
+
+    length = _max_length(config, one)
+    for task in asked.tasks:
+        scores = functools.partial(
+            evaluate_with_harness,
+            entrant.subject,
+            entrant.tokenizer,
+            [task],
+            max_length=length,
+            end_ids=entrant.ends,
+            task_folders=() if asked.folder is None else (pathlib.Path(asked.folder),),
+            num_fewshot=asked.num_fewshot,
+            limit=asked.limit,
+            chat=asked.chat,
+            cache=None if asked.cache is None else pathlib.Path(asked.cache) / one.label,
+            seed=config.seed,
+        )
+        report += attempt(entrant.subject.name, task, length, scores)
+    return report
+
+
+def _max_length(config: SuiteConfig, one: ModelFolder) -> int:
+    if config.harness.max_length is not None:
+        return config.harness.max_length
+    path = pathlib.Path(one.folder) / "config.json"
+    found = read_json(path).get("max_position_embeddings")
+    if found is None:
+        raise ValueError(f"{path} has no max_position_embeddings; set harness.max_length")
+    return found

@@ -1,0 +1,104 @@
+"""Prompts in, completions out: files whose lines stand alone, so that one bad line costs no other."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+Prompt: TypeAlias = str | ValueError
+"""A text to continue, or why a line of a file is none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """`text` continues `prompt`; `ended`: with an end token, which is not part of the text.
+
+    `error` says why there is no text, or why it ends early.
+    """
+
+    prompt: str
+    text: str = ""
+    tokens: int = 0
+    ended: bool = False
+    error: str | None = None
+
+
+def read_prompts(path: pathlib.Path) -> list[Prompt]:
+    """One prompt per line, or from a .jsonl file the "prompt" of each line; blank lines are passed over."""
+    numbered = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    lines = [(number, line) for number, line in numbered if line.strip()]
+    if path.suffix not in (".jsonl", ".json"):
+        return [line for _, line in lines]
+    return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
+
+
+def _prompt_of(line: str, where: str) -> Prompt:
+    try:
+        prompt = json.loads(line)["prompt"]
+    except (ValueError, KeyError, TypeError):
+        prompt = None
+    return (
+        prompt
+        if isinstance(prompt, str)
+        else ValueError(f'{where}: no JSON object with a text "prompt"')
+    )
+
+
+class CompletionFile:
+    """JSON lines in the order of the prompts at `out`; until all are there, in any order at `out`.partial.
+
+    A run that was cut off leaves the partial file, and the same command goes on from it.
+    """
+
+    def __init__(self, out: pathlib.Path, settings: Mapping[str, Any]) -> None:
+        """Opens the partial file, or starts it with the settings that its lines come from.
+
+        Raises:
+          ValueError: it was started with other settings.
+        """
+        self.out, self.partial = out, out.with_name(out.name + ".partial")
+        self.done: dict[int, Completion] = {}
+        # JSON has lists alone: what is written is compared with what is read.
+        settings = json.loads(json.dumps(settings))
+        if self.partial.exists():
+            self._read(settings)
+        else:
+            self._write([{"settings": settings}])
+
+    def add(self, done: Mapping[int, Completion]) -> None:
+        """Adds completions by the index of their prompt; they are on disk when this returns."""
+        self.done |= done
+        self._write([{"index": i, **dataclasses.asdict(one)} for i, one in done.items()])
+
+    def finish(self) -> None:
+        """Puts all lines at `out`, in order, and takes the partial file away."""
+        ordered = self.partial.with_suffix(".ordered")
+        lines = [dataclasses.asdict(self.done[index]) for index in sorted(self.done)]
+        ordered.write_text("".join(map(_line, lines)), encoding="utf-8")
+        ordered.replace(self.out)
+        self.partial.unlink()
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        text = self.partial.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a line that was cut off is written again
+        self.partial.write_text(whole, encoding="utf-8")
+        rows = [json.loads(line) for line in whole.splitlines()]
+        begun = rows[0]["settings"] if rows else {}
+        other = [name for name in settings if begun.get(name) != settings[name]]
+        if other:
+            raise ValueError(
+                f"{self.partial} was begun with another {' and '.join(other)}; "
+                "use the same again, or remove the file to begin anew"
+            )
+        self.done = {row.pop("index"): Completion(**row) for row in rows[1:]}
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with self.partial.open("a", encoding="utf-8") as file:
+            file.write("".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A completion without an error has no field for it."""
+    shown = {name: value for name, value in row.items() if value is not None}
+    return json.dumps(shown, ensure_ascii=False) + "\n"

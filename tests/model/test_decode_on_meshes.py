@@ -1,0 +1,65 @@
+"""Reading prompts and writing tokens on meshes: the tokens of one device, and caches that stay where they are."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+from tiny_decoders import BATCH, TIME, Model, random_params, tiny_hybrid
+
+from hypenet_jax.model.decoder import decode_state
+from hypenet_jax.model.generate import generate
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
+
+NEW = 8
+MESHES = (
+    {"fsdp": 2, "sequence": 2, "tensor": 2},
+    pytest.param({"sequence": 4}, marks=pytest.mark.slow),
+    pytest.param({"tensor": 2}, marks=pytest.mark.slow),
+)
+CONFIG = dataclasses.replace(tiny_hybrid(), vocab_size=64)
+MODEL = Model(CONFIG, random_params(CONFIG))
+
+
+def mesh_of(sizes):
+    config = MeshConfig(**{"fsdp": 1, **sizes})
+    return make_mesh(config, jax.devices()[: math.prod(sizes.values())])
+
+
+def written():
+    """Greedy tokens after prompts of different lengths; two parts of the last hold no token of theirs."""
+    prompts = (
+        np.random.default_rng(5).integers(0, CONFIG.vocab_size, (BATCH, TIME)).astype(np.int32)
+    )
+    real = np.arange(TIME)[None] >= np.asarray([0, 5, 13])[:, None]
+    return generate(
+        MODEL.decoder,
+        MODEL.params,
+        prompts,
+        segment_ids=real.astype(np.int32),
+        max_new_tokens=NEW,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return written()
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_tokens_are_those_of_one_device(alone, sizes):
+    with on_mesh(mesh_of(sizes)):
+        np.testing.assert_array_equal(written(), alone)
+
+
+def test_each_device_holds_its_slots_and_heads():
+    """Four rows of 32 slots, two key/value heads and four heads of recurrent memory."""
+    step = jax.jit(lambda params, x, s: MODEL.decoder.apply({"params": params}, x, state=s).state)
+    with on_mesh(mesh_of({"fsdp": 2, "sequence": 2, "tensor": 2})):
+        state = decode_state(CONFIG, 4, 32, MODEL.decoder.dtype)
+        after = step(MODEL.params, np.zeros((4, 1), np.int32), state)
+    for now in (state, after):
+        keys, memory = now.layers[0].keys, now.layers[1].memory
+        assert keys.sharding.shard_shape(keys.shape) == (2, 16, 1, 8)
+        assert memory.sharding.shard_shape(memory.shape) == (2, 2, 8, 8)
