@@ -43,8 +43,8 @@ def changes(config: Planned, topology: Topology) -> Iterator[Change]:
 def _next(now: Change) -> Change | None:
     config = now.config
     if isinstance(config, ServeConfig):
-        tensor = 2 * config.mesh.tensor
-        return _changed(_doubled(now), "mesh", tensor=tensor)
+        more, times = _grown(now)
+        return _changed(more, "mesh", tensor=times * config.mesh.tensor)
     training = config.training
     assert training is not None
     data, fsdp, _, _ = config.mesh.sizes(now.topology.count)
@@ -57,17 +57,19 @@ def _next(now: Change) -> Change | None:
     if data > 1:
         return _changed(now, "mesh", data=1, fsdp=data * fsdp)
     # One row per device already: twice the devices take half the micro-batches.
-    more = _changed(_doubled(now), "mesh", fsdp=2 * fsdp)
-    if accumulate % 2:
+    more, times = _grown(now)
+    if accumulate % times:
         return None
-    return _changed(more, "training.loop", accumulate=accumulate // 2)
+    more = _changed(more, "mesh", fsdp=times * fsdp)
+    return _changed(more, "training.loop", accumulate=accumulate // times)
 
 
-def _doubled(now: Change) -> Change:
-    topology = now.topology.doubled()
-    return dataclasses.replace(
-        now, topology=topology, flags={**now.flags, "--topology": topology.name}
-    )
+def _grown(now: Change) -> tuple[Change, int]:
+    """On the next larger topology, and how many times as many devices it has."""
+    larger = now.topology.larger()
+    flags = {**now.flags, "--topology": larger.name}
+    grown = dataclasses.replace(now, topology=larger, flags=flags)
+    return grown, larger.count // now.topology.count
 
 
 def _changed(now: Change, section: str, **values: Any) -> Change:

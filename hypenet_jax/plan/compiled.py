@@ -64,7 +64,7 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
     seconds = time.monotonic() - began
     found = _read(compiled, seconds)
     if topology.chip is not None and found.peak > topology.chip.memory:
-        raise DoesNotFit(found.peak, topology.chip.memory)
+        raise DoesNotFit(float(found.peak), topology.chip.memory)
     return found
 
 

@@ -12,6 +12,8 @@ from jax.experimental import topologies
 from hypenet_jax.plan.chips import CHIPS, Chip
 from hypenet_jax.plan.gpus import gpus
 
+HOST = (2, 2)  # TPUs of a host, further axes being 1
+
 
 class TopologyError(ValueError):
     """No such topology, or no compiler for it; the message says what would work."""
@@ -59,11 +61,13 @@ class Topology:
             return "the compiler of TPUs, without one"
         return "the compiler of NVIDIA GPUs, without one; it tunes no kernel then"
 
-    def doubled(self) -> "Topology":
-        """Twice as many: along the shortest axis of a slice, twice the nodes of GPUs."""
+    def larger(self) -> "Topology":
+        """The next one: a host after a single TPU, else twice a slice's shortest axis, or twice the nodes of GPUs."""
         place = max(range(len(self.shape)), key=lambda i: (-self.shape[i], i))
         if self.chip is not None and self.chip.platform == "gpu":
             place = 0
+        elif self.count == 1:
+            return _named(self.chip, (*HOST, *self.shape)[: len(self.shape)])
         shape = tuple(n * 2 if i == place else n for i, n in enumerate(self.shape))
         return _named(self.chip, shape)
 
@@ -98,7 +102,10 @@ def here(count: int | None) -> Topology:
 
 
 def _tpus(topology: Topology) -> Sequence[Any]:
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology.name).devices
+    # A host of a single chip is rented too, but is not what the compiler expects.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}
+    name = topology.name
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices
 
 
 def _here(count: int) -> Sequence[Any]:

@@ -7,9 +7,9 @@ from hypenet_jax.plan.topology import TopologyError, here, parse
 
 
 @pytest.mark.parametrize(
-    ("name", "count", "doubled"),
+    ("name", "count", "larger"),
     [
-        ("v5e:1x1", 1, "v5e:1x2"),
+        ("v5e:1x1", 1, "v5e:2x2"),
         ("v5e:4x4", 16, "v5e:4x8"),
         ("v5p:2x2x1", 4, "v5p:2x2x2"),
         ("v5p:2x4x4", 32, "v5p:4x4x4"),
@@ -17,11 +17,11 @@ from hypenet_jax.plan.topology import TopologyError, here, parse
         ("h200:4x8", 32, "h200:8x8"),
     ],
 )
-def test_a_name_says_the_chip_and_how_many(name, count, doubled):
+def test_a_name_says_the_chip_and_how_many(name, count, larger):
     topology = parse(name)
     assert (topology.chip.name, topology.count) == (name.split(":")[0], count)
-    assert topology.doubled().name == doubled
-    assert topology.doubled().count == 2 * count
+    assert topology.larger().name == larger
+    assert topology.larger().chip == topology.chip
 
 
 @pytest.mark.parametrize("name", ["v5p", "v9:2x2", "h100:8x", "h100:1x2x3", ""])
