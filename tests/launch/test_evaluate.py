@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import ConfigError, RunConfig, SuiteConfig, load, resolved
+from hypenet_jax.config import ConfigError, RunConfig, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals.config import SuiteConfig
 from hypenet_jax.evals.report import report_from_json_lines
 from hypenet_jax.evals.ruler import TASKS
 from hypenet_jax.model.config import ModelConfig, hypenet
