@@ -17,6 +17,7 @@ SOURCES = sorted(
 MAY_IMPORT = {
     "pallas_kernels": (),
     "axes": (),
+    "chips": (),
     "runtime": (),
     "sharding": ("axes",),
     "data": ("axes",),
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "weights": ("axes", "model", "sharding"),
     "train": ("axes", "sharding", "data.batch"),
     "train.stage": ("axes", "data.batch", "losses"),
-    "evals": ("axes", "sharding", "data", "losses", "model", "pallas_kernels"),
+    "evals": ("axes", "chips", "sharding", "data", "losses", "model", "pallas_kernels"),
     "evals.harness": ("axes", "data", "model", "runtime"),
     "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
     "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),

@@ -11,37 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from hypenet_jax.chips import RATES, Rates
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One accelerator by its maker's data sheet.
-
-    Attributes:
-      bandwidth: of its memory, bytes per second.
-      flops: dense bfloat16 operations per second.
-    """
-
-    bandwidth: float
-    flops: float
-
-
-# Sources: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e, tpu7x); NVIDIA's data sheets, SXM, without sparsity.
-CHIPS = {
-    "v4": Chip(1.228e12, 275e12),
-    "v5e": Chip(0.819e12, 197e12),
-    "v5p": Chip(2.765e12, 459e12),
-    "v6e": Chip(1.640e12, 918e12),
-    "tpu7x": Chip(7.380e12, 2307e12),
-    "A100": Chip(2.039e12, 312e12),
-    "H100": Chip(3.35e12, 989e12),
-    "H200": Chip(4.8e12, 989e12),
-    "B200": Chip(8.0e12, 2250e12),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +28,7 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(self.bytes + other.bytes, self.flops + other.flops)
 
-    def seconds(self, chip: Chip) -> float:
+    def seconds(self, chip: Rates) -> float:
         """What the chip needs: the longer of the two, which may overlap."""
         return max(self.bytes / chip.bandwidth, self.flops / chip.flops)
 
@@ -74,12 +48,12 @@ def floors(
     Raises:
       ValueError: no such chip.
     """
-    if chip not in CHIPS:
-        raise ValueError(f"chip {chip!r} is not known; there are {', '.join(CHIPS)}")
+    if chip not in RATES:
+        raise ValueError(f"chip {chip!r} is not known; there are {', '.join(RATES)}")
     report = Report()
     for length in lengths:
         for metric, work in (("prefill", prefill_work), ("decode", decode_work)):
-            seconds = work(config, length, dtype).seconds(CHIPS[chip])
+            seconds = work(config, length, dtype).seconds(RATES[chip])
             report = report.add(
                 Row(f"{metric}_seconds_floor", name, seconds, 1, length, label=chip)
             )

@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax.chips import RATES
 from hypenet_jax.evals.efficiency import cursor_at, decode_times, efficiency, filled_state
-from hypenet_jax.evals.floors import CHIPS, decode_work, floors, prefill_work
+from hypenet_jax.evals.floors import decode_work, floors, prefill_work
 from hypenet_jax.evals.footprint import state_bytes
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b
@@ -79,12 +80,12 @@ def test_floors_count_weights_caches_and_products_once():
 
 
 def test_floors_are_the_longer_of_moving_and_multiplying():
-    report = floors("teacher", qwen3_1p7b(), (2**10, 2**16), "H200")
-    work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), CHIPS["H200"]
-    seconds = report.value("decode_seconds_floor", "teacher", 2**16, "H200")
+    report = floors("teacher", qwen3_1p7b(), (2**10, 2**16), "h200")
+    work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), RATES["h200"]
+    seconds = report.value("decode_seconds_floor", "teacher", 2**16, "h200")
     assert seconds == work.bytes / chip.bandwidth
     work = prefill_work(qwen3_1p7b(), 2**16, jnp.bfloat16)
-    seconds = report.value("prefill_seconds_floor", "teacher", 2**16, "H200")
+    seconds = report.value("prefill_seconds_floor", "teacher", 2**16, "h200")
     assert seconds == work.flops / chip.flops
-    with pytest.raises(ValueError, match=r"'M4' is not known; there are v4, .*H200"):
+    with pytest.raises(ValueError, match=r"'M4' is not known; there are v4, .*h200"):
         floors("teacher", qwen3_1p7b(), (1,), "M4")
