@@ -13,6 +13,12 @@ from hypenet_jax.plan.programs import Program
 from hypenet_jax.plan.topology import Topology
 from hypenet_jax.sharding import on_mesh
 
+# "Used 49.09G of 15.75G hbm", and "HLO temporaries (31.64G) exceeds available HBM (15.75G)".
+REFUSALS = (
+    r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
+    r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
@@ -81,8 +87,8 @@ def _read(compiled: Any, seconds: float) -> Compiled:
 
 
 def too_big(message: str) -> DoesNotFit | None:
-    """What the TPU compiler says when memory runs out: "Used 49.09G of 15.75G hbm"."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
+    """What the TPU compiler says when memory runs out, in either of its forms: see `REFUSALS`."""
+    used = next(filter(None, (re.search(form, message) for form in REFUSALS)), None)
     if used is None:
         return None
     need, limit = (float(used[i]) * 1024 ** (1 + "KMGT".index(used[i + 1])) for i in (1, 3))

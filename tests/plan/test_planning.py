@@ -79,6 +79,8 @@ def test_more_than_a_chip_may_take_does_not_fit(tiny, monkeypatch):
 def test_the_compilers_own_refusal_is_read():
     refused = too_big("RESOURCE_EXHAUSTED: ... Used 49.09G of 15.75G hbm. Exceeded hbm capacity")
     assert (refused.need / 2**30, refused.limit / 2**30) == (49.09, 15.75)
+    refused = too_big("HLO temporaries (31.64G) exceeds available HBM (15.75G).")
+    assert (refused.need / 2**30, refused.limit / 2**30) == (31.64, 15.75)
     assert too_big("INTERNAL: something else") is None
 
 
