@@ -7,8 +7,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int, Key
 
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, batch_parts
 from hypenet_jax.model.prefill import left_padded
@@ -30,8 +32,16 @@ class Batch:
         self, rows: Sequence[TokenRow]
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
         """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
-        order = [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
-        return left_padded([rows[row] for row in order], self.width)
+        return left_padded([rows[row] for row in self._order], self.width)
+
+    def keys(self, seed: int, draws: Sequence[int]) -> Key[Array, "B"]:
+        """fold_in(key(seed), draws[row]) for each row, whatever it is batched with; fillers repeat the last row."""
+        numbers = jnp.asarray([draws[row] for row in self._order])
+        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+
+    @property
+    def _order(self) -> list[int]:
+        return [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
 
 
 def batches_by_width(

@@ -3,10 +3,6 @@
 import dataclasses
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Key
-
 from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject
@@ -67,7 +63,7 @@ def _write(
     tokens, real = batch.stack(asked.prompts)
     context = prefill(decoder, params, context, tokens, segment_ids=real)
     written: list[list[int]] = [[] for _ in batch.rows]
-    keys = _row_keys(asked, batch)
+    keys = batch.keys(asked.seed, asked.indices)
     for _ in range(spans):
         new = decode(
             decoder,
@@ -86,13 +82,6 @@ def _write(
         if all(_has_ended(tokenizer, row, asked) for row in written):
             break
     return [row[: asked.max_new_tokens] for row in written]
-
-
-def _row_keys(asked: Continuations, batch: Batch) -> Key[Array, "B"]:
-    indices = [asked.indices[row] for row in batch.rows]
-    indices += indices[-1:] * (batch.size - len(indices))
-    root = jax.random.key(asked.seed)
-    return jax.vmap(jax.random.fold_in, (None, 0))(root, jnp.asarray(indices))
 
 
 def _has_ended(tokenizer: Tokenizer, tokens: list[int], asked: Continuations) -> bool:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from hypenet_jax import axes
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import row_keys, start_writing, write_until
-from hypenet_jax.model.mixers.softmax import KVState
+from hypenet_jax.model.mixers import state_axes
 from hypenet_jax.model.prefill import PREFILL_PART, Context, read_part, start_context
 from hypenet_jax.model.sampling import Sampling
 from hypenet_jax.plan.config import ServeConfig
@@ -72,8 +72,8 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         return sharding_of(names, leaf.shape, mesh, "state")
 
     layers = tuple(
-        jax.tree.map(functools.partial(where, names=_names(layer)), layer)
-        for layer in shapes.state.layers
+        jax.tree.map(functools.partial(where, names=state_axes(spec)), layer)
+        for spec, layer in zip(config.model.mixers, shapes.state.layers, strict=True)
     )
     cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
     places = cast(Any, Context)(
@@ -81,12 +81,6 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         where(shapes.logits, (axes.BATCH, axes.VOCAB)),
     )
     return placed(shapes, places)
-
-
-def _names(layer: Any) -> tuple[str | None, ...]:
-    if isinstance(layer, KVState):
-        return (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
-    return (axes.BATCH, axes.HEADS, None, None)
 
 
 def _rows(batch: int, mesh: Mesh) -> NamedSharding:

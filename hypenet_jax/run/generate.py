@@ -5,7 +5,6 @@ import pathlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hypenet_jax.axes import Params
@@ -110,7 +109,7 @@ def complete(
     rows = [tokens[index] for index in good]
     for batch in batches_by_width([len(row) for row in rows], writer.tokens_per_batch):
         indices = [good[row] for row in batch.rows]
-        written = _write(writer, batch, rows, indices, speed, on_text)
+        written = _write(writer, batch, rows, good, speed, on_text)
         texts = [_text_of(prompts[index]) for index in indices]
         yield {
             index: _completion(writer, text, written, place)
@@ -146,19 +145,17 @@ def _write(
     writer: Writer,
     batch: Batch,
     rows: Sequence[TokenRow],
-    indices: Sequence[int],
+    draws: Sequence[int],
     speed: Speed,
     on_text: Callable[[str], None] | None,
 ) -> Generation:
-    """Continues the rows of one batch, which draw by the indices of their prompts."""
+    """Continues the rows of one batch, which draw by the numbers of `draws`."""
     tokens, real = batch.stack(rows)
     with speed.prefill.timed():
         context = start_context(writer.decoder, batch.size, batch.width + writer.max_new_tokens)
         context = prefill(writer.decoder, writer.params, context, tokens, segment_ids=real)
         jax.block_until_ready(context)
     with speed.decode.timed():
-        root = jax.random.key(writer.seed)
-        draws = jnp.asarray([*indices, *[indices[-1]] * (batch.size - len(indices))])
         generation = decode(
             writer.decoder,
             writer.params,
@@ -166,7 +163,7 @@ def _write(
             max_new_tokens=writer.max_new_tokens,
             sampling=writer.sampling,
             stop_token=writer.end_ids,
-            key=jax.vmap(jax.random.fold_in, (None, 0))(root, draws),
+            key=batch.keys(writer.seed, draws),
             on_tokens=None if on_text is None else _Stream(writer, on_text),
         )
     speed.prefill.tokens += sum(len(rows[row]) for row in batch.rows)

@@ -6,12 +6,13 @@ from jax.typing import DTypeLike
 
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.lightning import (
+    MEMORY_AXES,
     LightningMixer,
     LightningSpec,
     LightningState,
     empty_memory,
 )
-from hypenet_jax.model.mixers.softmax import KVState, SoftmaxMixer, SoftmaxSpec, empty_kv
+from hypenet_jax.model.mixers.softmax import KV_AXES, KVState, SoftmaxMixer, SoftmaxSpec, empty_kv
 
 MixerSpec = SoftmaxSpec | LightningSpec
 MixerState = KVState | LightningState
@@ -39,3 +40,8 @@ def empty_state(spec: MixerSpec, batch: int, capacity: int, dtype: DTypeLike) ->
     if isinstance(spec, SoftmaxSpec):
         return empty_kv(spec, batch, capacity, dtype)
     return empty_memory(spec, batch)
+
+
+def state_axes(spec: MixerSpec) -> tuple[str, ...]:
+    """Logical names of the axes of every array in a mixer's state."""
+    return KV_AXES if isinstance(spec, SoftmaxSpec) else MEMORY_AXES

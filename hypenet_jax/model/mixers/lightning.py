@@ -56,11 +56,13 @@ class LightningState:
     memory: Float[Array, "B N H H"]
 
 
+MEMORY_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
+
+
 def empty_memory(spec: LightningSpec, batch: int) -> LightningState:
     """The memory before the first token: N * H * H float32 per row, whatever the length."""
     shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
-    names = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
-    return LightningState(constrain(jnp.zeros(shape, jnp.float32), names))
+    return LightningState(constrain(jnp.zeros(shape, jnp.float32), MEMORY_AXES))
 
 
 def slopes(num_heads: int) -> np.ndarray:

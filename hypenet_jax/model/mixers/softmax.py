@@ -69,14 +69,16 @@ class KVState:
     values: Keys
 
 
+KV_AXES = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
+
+
 def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
     """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers.
 
     On a mesh (`sharding.on_mesh`) slots are cut as a sequence is, where they divide.
     """
     shape = (batch, capacity, spec.num_kv_heads, spec.head_dim)
-    names = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
-    return KVState(*(constrain(jnp.zeros(shape, dtype), names) for _ in range(2)))
+    return KVState(*(constrain(jnp.zeros(shape, dtype), KV_AXES) for _ in range(2)))
 
 
 class SoftmaxMixer(nn.Module):
