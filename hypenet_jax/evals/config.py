@@ -51,6 +51,11 @@ class Bound:
         high = float("inf") if self.at_most is None else self.at_most
         return low <= value <= high
 
+    def stated(self, least: str = "at least", most: str = "at most") -> str:
+        """The bound in words, or with signs in their place."""
+        limits = ((least, self.at_least), (most, self.at_most))
+        return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:

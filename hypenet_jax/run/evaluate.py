@@ -182,13 +182,8 @@ def _comparisons(asked: EvaluateConfig, report: Report) -> Report:
 def _check(bound: Bound, report: Report) -> Check:
     value = report.value(bound.metric, bound.model, bound.length)
     at = "" if bound.length is None else f" at {bound.length}"
-    wanted = [
-        f"{word} {limit:g}"
-        for word, limit in (("at least", bound.at_least), ("at most", bound.at_most))
-        if limit is not None
-    ]
     name = f"{bound.metric} of {bound.model}{at}"
-    return Check(name, f"{value:.4g}", " and ".join(wanted), bound.holds(value))
+    return Check(name, f"{value:.4g}", bound.stated(), bound.holds(value))
 
 
 def _samples(asked: EvaluateConfig, subject: Subject, prepared: Prepared) -> list[tuple[str, str]]:

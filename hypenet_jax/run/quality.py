@@ -54,14 +54,27 @@ class Entrant:
         return Haystacks(self.tokenizer, self.tokenizer.encode_all(sentences))
 
     def scaled(self, logit_scale: str | float | None) -> "Entrant":
-        """The same with another `attn_logits_scaling`, written as in a config.json; "stored" changes nothing."""
-        if logit_scale == "stored":
-            return self
-        subject = self.subject
-        assert isinstance(subject.decoder, Decoder)
-        config = with_logit_scale(subject.decoder.config, logit_scale_from_hf(logit_scale))
-        scaled = dataclasses.replace(subject, decoder=subject.decoder.clone(config=config))
-        return dataclasses.replace(self, subject=scaled)
+        """The same with another `attn_logits_scaling`, see `scaled`."""
+        return dataclasses.replace(self, subject=scaled(self.subject, logit_scale))
+
+
+def scaled(subject: Subject, logit_scale: str | float | None) -> Subject:
+    """The same with another `attn_logits_scaling`, written as in a config.json; "stored" changes nothing."""
+    if logit_scale == "stored":
+        return subject
+    assert isinstance(subject.decoder, Decoder)
+    config = with_logit_scale(subject.decoder.config, logit_scale_from_hf(logit_scale))
+    return dataclasses.replace(subject, decoder=subject.decoder.clone(config=config))
+
+
+def open_subject(config: SuiteConfig, one: ModelFolder, mesh: Mesh) -> Subject:
+    """The model of a folder.
+
+    Raises:
+      CheckpointError, FileNotFoundError, ValueError: no model, or a scale that means nothing.
+    """
+    decoder, params = load_hf(pathlib.Path(one.folder), dtype=config.dtype, mesh=mesh)
+    return scaled(Subject(one.label, decoder, params), one.logit_scale)
 
 
 def open_entrant(config: SuiteConfig, one: ModelFolder, mesh: Mesh) -> Entrant:
@@ -72,13 +85,11 @@ def open_entrant(config: SuiteConfig, one: ModelFolder, mesh: Mesh) -> Entrant:
     """
     folder = pathlib.Path(one.folder)
     tokenizer = load_tokenizer(folder)
-    decoder, params = load_hf(folder, dtype=config.dtype, mesh=mesh)
     lengths = (*config.perplexity.lengths, *config.ruler.lengths)
     lengths += () if config.needle is None else config.needle.lengths
     text = text_tokens(config.text, tokenizer, max(lengths, default=0) + TEXT_TOKENS)
     ends = end_ids(folder) or (tokenizer.end_id,)
-    entrant = Entrant(Subject(one.label, decoder, params), tokenizer, ends, text)
-    return entrant.scaled(one.logit_scale)
+    return Entrant(open_subject(config, one, mesh), tokenizer, ends, text)
 
 
 def attempt(model: str, what: str, length: int, measured: Callable[[], Report]) -> Report:

@@ -15,7 +15,15 @@ from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.floors import floors
 from hypenet_jax.run.harness import check_harness, harness_scores
 from hypenet_jax.run.kept_rows import KeptRows, kept_rows
-from hypenet_jax.run.quality import Entrant, attempt, needles, open_entrant, perplexities, tasks
+from hypenet_jax.run.quality import (
+    Entrant,
+    attempt,
+    needles,
+    open_entrant,
+    open_subject,
+    perplexities,
+    tasks,
+)
 from hypenet_jax.run.scale_sweep import sweep
 from hypenet_jax.run.suite_page import write_suite
 from hypenet_jax.sharding import make_mesh, on_mesh
@@ -74,7 +82,7 @@ def _race(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     if not racing or not config.race.lengths:
         return Report()
     log.info("evaluate: speed and memory of %s", [one.label for one in racing])
-    subjects = [open_entrant(config, one, mesh).subject for one in racing]
+    subjects = [open_subject(config, one, mesh) for one in racing]
     report = Report()
     for one, chip in itertools.product(subjects, config.race.chips):
         report += floors(one.name, one.decoder.config, config.race.lengths, chip)

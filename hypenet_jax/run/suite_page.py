@@ -27,9 +27,7 @@ def write_suite(config: SuiteConfig, report: Report) -> None:
 
 def check(claim: Claim, report: Report) -> Check:
     """What the measured numbers say of a claim; one that was not measured does not hold."""
-    bound = claim.bound
-    limits = [(">=", bound.at_least), ("<=", bound.at_most)]
-    wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+    bound, wanted = claim.bound, claim.bound.stated(">=", "<=")
     try:
         value = report.value(bound.metric, bound.model, bound.length)
         if claim.minus is not None:
