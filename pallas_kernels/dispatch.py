@@ -15,6 +15,9 @@ import jax
 
 logger = logging.getLogger(__name__)
 
+# Kinds of NVIDIA GPUs by the shared memory that a block of threads may have.
+HOPPER = ("H100", "H200", "H800", "H20", "B200", "B300")  # 227 KiB
+AMPERE = ("A100", "A800", *HOPPER)  # 163 KiB
 
 # Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
 _interpreting = jax.make_user_context(False)
@@ -53,6 +56,18 @@ def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
     if here == target or interprets():
         return None
     return f"needs a {target.upper()}, and this runs on {here}"
+
+
+def gpu_refusal(kinds: Collection[str]) -> str | None:
+    """Why a Pallas kernel made for these kinds of GPU cannot run here; None where it can or is
+    interpreted."""
+    refusal = platform_refusal("gpu")
+    if refusal is not None or interprets():
+        return refusal
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    if not any(kind in device.device_kind for kind in kinds):
+        return f"needs a GPU of {', '.join(kinds)}, and this is {device.device_kind}"
+    return mesh_refusal()
 
 
 def mesh_refusal() -> str | None:

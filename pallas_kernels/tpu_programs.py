@@ -143,7 +143,7 @@ def _decode(
 
     shape = f"B{batch} S{capacity} N{heads} K{kv_heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays = "decode_attention", (q, cache, cache, row)
-    limits = 6.0, 4.0  # the cache and its segments are read where they lie
+    limits = 4.0, 4.0  # the cache and its segments are read where they lie
     return [
         Program(op, shape, "one document", step, arrays, *limits),
         Program(op, shape, "documents", step, (*arrays, row, segments), *limits),

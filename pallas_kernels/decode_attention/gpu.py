@@ -24,7 +24,6 @@ from pallas_kernels.decode_attention import parts
 from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
 
 INSTEAD = "'chunked', or None to let it choose"
-KINDS = ("A100", "A800", "H100", "H200", "H800", "H20", "B200", "B300")  # 163 KiB or more of shared
 MAX_WIDTH = 256  # wider outputs do not fit into the registers of one block
 MAX_GROUP = 64
 BLOCKS = 512  # an H100 has 132 multiprocessors; a few blocks on each hide the wait for memory
@@ -94,13 +93,7 @@ def gpu_refusal(
     group = q.shape[1] // keys.shape[2]
     if group > MAX_GROUP:
         return f"takes up to {MAX_GROUP} queries per key/value head, and these are {group}"
-    refusal = dispatch.platform_refusal("gpu")
-    if refusal is not None or dispatch.interprets():
-        return refusal
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    if not any(kind in device.device_kind for kind in KINDS):
-        return f"needs a GPU of {', '.join(KINDS)}, and this is {device.device_kind}"
-    return dispatch.mesh_refusal()
+    return dispatch.gpu_refusal(dispatch.AMPERE)
 
 
 def tile_slots(keys: Float[Array, "B S K H"]) -> int:

@@ -21,7 +21,12 @@ from pallas_kernels.decode_attention.parts import Part, Visible
 from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, Plan, step
 
 INSTEAD = "'chunked', or None to let it choose"
-BLOCK_BYTES = 2**20  # of keys per grid step, and as many of values
+# Of keys per grid step, and as many of values; a power of two, as capacities are. Two blocks of each are in VMEM: a
+# step asks for the next before it waits for its own. So memory never rests where a step's bytes, 1.05 MB, take longer
+# to arrive than the way from memory and the step's products together. The way is 0.5 us on v4, where it was measured
+# (github.com/ayaka14732/tpu-v4-latency-numbers); were it so on all, then for each core, of two on v4, v5p and 7x, these
+# must be on their way at any time: v4 0.31 MB, v5e 0.41, v5p 0.69, v6e 0.82, and 7x 1.85, which is not reached there.
+BLOCK_BYTES = 2**19
 INTERPRETED_CORES = 2
 
 
@@ -75,7 +80,7 @@ def tpu_refusal(
 
 
 def block_slots(keys: Float[Array, "B S K H"]) -> int:
-    """Slots per grid step: enough bytes to hide the cost of a step behind their arrival."""
+    """Slots per grid step, in whole rows of lanes."""
     slots = BLOCK_BYTES // (keys.shape[2] * keys.shape[3] * keys.dtype.itemsize)
     return max(slots // LANES, 1) * LANES
 

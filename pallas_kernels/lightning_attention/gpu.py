@@ -29,7 +29,6 @@ from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan
 from pallas_kernels.products import product
 
 INSTEAD = "'chunked', or None to let it choose"
-LARGE_SHARED_MEMORY = ("H100", "H200", "H800", "H20", "B200", "B300")  # 227 KiB for a block
 MAX_WIDTH = 128  # a wider memory does not fit into the registers of one block
 BLOCKS = 128  # an H100 has 132 multiprocessors, and the registers of each hold one block
 CHUNK = {"bfloat16": 64, "float32": 16}  # the most that leaves the memory in registers
@@ -78,17 +77,7 @@ def gpu_refusal(q: Tokens, k: Tokens, v: Tokens) -> str | None:
     types = sorted({str(x.dtype) for x in (q, k, v)})
     if len(types) > 1 or types[0] not in CHUNK:
         return f"takes q, k, v all bfloat16 or all float32, not {', '.join(types)}"
-    return dispatch.platform_refusal("gpu") or (
-        None if dispatch.interprets() else _device_refusal()
-    )
-
-
-def _device_refusal() -> str | None:
-    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    kind = device.device_kind
-    if not any(name in kind for name in LARGE_SHARED_MEMORY):
-        return f"needs the shared memory of a Hopper or Blackwell GPU, and this is {kind}"
-    return dispatch.mesh_refusal()
+    return dispatch.gpu_refusal(dispatch.HOPPER)
 
 
 def _plan(q: Tokens, scale: float, *, terms: int) -> Plan:

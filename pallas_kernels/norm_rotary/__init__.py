@@ -7,15 +7,16 @@ import jax
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
-from pallas_kernels.norm_rotary import permuted, reference, tpu
+from pallas_kernels.norm_rotary import gpu, permuted, reference, tpu
 from pallas_kernels.norm_rotary.reference import rotate as rotate
 
-Implementation = Literal["reference", "permuted", "tpu"]
+Implementation = Literal["reference", "permuted", "tpu", "gpu"]
 
 IMPLEMENTATIONS = {
     "reference": reference.reference,
     "permuted": permuted.permuted,
     "tpu": tpu.tpu,
+    "gpu": gpu.gpu,
 }
 
 
@@ -39,8 +40,9 @@ def norm_rotary(
       angles: radians, float32, J = H / 2 frequencies of every token, the same for all heads.
       eps: added to the mean of squares.
       implementation: "reference", "permuted" (half-turns as products: fewer bytes on TPU than
-        slices) or "tpu" (one kernel that reads x once and writes o once); None runs the best one
-        here.
+        slices), both anywhere, "tpu" or "gpu" (A100 or newer; one kernel that reads x once and
+        writes o once). None runs "reference" for one token, the kernel of this device where it can,
+        else "permuted" on TPU and "reference" elsewhere.
     Returns:
       An array like x.
     Raises:
@@ -58,6 +60,11 @@ def norm_rotary(
 
 
 def _preferred(x: Float[Array, "B T N H"]) -> str:
-    if dispatch.platform() != "tpu" or x.shape[1] == 1:
+    where = dispatch.platform()
+    if x.shape[1] == 1:
         return "reference"
-    return "tpu" if tpu.tpu_refusal(x) is None else "permuted"
+    if where == "gpu" and gpu.gpu_refusal(x) is None:
+        return "gpu"
+    if where == "tpu":
+        return "tpu" if tpu.tpu_refusal(x) is None else "permuted"
+    return "reference"

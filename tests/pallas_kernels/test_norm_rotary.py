@@ -1,5 +1,6 @@
 """Every implementation of norm and rotary positions answers the same questions."""
 
+import contextlib
 import functools
 
 import jax
@@ -10,16 +11,21 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels import UnsupportedError, dispatch
-from pallas_kernels.norm_rotary import IMPLEMENTATIONS, norm_rotary, tpu
+from pallas_kernels.norm_rotary import IMPLEMENTATIONS, gpu, norm_rotary, tpu
 
+# JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 EPS = 1e-6
+CALL = {"cuda": "stablehlo.custom_call @__gpu$xla.gpu.triton(", "tpu": "tpu_custom_call"}
+KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Three steps of a kernel, the last one not full; interpreted."""
+    """Several steps of a kernel, the last one not full; interpreted."""
     monkeypatch.setattr(tpu, "BLOCK_BYTES", 4 * 32 * 48)
+    monkeypatch.setattr(gpu, "TILE", 64 * 16)
     with dispatch.interpreted():
         yield
 
@@ -107,43 +113,63 @@ def test_the_angles_are_constants(implementation):
     assert not np.any(gradient)
 
 
-def on_tpu(*axes):
-    device = AbstractDevice("TPU v5 lite", 1, "tpu")
-    sizes, kinds = tuple(axes), (jax.sharding.AxisType.Auto,) * len(axes)
-    mesh = AbstractMesh(sizes, tuple("abc"[: len(axes)]), kinds, abstract_device=device)
+def on(platform, kind=None, **axes):
+    device = AbstractDevice(kind or KIND[platform], 1, platform)
+    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
 
 
-def test_forward_and_backward_lower_for_a_tpu():
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_none_chooses_one_kernel_forward_and_one_backward(platform):
     def loss(x, scale, angles):
         return jnp.sum(norm_rotary(x, scale, angles, eps=EPS), dtype=jnp.float32)
 
-    def kernels(length, dtype):
+    def kernels(length, dtype, kind=None, **axes):
         x, scale, angles = inputs(length, width=128, dtype=dtype)
-        traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, scale, angles)
-        return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
+        with dispatch._interpreting(False), on(platform, kind, **axes):
+            traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, scale, angles)
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return text.count(CALL[platform])
 
-    with dispatch._interpreting(False), on_tpu():
-        assert kernels(64, jnp.bfloat16) == 2
-        assert kernels(70, jnp.float32) == 2
-        assert kernels(1, jnp.float32) == 0
-    with dispatch._interpreting(False), on_tpu(2):
-        assert kernels(64, jnp.bfloat16) == 0
+    assert kernels(64, jnp.bfloat16) == 2
+    assert kernels(70, jnp.float32) == 2
+    assert kernels(1, jnp.float32) == 0
+    assert kernels(64, jnp.bfloat16, data=2) == 0
+    if platform == "cuda":
+        assert kernels(64, jnp.float32, "Tesla V100-SXM2-16GB") == 0
 
 
-def test_what_a_tpu_cannot_run_is_refused_with_what_would():
-    def run(width=128):
-        return jax.eval_shape(
-            lambda: norm_rotary(*inputs(4, width=width), eps=EPS, implementation="tpu")
-        )
+@pytest.mark.parametrize(("heads", "width"), [(5, 96), (1, 2), (3, 512)])
+def test_gpu_heads_of_any_number_and_width_lower_without_copies(heads, width):
+    def both(*arrays):
+        out, pull_back = jax.vjp(lambda *a: norm_rotary(*a, eps=EPS), *arrays)
+        return out, pull_back(out)
+
+    with dispatch._interpreting(False), on("cuda"):
+        traced = jax.jit(both).trace(*inputs(131, heads, width, jnp.bfloat16))
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count(CALL["cuda"]) == 2
+    moves = [line for line in text.splitlines() if "stablehlo.pad" in line or "transpose" in line]
+    assert not moves
+
+
+def test_what_a_kernel_cannot_run_is_refused_with_what_would():
+    def refused(match, name, place=None, width=128, dtype=jnp.float32):
+        def run():
+            return norm_rotary(*inputs(4, 3, width, dtype), eps=EPS, implementation=name)
+
+        with place or contextlib.nullcontext(), pytest.raises(UnsupportedError, match=match):
+            jax.eval_shape(run)
 
     with dispatch._interpreting(False):
-        with pytest.raises(UnsupportedError, match="needs a TPU, and this runs on cpu; use"):
-            run()
-        with on_tpu(), pytest.raises(UnsupportedError, match="multiple of 128, and it is 64; use"):
-            run(64)
-        with on_tpu(2), pytest.raises(UnsupportedError, match="the mesh has several devices; use"):
-            run()
+        refused("needs a TPU, and this runs on cpu; use 'permuted'", "tpu")
+        refused("multiple of 128, and it is 64; use", "tpu", on("tpu"), width=64)
+        refused("the mesh has several devices; use", "tpu", on("tpu", data=2))
+        refused("needs a GPU, and this runs on cpu; use 'reference'", "gpu")
+        refused("needs a GPU of A100, .*, and this is Tesla", "gpu", on("cuda", "Tesla T4"))
+        refused("takes bfloat16 or float32, and x is float16", "gpu", dtype=jnp.float16)
+        refused("the mesh has several devices; use", "gpu", on("cuda", data=2))
 
 
 def test_angles_that_do_not_fit_the_width_are_refused():
