@@ -38,6 +38,7 @@ FREE = (
     "data.corpus.folder",
     "training.loop",
     "training.tensorboard",
+    "training.short_halo",
 )
 
 
