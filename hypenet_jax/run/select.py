@@ -92,7 +92,9 @@ class _Scored:
         if jax.process_index() == 0 and path.exists():
             about = unsealed(json.loads(path.read_text(encoding="utf-8")), str(path))
             check_origin(about, origin, str(path))
-            scores[: len(about["scores"])] = about["scores"]
+            known = len(about["scores"])
+            scores[:known] = about["scores"]
+            log.info("%s: going on after layer %d, fingerprint holds", origin.stage, known - 1)
         # As integers: JAX would round float64.
         bits = multihost_utils.broadcast_one_to_all(scores.view(np.uint32))
         self._scores = np.array(bits).view(np.float64)

@@ -1,6 +1,7 @@
 """A conversion asked to stop outside of training, and one whose earlier stages or teacher are not what they were."""
 
 import dataclasses
+import logging
 import shutil
 import sys
 
@@ -36,7 +37,7 @@ EVALUATE = EvaluateConfig(
 
 
 def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
-    copy, done, monkeypatch
+    copy, done, monkeypatch, caplog
 ):
     shutil.rmtree(copy.run("select").folder)
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
@@ -44,8 +45,10 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     module, scored = sys.modules["hypenet_jax.run.select"], []
     real = module._scores
     monkeypatch.setattr(module, "_scores", lambda *args: scored.append(args) or real(*args))
-    convert(copy, only="select")
+    with caplog.at_level(logging.INFO, "hypenet_jax"):
+        convert(copy, only="select")
     assert len(scored) == 1
+    assert "select: going on after layer 0, fingerprint holds" in caplog.text
     again, before = (
         read_selection(config.run("select").folder / "selection.json")
         for config in (copy, done.config)
