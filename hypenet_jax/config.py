@@ -64,6 +64,8 @@ class TrainingConfig:
       dtype: of activations; parameters are float32 master weights either way.
       remat: "full" recomputes each layer in the backward pass.
       tensorboard: also write event files, `run_dir/name/tensorboard`; needs the extra of that name.
+      short_halo: along a cut sequence, lightning layers hand their memories to the next device alone. What is left out
+        is at most 2^-24 of a memory; parts too short for that are refused, and rows with too much padding exchange all.
     """
 
     optimizer: OptimizerConfig
@@ -71,6 +73,7 @@ class TrainingConfig:
     dtype: Literal["bfloat16", "float32"]
     remat: Literal["none", "full"] = "none"
     tensorboard: bool = False
+    short_halo: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

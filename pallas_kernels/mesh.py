@@ -38,5 +38,12 @@ def parts(axes: MeshAxes) -> int:
     return math.prod(sizes[axis] for axis in _names(axes))
 
 
+def everywhere() -> tuple[str, ...]:
+    """The axes of the mesh along which `on_each_device` has cut, for the function that it runs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == jax.sharding.AxisType.Manual)
+
+
 def _names(axes: MeshAxes) -> tuple[str, ...]:
     return (axes,) if isinstance(axes, str) else axes or ()

@@ -1,13 +1,19 @@
 """Teacher and student of a run: their plans, their decoders, their weights on the mesh."""
 
+import concurrent.futures
 import dataclasses
+import functools
+import hashlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import ConfigError, RunConfig
+from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig, hypenet
@@ -15,7 +21,12 @@ from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.sharding import shardings_of
+from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights import read_hf
+from hypenet_jax.weights.shards import find_tensors
+
+# Beside the settings in what a stage writes: the fingerprint of the teacher that it read.
+TEACHER = "teacher_weights"
 
 
 def student_config(run: RunConfig) -> ModelConfig:
@@ -65,6 +76,36 @@ def load_teacher(run: RunConfig, mesh: Mesh) -> tuple[Decoder, Params]:
         ]
         raise ConfigError(f"{run.teacher_folder} is not the teacher of {run.name}: {different}")
     return decoder, restacked(params, decoder, mesh)
+
+
+def teacher_fingerprint(run: RunConfig) -> str | None:
+    """Hash over the weight files of the teacher that this run reads, those that process 0 sees; None where it reads
+    none, or its folder is gone.
+
+    Raises:
+      CheckpointError: the folder is not a whole model.
+    """
+    if run.teacher_folder is None or isinstance(run.stage, FinetuneConfig):
+        return None
+    folder = pathlib.Path(run.teacher_folder).absolute()
+    first = jax.process_index() == 0
+    # Only headers are read everywhere: a damaged folder ends all processes alike.
+    files = {tensor.file for tensor in find_tensors(folder).values()} if folder.is_dir() else ()
+    return runtime.broadcast(_hash_of(sorted(files)) if first and files else None)
+
+
+def _hash_of(files: list[pathlib.Path]) -> str:
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        stats = [file.stat() for file in files]
+        sizes, times = [stat.st_size for stat in stats], [stat.st_mtime_ns for stat in stats]
+        return digest([*threads.map(_file_hash, files, sizes, times)])
+
+
+@functools.cache
+def _file_hash(file: pathlib.Path, size: int, changed: int) -> str:
+    """Read once by all stages of a chain, and again when it was written again."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def restacked(params: Params, decoder: Decoder, mesh: Mesh) -> Params:

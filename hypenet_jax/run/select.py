@@ -26,11 +26,12 @@ from hypenet_jax.halo.select import (
 from hypenet_jax.halo.select import (
     select as choose,
 )
-from hypenet_jax.run.models import load_teacher, mixer_shardings
+from hypenet_jax.run.models import load_teacher, teacher_fingerprint
+from hypenet_jax.run.start import aligned_mixers
 from hypenet_jax.run.train import is_done, origin_of, prepared_data
 from hypenet_jax.sharding import make_mesh, on_mesh
 from hypenet_jax.train.errors import Preempted
-from hypenet_jax.train.handoff import load_params, save_params
+from hypenet_jax.train.handoff import save_params
 from hypenet_jax.train.origin import Origin, check_origin, unsealed
 
 log = logging.getLogger("hypenet_jax")
@@ -54,11 +55,9 @@ def select(run: RunConfig, *, stop: Callable[[int], bool] = lambda layer: False)
     mesh = make_mesh(run.mesh)
     prepared = prepared_data(run)
     teacher, frozen = load_teacher(run, mesh)
-    where = {"mixers": mixer_shardings(teacher, mesh)}
-    start = run.stage.start_from
-    aligned, handoff = load_params(run.final_of(start), start, shardings=where)
+    aligned, handoff = aligned_mixers(run, run.stage.start_from, teacher, mesh)
     swept = SweptDecoder(teacher)
-    origin = origin_of(run, handoff.fingerprint)
+    origin = origin_of(run, handoff.fingerprint, teacher_fingerprint(run))
     kept = _Scored(run.folder / "scores.json", origin, teacher.config.num_layers)
 
     def score(params: Params) -> tuple[float, float]:
@@ -93,7 +92,9 @@ class _Scored:
         if jax.process_index() == 0 and path.exists():
             about = unsealed(json.loads(path.read_text(encoding="utf-8")), str(path))
             check_origin(about, origin, str(path))
-            scores[: len(about["scores"])] = about["scores"]
+            known = len(about["scores"])
+            scores[:known] = about["scores"]
+            log.info("%s: going on after layer %d, fingerprint holds", origin.stage, known - 1)
         # As integers: JAX would round float64.
         bits = multihost_utils.broadcast_one_to_all(scores.view(np.uint32))
         self._scores = np.array(bits).view(np.float64)

@@ -1,16 +1,21 @@
 """What the step of a stage is made of, from its config alone: no weights and no text are read."""
 
 import dataclasses
+import math
 from collections.abc import Callable
+from typing import Any
 
 from jax.sharding import Mesh
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Params
-from hypenet_jax.config import RunConfig
+from hypenet_jax.config import ConfigError, RunConfig
 from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
+from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.mixers.lightning import slopes
 from hypenet_jax.run.models import (
     decoder_of,
     decoder_shapes,
@@ -20,9 +25,11 @@ from hypenet_jax.run.models import (
     student_config,
     teacher_decoder,
 )
+from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import TrainState, abstract_state
+from pallas_kernels.lightning_attention.sharded import FORGOTTEN, short_halo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +55,43 @@ class Trained:
 
 
 def trained(run: RunConfig, mesh: Mesh) -> Trained:
-    """What the stage of this run trains on this mesh."""
+    """What the stage of this run trains on this mesh.
+
+    Raises:
+      ConfigError: `training.short_halo`, and parts of the sequence too short for it.
+    """
     kinds: dict[type, Callable[..., Trained]] = {
         AlignConfig: _align,
         DistillConfig: _distill,
         FinetuneConfig: _finetune,
     }
     assert run.training is not None
-    return kinds[type(run.stage)](run, run.stage, mesh, Optimizer(run.training.optimizer))
+    parts = kinds[type(run.stage)](run, run.stage, mesh, Optimizer(run.training.optimizer))
+    if not run.training.short_halo:
+        return parts
+    _check_halo(run, mesh)
+    return dataclasses.replace(parts, stage=_with_halo(parts.stage))
+
+
+def _check_halo(run: RunConfig, mesh: Mesh) -> None:
+    """Refuses parts of the sequence in which the slowest head does not forget what came before."""
+    length, heads = run.data.context_length, aligned_spec(run.teacher).num_heads
+    (part,) = sharding_of((axes.TIME,), (length,), mesh, "row").shard_shape((length,))
+    reach = math.ceil(-math.log(FORGOTTEN) / slopes(heads).min())
+    if part < min(reach, length):
+        raise ConfigError(
+            f"{run.name}: training.short_halo needs parts of at least {reach} tokens, and {length} tokens over "
+            f"{length // part} devices are parts of {part}; cut the sequence into at most {max(length // reach, 1)}, "
+            "or leave it off"
+        )
+
+
+def _with_halo(stage: Stage) -> Stage:
+    def loss(*arguments: Any) -> Any:
+        with short_halo():
+            return stage.loss(*arguments)
+
+    return dataclasses.replace(stage, loss=loss)
 
 
 def _align(run: RunConfig, stage: AlignConfig, mesh: Mesh, optimizer: Optimizer) -> Trained:

@@ -1,13 +1,10 @@
 """One stage from its config to its final weights; the same call goes on where a run was cut off."""
 
-import dataclasses
 import logging
 import shutil
 from collections.abc import Callable
-from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
@@ -15,25 +12,15 @@ from hypenet_jax.config import RunConfig, resolved
 from hypenet_jax.data.loader import loader
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import Prepared, open_prepared
-from hypenet_jax.halo.align import AlignConfig
-from hypenet_jax.halo.distill import DistillConfig, distill_start
-from hypenet_jax.halo.finetune import FinetuneConfig
-from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
 from hypenet_jax.model.config import with_logit_scale
-from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import LogLengthScale
-from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.run.heldout import heldout_loss
-from hypenet_jax.run.models import (
-    decoder_of,
-    load_teacher,
-    mixer_shardings,
-    student_config,
-)
-from hypenet_jax.run.stages import Trained, trained
+from hypenet_jax.run.models import TEACHER, student_config, teacher_fingerprint
+from hypenet_jax.run.stages import trained
+from hypenet_jax.run.start import start_weights
 from hypenet_jax.sharding import make_mesh, row_parts
 from hypenet_jax.train.checkpoint import Checkpoints
-from hypenet_jax.train.handoff import Handoff, load_params, read_handoff, save_params
+from hypenet_jax.train.handoff import Handoff, read_handoff, save_params
 from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
 from hypenet_jax.train.origin import Origin, check_origin
@@ -51,21 +38,8 @@ FREE = (
     "data.corpus.folder",
     "training.loop",
     "training.tensorboard",
+    "training.short_halo",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """The weights that a stage begins with.
-
-    Attributes:
-      params: what it trains; frozen: the teacher, where there is one.
-      parent: fingerprint of the weights it starts from.
-    """
-
-    params: Params
-    frozen: Params | None = None
-    parent: str | None = None
 
 
 def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -> None:
@@ -89,7 +63,7 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     stage, optimizer, where = parts.stage, parts.optimizer, parts.shardings
     state = create_state(start.params, stage.trainable, optimizer, where)
     # loop -----------------------------------------------------------------------------------------
-    origin = origin_of(run, start.parent)
+    origin = origin_of(run, start.parent, teacher_fingerprint(run))
     checkpoints = Checkpoints(run.folder / "checkpoints", origin)
     steps = run.training.loop.steps
     sinks: list[Sink] = [MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name)]
@@ -150,7 +124,9 @@ def is_done(run: RunConfig) -> bool:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
-    check_origin(about, origin_of(run, _parent_of(run, handoff)), str(final))
+    # A teacher that is gone cannot have changed.
+    teacher = teacher_fingerprint(run) or handoff.config.get(TEACHER)
+    check_origin(about, origin_of(run, _parent_of(run, handoff), teacher), str(final))
     return True
 
 
@@ -162,8 +138,9 @@ def _parent_of(run: RunConfig, handoff: Handoff) -> str | None:
     return read_handoff(run.final_of(name), name).fingerprint
 
 
-def origin_of(run: RunConfig, parent: str | None) -> Origin:
-    return Origin(run.name, resolved(run), parent, FREE)
+def origin_of(run: RunConfig, parent: str | None, teacher: str | None) -> Origin:
+    """Whose weights a run writes: its settings, the weights that it starts from, and those of its teacher."""
+    return Origin(run.name, {**resolved(run), TEACHER: teacher}, parent, FREE)
 
 
 def prepared_data(run: RunConfig) -> Prepared:
@@ -174,64 +151,3 @@ def prepared_data(run: RunConfig) -> Prepared:
     prepared = open_prepared(run.data.corpus.folder)
     runtime.check_agreement(data=prepared.manifest)
     return prepared
-
-
-def start_weights(run: RunConfig, parts: Trained, mesh: Mesh) -> Start:
-    """Reads or makes what the stage begins with.
-
-    Raises:
-      CheckpointError: the stage before has not left its weights, or the teacher's folder is damaged.
-    """
-    kinds: dict[type, Callable[..., Start]] = {
-        AlignConfig: _align,
-        DistillConfig: _distill,
-        FinetuneConfig: _finetune,
-    }
-    return kinds[type(run.stage)](run, run.stage, parts, mesh)
-
-
-def _align(run: RunConfig, stage: AlignConfig, parts: Trained, mesh: Mesh) -> Start:
-    teacher, frozen = load_teacher(run, mesh)
-    key = runtime.keys(run.seed)("align")
-
-    def start(params: Params) -> Params:
-        single = unstack_layers(params)
-        spec = aligned_spec(teacher.config)
-        return {"mixers": lightning_mixers(teacher.config, single, spec, key)}
-
-    return Start(jax.jit(start, out_shardings=parts.shardings)(frozen), frozen)
-
-
-def _distill(run: RunConfig, stage: DistillConfig, parts: Trained, mesh: Mesh) -> Start:
-    teacher, frozen = load_teacher(run, mesh)
-    student = student_config(run)
-    aligned, handoff = load_params(
-        run.final_of(stage.start_from),
-        stage.start_from,
-        shardings={"mixers": mixer_shardings(teacher, mesh)},
-    )
-    key = runtime.keys(run.seed)("distill")
-
-    def start(params: Params, mixers: Params) -> Params:
-        single = unstack_layers(params)
-        return stack_layers(distill_start(teacher.config, single, student, mixers, key), student)
-
-    params = jax.jit(start, out_shardings=parts.shardings)(frozen, aligned["mixers"])
-    return Start(params, frozen, handoff.fingerprint)
-
-
-def _finetune(run: RunConfig, stage: FinetuneConfig, parts: Trained, mesh: Mesh) -> Start:
-    if stage.start_from is None:
-        decoder = decoder_of(student_config(run), run)
-        return Start(_fresh(decoder, runtime.keys(run.seed)("init"), parts.shardings))
-    params, handoff = load_params(
-        run.final_of(stage.start_from),
-        stage.start_from,
-        like=parts.shapes,
-        shardings=parts.shardings,
-    )
-    return Start(params, parent=handoff.fingerprint)
-
-
-def _fresh(decoder: Decoder, key: jax.Array, where: Any) -> Params:
-    return jax.jit(lambda key: init_params(decoder, key), out_shardings=where)(key)

@@ -2,8 +2,8 @@
 
 Rows and heads do not speak to each other. Along a cut sequence a device changes its own tokens of all its heads for
 all tokens of some of its heads, attends, and changes back: every device does the same work, and runs the very kernel
-of an uncut sequence. Where the heads do not divide over the sequence's devices, keys and values are gathered instead;
-the device with the last tokens then has the most to do.
+of an uncut sequence. Where the heads do not divide over the sequence's devices, keys and values are gathered instead,
+and queries change places so that every device attends to as many keys as the others.
 """
 
 import functools
@@ -109,10 +109,40 @@ def _own_tokens(
         return attend(q, k, v, query_segments=segments, key_segments=segments)
     if q.shape[2] % parts(axes) == 0:
         return _some_heads(attend, axes, q, k, v, segments)
-    first = jax.lax.axis_index(axes) * q.shape[1]
-    slots = jnp.broadcast_to(first + jnp.arange(q.shape[1], dtype=jnp.int32)[None], q.shape[:2])
-    k, v, all_segments = jax.tree.map(functools.partial(_gathered, axes), (k, v, segments))
-    return attend(q, k, v, query_slots=slots, query_segments=segments, key_segments=all_segments)
+    k, v, segments = jax.tree.map(functools.partial(_gathered, axes), (k, v, segments))
+    return _in_turns(attend, axes, q, k, v, segments)
+
+
+def _in_turns(
+    attend: Attend,
+    axes: MeshAxes,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    segments: Int[Array, "B S"] | None,
+) -> Float[Array, "B T N H"]:
+    """Outputs of this device's tokens, given all keys; computed where it is their turn.
+
+    Of n devices, number i holds the chunks 2i and 2i + 1 of the sequence and computes the chunks i and 2n - 1 - i: all
+    pairs of chunks see equally many keys.
+    """
+    devices, here, length = parts(axes), jax.lax.axis_index(axes), q.shape[1]
+    middle = -(-length // 2)
+
+    def chunk(odd: int, own: Float[Array, "B Q N H"]) -> Float[Array, "B Q N H"]:
+        held = range(odd, 2 * devices, 2)
+        turns = [(i, min(number, 2 * devices - 1 - number)) for i, number in enumerate(held)]
+        number = jnp.where(here % 2 == odd, here, 2 * devices - 1 - here)
+        first, size = number // 2 * length + odd * middle, own.shape[1]
+        slots = jnp.broadcast_to(first + jnp.arange(size, dtype=jnp.int32)[None], own.shape[:2])
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
+        marks = jax.tree.map(lambda marks: cut(marks, first), segments)
+        theirs = jax.lax.ppermute(own, axes, turns)
+        out = attend(theirs, k, v, query_slots=slots, query_segments=marks, key_segments=segments)
+        return jax.lax.ppermute(out, axes, [(there, i) for i, there in turns])
+
+    halves = enumerate(jnp.split(q, [middle], axis=1))
+    return jnp.concatenate([chunk(odd, own) for odd, own in halves if own.size], axis=1)
 
 
 def _some_heads(

@@ -3,24 +3,32 @@
 The compiler cannot cut up a Pallas kernel, so every device runs the whole op on its own part. Rows
 and heads do not speak to each other. Along a cut sequence each device first sums up what its own
 tokens write, [B, N, H, H] float32 whatever their number; these sums are all that is exchanged, and
-from them every device makes the memory that its own tokens begin with.
+from them every device makes the memory that its own tokens begin with: from all of them, or inside
+`short_halo` from its neighbour's alone.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.lightning_attention import documents, lightning_attention
-from pallas_kernels.mesh import MeshAxes, on_each_device, parts
+from pallas_kernels.mesh import MeshAxes, everywhere, on_each_device, parts
 from pallas_kernels.products import product
 
 Tokens = Float[Array, "B T N H"]
 Memory = Float[Array, "B N H H"]
+
+FORGOTTEN = 2.0**-24
+"""What is left of a memory that `short_halo` does not pass on: less than float32 rounds off beside the whole."""
+
+# Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
+_short = jax.make_user_context(False)
 
 
 class Summary(NamedTuple):
@@ -30,6 +38,18 @@ class Summary(NamedTuple):
     across: Float[Array, "B N"]  # factor on the memory before it; 0 where a document starts inside
     first: Int[Array, "B"]  # document of its first and last real token; 0 where all is padding
     last: Int[Array, "B"]
+
+
+@contextlib.contextmanager
+def short_halo() -> Iterator[None]:
+    """Inside, a device hands its sum to the next one alone, where parts are long enough for that.
+
+    Left out of the memory m_i that part i begins with is exp(log_decay * n) m_(i-1), n the real
+    tokens of the part before: at most FORGOTTEN of the older memory, per head and number. Where some
+    part but the last fades less, for it is short or has much padding, that call exchanges all sums.
+    """
+    with _short(True):
+        yield
 
 
 def sharded(
@@ -80,13 +100,43 @@ def _part_of_sequence(
     """Outputs of this device's tokens, and the memory after those of the last device."""
     log_decay = jax.lax.stop_gradient(log_decay)
     marks = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
-    summaries = jax.lax.all_gather(_summary(k, v, log_decay, marks), axes)
+    summary = _summary(k, v, log_decay, marks)
     if state is None:
-        state = jnp.zeros_like(summaries.written[0])
-    start = state.astype(jnp.float32), jnp.zeros_like(summaries.last[0])
-    (last, _), before = jax.lax.scan(_pass, start, summaries)
-    own = before[jax.lax.axis_index(axes)]
+        state = jnp.zeros_like(summary.written)
+    state = state.astype(jnp.float32)
+    if _short.value:
+        forgotten = _is_forgotten(axes, summary.across)
+        near, all_parts = (functools.partial(way, axes) for way in (_from_neighbour, _from_all))
+        own, last = jax.lax.cond(forgotten, near, all_parts, summary, state)
+    else:
+        own, last = _from_all(axes, summary, state)
     return attend(q, k, v, log_decay, own, segment_ids)[0], last
+
+
+def _from_all(axes: MeshAxes, summary: Summary, state: Memory) -> tuple[Memory, Memory]:
+    """The memory before this device's tokens and the one after those of the last device."""
+    summaries = jax.lax.all_gather(summary, axes)
+    start = state, jnp.zeros_like(summary.last)
+    (last, _), before = jax.lax.scan(_pass, start, summaries)
+    return before[jax.lax.axis_index(axes)], last
+
+
+def _from_neighbour(axes: MeshAxes, summary: Summary, state: Memory) -> tuple[Memory, Memory]:
+    """As `_from_all`, where no part but the last lets an older memory through."""
+    here, last = jax.lax.axis_index(axes), parts(axes) - 1
+    onward = [(device, device + 1) for device in range(last)]
+    # The first device receives zeros: an empty memory, and no open document.
+    written, document = jax.lax.ppermute((summary.written, summary.last), axes, onward)
+    (after, _), own = _pass((jnp.where(here == 0, state, written), document), summary)
+    return own, jax.lax.psum(jnp.where(here == last, after, 0.0), axes)
+
+
+def _is_forgotten(axes: MeshAxes, across: Float[Array, "B N"]) -> Bool[Array, ""]:
+    """Whether no part but the last, of any row and head, lets more than FORGOTTEN of a memory through."""
+    is_last = jax.lax.axis_index(axes) == parts(axes) - 1
+    # All devices of the mesh must take the same way: collectives lie on both.
+    most = jax.lax.pmax(jnp.where(is_last, 0.0, jnp.max(across)), everywhere())
+    return most <= FORGOTTEN
 
 
 def _summary(

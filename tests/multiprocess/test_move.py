@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from processes import ROOT
+from processes import TOY
 
 from hypenet_jax.train.metrics import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-TOY = str(ROOT / "tests" / "multiprocess" / "toy_run.py")
 
 
 def test_from_two_processes_to_one_and_back_the_state_keeps_its_bits_and_losses_agree(
@@ -20,7 +18,7 @@ def test_from_two_processes_to_one_and_back_the_state_keeps_its_bits_and_losses_
         (2, "moved", 12),
         (1, "whole", 12),
     ):
-        group = start(*[[TOY, str(tmp_path / folder), str(steps)]] * processes)
+        group = start(*[[TOY, str(tmp_path / folder), str(steps), "4"]] * processes)
         assert [member.end() for member in group] == [0] * processes, [m.said() for m in group]
     for step in (4, 8):
         left, found = (

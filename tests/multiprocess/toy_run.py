@@ -1,6 +1,6 @@
-"""The toy of tests/train trained by several processes: python toy_run.py FOLDER STEPS, with the flags of a cluster.
+"""The toy of tests/train trained by several processes: python toy_run.py FOLDER STEPS EVERY, with a cluster's flags.
 
-Leaves found-STEP.npz, the state it restored, and left-STEP.npz, the one it ended with.
+Saves every EVERY steps. Leaves found-STEP.npz, the state it restored, and left-STEP.npz, the one it ended with.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ def write(folder: pathlib.Path, name: str, state: TrainState) -> None:
         np.savez(folder / f"{name}-{int(whole.step)}.npz", *jax.tree.leaves(whole))
 
 
-def main(folder: pathlib.Path, steps: int) -> None:
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+def main(folder: pathlib.Path, steps: int, every: int) -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     params = jax.tree.map(np.asarray, init(jax.random.key(0)))
 
     def start() -> TrainState:
@@ -52,14 +52,13 @@ def main(folder: pathlib.Path, steps: int) -> None:
     if found is not None:
         write(folder, "found", found[0])
     part, parts = row_parts(mesh)
-    share = Share(part=part, parts=parts)
-    write(
-        folder, "left", run(folder, steps, state=start(), mesh=mesh, batches=share, evaluate=None)
-    )
+    options = {"batches": Share(part=part, parts=parts), "checkpoint_every": every}
+    left = run(folder, steps, state=start(), mesh=mesh, evaluate=None, **options)
+    write(folder, "left", left)
 
 
 if __name__ == "__main__":
     with runtime.main_guard({}):
-        cluster, (where, last) = runtime.take_cluster(sys.argv[1:])
+        cluster, (where, last, every) = runtime.take_cluster(sys.argv[1:])
         runtime.join_processes(cluster)
-        main(pathlib.Path(where), int(last))
+        main(pathlib.Path(where), int(last), int(every))

@@ -1,5 +1,6 @@
 """On a mesh that cuts rows, the sequence and heads, lightning attention is what it is on one device."""
 
+import contextlib
 import functools
 
 import jax
@@ -12,7 +13,7 @@ from test_decode_attention import collectives
 from test_lightning_attention import SCALE, decays, documents, inputs
 
 from pallas_kernels import dispatch, lightning_attention
-from pallas_kernels.lightning_attention.sharded import sharded
+from pallas_kernels.lightning_attention.sharded import FORGOTTEN, sharded, short_halo
 
 AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
 TOKENS, MEMORY = ("data", "sequence", "tensor"), ("data", "tensor")
@@ -87,6 +88,60 @@ def test_only_memories_are_exchanged_along_the_sequence():
         short, long = exchanged(128), exchanged(1024)
     memory, factors, documents_open = 2 * 8 * 8, 2, 2
     assert short == long == {"all-gather": 4 * 4 * (memory + factors + documents_open)}
+
+
+def halo(log_decay, state_factor=1.0, segments=None, short=True):
+    """Outputs, last memory and gradients on four devices with 32 tokens each."""
+    q, k, v, state = inputs(batch=4, length=128, heads=4, width=8)
+    arrays, run = (q, k, v, state_factor * state), functools.partial(sharded, **AXES)
+    context = short_halo() if short else contextlib.nullcontext()
+    with jax.set_mesh(mesh_of(2, 4, 1)), context:
+        return with_gradients(run, arrays, jnp.full(4, log_decay, jnp.float32), segments)
+
+
+@pytest.mark.parametrize("packed_rows", [False, True])
+def test_memories_of_neighbours_are_enough_where_parts_fade(packed_rows):
+    segments = jnp.asarray(documents(128)[[0, 0, 0, 0]]) if packed_rows else None
+    near, whole = (halo(-1.0, segments=segments, short=short) for short in (True, False))
+    oracles.assert_close(near, whole, 5e-6)
+
+
+def test_what_a_halo_leaves_out_is_no_more_than_its_bound():
+    """A first state so large that what the first part leaves of it shows in the second."""
+    log_decay, factor = -0.55, 2.0**24
+    near, whole = (halo(log_decay, factor, short=short)[0] for short in (True, False))
+    q, _, _, state = inputs(batch=4, length=128, heads=4, width=8)
+    faded = jnp.exp(log_decay * jnp.arange(33, 65))[None, :, None, None]
+    left_out = SCALE * jnp.einsum("btnk,bnkv->btnv", faded * q[:, 32:64], factor * state)
+    gap = whole[:, 32:64] - near[:, 32:64]
+    np.testing.assert_allclose(gap, left_out, atol=1e-3 * np.abs(left_out).max())
+    assert jnp.exp(32 * log_decay) <= FORGOTTEN
+
+
+@pytest.mark.parametrize(
+    ("log_decay", "row"),
+    [(-0.5, np.ones(128)), (-0.6, np.repeat([1, 0, 1, 1], 32))],
+    ids=["too slow", "padding"],
+)
+def test_parts_that_fade_too_little_exchange_all_memories(log_decay, row):
+    segments = jnp.asarray(np.tile(row.astype(np.int32), (4, 1)))
+    near, whole = (halo(log_decay, segments=segments, short=short) for short in (True, False))
+    for one, other in zip(near, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_halo_is_one_memory_however_many_devices():
+    q, k, v, state = inputs(batch=1, length=128, heads=2, width=8)
+    run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
+    memory, factors, open_documents, choice = 2 * 8 * 8, 2, 2, 1
+    for devices in (4, 8):
+        with jax.set_mesh(mesh_of(1, devices, 1)), short_halo():
+            program = jax.jit(run).lower(q, k, v, decays(2), state).compile()
+        assert collectives(program.as_text()) == {
+            "collective-permute": 4 * (memory + 1),
+            "all-reduce": 4 * (memory + choice),
+            "all-gather": 4 * devices * (memory + factors + open_documents),  # the other way
+        }
 
 
 def test_a_tpu_mesh_runs_the_kernel_on_every_device():

@@ -14,7 +14,7 @@ from hypenet_jax.plan.compiled import too_big
 from hypenet_jax.plan.programs import training_program
 from hypenet_jax.run.models import teacher_decoder
 from hypenet_jax.run.stages import trained
-from hypenet_jax.run.train import start_weights
+from hypenet_jax.run.start import start_weights
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
 from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf

@@ -1,8 +1,11 @@
 """One small conversion, interrupted in the middle, that the tests of this folder look at or copy."""
 
+import contextlib
 import dataclasses
+import fcntl
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -13,8 +16,8 @@ from hypenet_jax.run import convert
 from hypenet_jax.train.errors import Preempted
 
 
-@pytest.fixture(autouse=True, scope="package")
-def compiled_fast():
+@contextlib.contextmanager
+def compiling_fast() -> Iterator[None]:
     """Programs of this folder run for a moment: compiling them for speed does not pay."""
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
@@ -22,29 +25,52 @@ def compiled_fast():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def compiled_fast() -> Iterator[None]:
+    with compiling_fast():
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A finished conversion."""
+    """A finished conversion, to be read only: all tests and all processes that run them share it."""
 
     text: pathlib.Path
     folder: pathlib.Path
-    config: HaloConfig
+
+    @property
+    def config(self) -> HaloConfig:
+        return chain(self.text, self.folder)
+
+    def copied(self, folder: pathlib.Path) -> HaloConfig:
+        """The conversion in another folder, which may change."""
+        shutil.copytree(self.folder, folder)
+        return chain(self.text, folder)
 
 
-@pytest.fixture(scope="package")
-def done(tmp_path_factory: pytest.TempPathFactory, compiled_fast) -> Done:
+@pytest.fixture(scope="session")
+def done(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Done:
     """A conversion whose distillation was cut off after its first step; then the same call again."""
-    place = tmp_path_factory.mktemp("chain")
-    text, folder = write_text(place / "text"), place / "run"
-    config = chain(text, folder)
+    place = tmp_path_factory.getbasetemp()
+    place = (place if worker_id == "master" else place.parent) / "chain"
+    place.mkdir(exist_ok=True)
+    found, whole = Done(place / "text", place / "run"), place / "whole"
+    with (place / "lock").open("w") as lock, compiling_fast():
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not whole.exists():
+            _make(found)
+            whole.touch()
+    return found
+
+
+def _make(done: Done) -> None:
+    write_text(done.text)
     with pytest.raises(Preempted, match="stopped after step 1 of 2; saved"):
-        convert(config, stop=lambda step: step == 1 and (folder / "distill").exists())
-    assert convert(config)
-    return Done(text, folder, config)
+        convert(done.config, stop=lambda step: step == 1 and (done.folder / "distill").exists())
+    assert convert(done.config)
 
 
 @pytest.fixture
 def copy(done: Done, tmp_path: pathlib.Path) -> HaloConfig:
     """The finished conversion in a folder that a test may change."""
-    shutil.copytree(done.folder, tmp_path / "run")
-    return chain(done.text, tmp_path / "run")
+    return done.copied(tmp_path / "run")

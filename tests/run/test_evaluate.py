@@ -38,12 +38,13 @@ EVALUATE = EvaluateConfig(
 
 
 @pytest.fixture(scope="module")
-def report(done):
+def report(done, tmp_path_factory):
     """(whether all bounds hold, report.json, the page, what was printed)."""
-    config = dataclasses.replace(done.config, evaluate=EVALUATE)
+    place = tmp_path_factory.mktemp("evaluated") / "run"
+    config = dataclasses.replace(done.copied(place), evaluate=EVALUATE)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         held = convert(config, only="evaluate")
-    folder = done.folder / "report"
+    folder = place / "report"
     found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     page = (folder / "index.html").read_text(encoding="utf-8")
     return held, found, page, printed.getvalue()

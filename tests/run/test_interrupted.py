@@ -1,6 +1,7 @@
-"""A conversion asked to stop outside of training, and one whose earlier stages were made anew."""
+"""A conversion asked to stop outside of training, and one whose earlier stages or teacher are not what they were."""
 
 import dataclasses
+import logging
 import shutil
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from hypenet_jax.evals.config import Candidate, EvaluateConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.run import convert
+from hypenet_jax.run.models import teacher_fingerprint
 from hypenet_jax.run.train import origin_of
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.handoff import load_params, save_params
@@ -35,7 +37,7 @@ EVALUATE = EvaluateConfig(
 
 
 def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
-    copy, done, monkeypatch
+    copy, done, monkeypatch, caplog
 ):
     shutil.rmtree(copy.run("select").folder)
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
@@ -43,8 +45,10 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     module, scored = sys.modules["hypenet_jax.run.select"], []
     real = module._scores
     monkeypatch.setattr(module, "_scores", lambda *args: scored.append(args) or real(*args))
-    convert(copy, only="select")
+    with caplog.at_level(logging.INFO, "hypenet_jax"):
+        convert(copy, only="select")
     assert len(scored) == 1
+    assert "select: going on after layer 0, fingerprint holds" in caplog.text
     again, before = (
         read_selection(config.run("select").folder / "selection.json")
         for config in (copy, done.config)
@@ -72,6 +76,44 @@ def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
     run = copy.run("align")
     params, handoff = load_params(run.folder / "final", "align")
     other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), handoff.fingerprint
-    save_params(run.folder / "final", other, origin_of(run, handoff.parent))
+    origin = origin_of(run, handoff.parent, teacher_fingerprint(run))
+    save_params(run.folder / "final", other, origin)
     with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
         convert(copy, start=after)
+
+
+def change_teacher(config):
+    """Another last bit of its last weight."""
+    (file,) = config.run("teacher").hf_folder.glob("*.safetensors")
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def test_what_a_teacher_had_taught_is_refused_once_the_teacher_changed(copy):
+    change_teacher(copy)
+    for name in ("align", "select", "distill"):
+        with pytest.raises(CheckpointError, match=f"{name}.final: other settings.*teacher_weights"):
+            convert(copy, only=name)
+    convert(copy, only="finetune")  # reads no teacher
+
+
+def test_a_stage_that_was_cut_off_does_not_go_on_with_another_teacher(copy):
+    shutil.rmtree(copy.run("align").folder / "final")
+    change_teacher(copy)
+    with pytest.raises(
+        CheckpointError, match=r"align.checkpoints step 2: .*teacher_weights: \w+ s"
+    ):
+        convert(copy, only="align")
+
+
+def test_mixers_are_not_used_with_another_teacher_than_they_imitate(copy):
+    shutil.rmtree(copy.run("distill").folder)
+    change_teacher(copy)
+    with pytest.raises(CheckpointError, match=r"align.final: imitates a teacher with the weights"):
+        convert(copy, only="distill")
+
+
+def test_a_finished_stage_outlives_its_teacher(copy):
+    shutil.rmtree(copy.run("teacher").hf_folder)
+    convert(copy, only="distill")

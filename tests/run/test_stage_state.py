@@ -1,4 +1,4 @@
-"""What the published 9B stages hold between steps, and how they compute; on paper, without memory."""
+"""What the published 9B stages hold between steps, how they compute and exchange; on paper, without memory."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import RunConfig, load
+from hypenet_jax.config import ConfigError, RunConfig, load
 from hypenet_jax.run.models import decoder_of, student_config
 from hypenet_jax.run.stages import trained
 from hypenet_jax.sharding import MeshConfig, make_mesh
@@ -39,3 +39,14 @@ def test_what_is_recomputed_is_the_configs(shipped):
     for remat in ("full", "none"):
         run = shipped("distill", "--training.remat", remat)
         assert decoder_of(student_config(run), run).remat == remat
+
+
+def test_a_short_halo_needs_parts_in_which_the_slowest_head_forgets(shipped):
+    words = ("--training.short-halo", "--mesh.fsdp", "1", "--mesh.sequence")
+    refused = shipped("finetune", *words, "8")
+    with pytest.raises(ConfigError) as error:
+        trained(refused, make_mesh(refused.mesh))
+    for said in ("at least 4259 tokens", "over 8 devices are parts of 2048", "into at most 3"):
+        assert said in str(error.value)
+    cut = shipped("finetune", *words, "2")
+    trained(cut, make_mesh(cut.mesh, jax.devices()[:2]))

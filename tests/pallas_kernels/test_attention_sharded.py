@@ -1,0 +1,92 @@
+"""On a mesh that cuts rows, the sequence and heads, softmax attention is what it is on one device."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType
+
+from pallas_kernels import attention
+from pallas_kernels.attention import chunked
+from pallas_kernels.attention.sharded import sharded
+
+SCALE, HEADS = 0.3, 6
+AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(chunked, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(chunked, "KEY_BLOCK", 4)
+
+
+def mesh_of(data, sequence):
+    kinds, devices = (AxisType.Auto,) * 3, jax.devices()[: data * sequence]
+    return jax.make_mesh(
+        (data, sequence, 1), tuple(AXES.values()), axis_types=kinds, devices=devices
+    )
+
+
+def inputs(length):
+    rng = np.random.default_rng(0)
+    q = rng.standard_normal((2, length, HEADS, 8))
+    k, v = rng.standard_normal((2, 2, length, 3, 8))
+    return tuple(jnp.asarray(x, jnp.float32) for x in (q, k, v))
+
+
+def packed(length):
+    """Documents that end inside and between the parts of a cut sequence, one that spans them, padding anywhere."""
+    rows = np.repeat([[1, 2, 2, 3, 0, 7, 7, 7], [0, 0, 4, 4, 4, 9, 9, 0]], length // 8, axis=1)
+    rows[0, 3] = 0
+    return jnp.asarray(rows)
+
+
+def with_gradients(op, arrays, **options):
+    def loss(*arrays):
+        out = op(*arrays, scale=SCALE, **options)
+        return oracles.scalar(out), out
+
+    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+    return out, *gradients
+
+
+# Six heads divide over two devices and not over four: they are exchanged there, keys and values gathered here.
+@pytest.mark.parametrize(
+    ("sizes", "length"),
+    [((1, 4), 64), ((2, 4), 24), ((1, 8), 8), ((2, 2), 24)],
+    ids=["gathered", "gathered, odd parts", "gathered, a token each", "exchanged"],
+)
+@pytest.mark.parametrize("packed_rows", [False, True])
+def test_the_parts_of_several_devices_equal_one_device(sizes, length, packed_rows):
+    arrays, segments = inputs(length), packed(length) if packed_rows else None
+    marks = {"query_segments": segments, "key_segments": segments}
+    want = with_gradients(attention, arrays, implementation="chunked", **marks)
+    with jax.set_mesh(mesh_of(*sizes)):
+        run = functools.partial(sharded, segment_ids=segments, implementation="chunked")
+        got = with_gradients(run, arrays, **AXES)
+    oracles.assert_close(got, want, 5e-6)
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_every_device_multiplies_as_many_blocks_forward_and_backward(monkeypatch, devices):
+    blocks, count = collections.Counter(), chunked._blocks_seen
+
+    def counted(block, keys):
+        seen = count(block, keys)
+        add = lambda device, number: blocks.update({int(device): int(number)})  # noqa: E731
+        jax.debug.callback(add, jax.lax.axis_index("sequence"), seen)
+        return seen
+
+    monkeypatch.setattr(chunked, "_blocks_seen", counted)
+    length = 16 * devices
+    with jax.set_mesh(mesh_of(1, devices)):
+        run = functools.partial(sharded, implementation="chunked")
+        jax.block_until_ready(with_gradients(run, inputs(length), **AXES))
+        jax.effects_barrier()
+    # 2n chunks of two blocks of queries each see, on average, half of the 4n blocks of keys; twice, there and back.
+    number = length // 4
+    assert blocks == dict.fromkeys(range(devices), 2 * number * (number + 1) // 2 // devices)
