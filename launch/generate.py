@@ -54,8 +54,8 @@ def main(args: Arguments) -> None:
         seed=args.seed,
         dtype=args.dtype,
     )
-    settings, speed = settings_of(args.model, writer, prompts), Speed()
-    out = None if args.out is None else CompletionFile(args.out, settings)
+    out = None if args.out is None else CompletionFile(args.out, settings_of(writer, prompts))
+    speed = Speed()
     try:
         converse(writer, speed) if typed else answer(writer, prompts, speed, out)
     finally:

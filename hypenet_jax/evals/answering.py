@@ -11,13 +11,11 @@ from hypenet_jax.evals.ruler import TASKS, match_all
 from hypenet_jax.evals.ruler_text import Question
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Subject, batches_of
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.generate import generate
-from hypenet_jax.model.prefill import left_padded
+from hypenet_jax.model.generate import decode
+from hypenet_jax.model.prefill import left_padded, objection, prefill, start_context
 
 Prompt = Int[np.ndarray, " _"]
 Written = Int[np.ndarray, " M"] | Exception
-# What a single question may be the reason of.
-OF_A_QUESTION = (ValueError, FloatingPointError)
 
 
 def task_scores(
@@ -72,18 +70,16 @@ def write(
     stop: tuple[int, ...],
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[Written]:
-    """What the model writes after each prompt, up to `budget` tokens; or what keeps it from it: a prompt that leaves
-    no room for the budget within `length`, token ids that the model does not have, NaN.
+    """What the model writes after each prompt, up to `budget` tokens; or what keeps it from it: a prompt that is empty
+    or leaves no room for the budget within `length`, token ids that the model does not have, NaN.
     """
-    longest = length - budget
-    written: list[Written] = [
-        ValueError(f"{len(row)} tokens and {budget} to write are more than {length}")
-        for row in prompts
-    ]
-    fitting = [i for i, row in enumerate(prompts) if len(row) <= longest]
+    vocabulary, longest = subject.decoder.config.vocab_size, length - budget
+    whys = [objection(row, vocabulary, budget, length) for row in prompts]
+    written: list[Written] = [ValueError(why) for why in whys]
+    good = [i for i, why in enumerate(whys) if why is None]
     # One width: one compiled program per length and budget.
-    padded = left_padded([prompts[i] for i in fitting], longest)
-    left = iter(fitting)
+    padded = left_padded([prompts[i] for i in good], longest)
+    left = iter(good)
     batches = zip(*(batches_of(rows, tokens_per_batch) for rows in padded), strict=True)
     for (tokens, count), (segments, _) in batches:
         for answer in _answers(subject, tokens, segments, budget, stop)[:count]:
@@ -98,22 +94,13 @@ def _answers(
     budget: int,
     stop: tuple[int, ...],
 ) -> list[Written]:
-    """Of a batch; where that fails, of each row alone, in a batch of the same shape."""
-    assert isinstance(subject.decoder, Decoder)
+    """Of a batch; a row whose logits become NaN has an error, and the others are as without it."""
     decoder, params = subject.decoder, subject.params
-
-    def together(rows: list[int]) -> list[Written]:
-        options = {"max_new_tokens": budget, "stop_token": stop}
-        return [*generate(decoder, params, tokens[rows], segment_ids=segments[rows], **options)]
-
-    def alone(row: int) -> Written:
-        try:
-            return together([row] * len(tokens))[0]
-        except OF_A_QUESTION as error:
-            return error
-
-    everyone = list(range(len(tokens)))
-    try:
-        return together(everyone)
-    except OF_A_QUESTION:
-        return [alone(row) for row in everyone]
+    assert isinstance(decoder, Decoder)
+    context = start_context(decoder, len(tokens), tokens.shape[1] + budget)
+    context = prefill(decoder, params, context, tokens, segment_ids=segments)
+    found = decode(decoder, params, context, max_new_tokens=budget, stop_token=stop)
+    return [
+        FloatingPointError("the model computes NaN logits") if broken else row
+        for row, broken in zip(found.tokens, found.broken, strict=True)
+    ]

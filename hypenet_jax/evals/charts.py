@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 32, 46
 MOST_TICKS = 6  # of a logarithmic axis
+MOST_LENGTHS = 10  # told below a chart
 DASHES = ("", "7 4", "", "9 4 2 4", "2 4", "12 4")
 
 Number = int | float
@@ -98,9 +99,12 @@ def log_axis(values: Sequence[Number], text: Text, *, binary: bool = False) -> A
 
 
 def length_axis(lengths: Sequence[int], text: Text) -> Axis:
-    """Context lengths on a log2 scale, each length a tick."""
+    """Context lengths on a log2 scale, each length a tick, or where these are many every second or third down from
+    the longest."""
     low, high = min(lengths) / 1.1, max(lengths) * 1.1
-    return Axis(low, high, True, sorted(set(lengths)), text)
+    ticks = sorted(set(lengths))
+    every = -(-len(ticks) // MOST_LENGTHS)
+    return Axis(low, high, True, ticks[::-1][::every][::-1], text)
 
 
 def line_chart(
@@ -123,7 +127,7 @@ def line_chart(
         parts.append(
             f'<line class="ref" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>'
         )
-        parts.append(_label(WIDTH - RIGHT - 2, _y(y, value) - 5, name, "end"))
+        parts.append(_label(LEFT + 4, _y(y, value) - 5, name, "start"))
     for line in series:
         parts.append(_line(line, x, y, points))
     names = ", ".join(line.name for line in series)

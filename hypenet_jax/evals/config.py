@@ -189,7 +189,7 @@ class HarnessConfig:
       num_fewshot: examples before each question; None as each task says.
       limit: documents of each task; None all.
       chat: prompts become conversations by the tokenizer's chat template.
-      cache: folder where the answers of each model are kept by its label and what was asked; None asks anew.
+      cache: folder where the answers of each model, told apart by its contents, are kept; None asks anew.
     """
 
     tasks: tuple[str, ...] = ()

@@ -6,35 +6,31 @@ import dataclasses
 import html
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hypenet_jax.evals.charts import (
-    Axis,
     Bar,
     Number,
     Series,
     bar_chart,
     legend,
-    length_axis,
     line_chart,
     linear_axis,
-    log_axis,
 )
 from hypenet_jax.evals.page_parts import (
     beside,
-    bytes_text,
+    by_length,
     figure,
     length_table,
-    length_text,
     plain_table,
-    seconds_text,
     section,
     share_text,
 )
+from hypenet_jax.evals.page_speed import speed
 from hypenet_jax.evals.page_style import STYLE
 from hypenet_jax.evals.page_tasks import depths, failures, harness, scales, tasks
-from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Curve, LayerScore, Results
 
 # A loss curve is drawn with at most this many points, each the mean of its neighbours.
@@ -53,8 +49,8 @@ def render_page(results: Results) -> str:
     text is escaped.
     """
     parts = [_headline(results), _retrieval(results), depths(results), tasks(results)]
-    parts += [harness(results.report), _perplexity(results), _positions(results)]
-    parts += [scales(results.report), _speed(results), _conversion(results), _checks(results)]
+    parts += [harness(results.report), _perplexity(results), _positions(results), _sliding(results)]
+    parts += [scales(results.report), speed(results), _conversion(results), _checks(results)]
     parts += [failures(results.report)]
     title = html.escape(results.title)
     head = (
@@ -85,7 +81,7 @@ def _retrieval(results: Results) -> str:
     values = [end for row in rows.rows for end in (row.value, row.low, row.high) if end is not None]
     y = linear_axis([*values, 1.0], share_text, zero=True)
     chance = None if results.chance is None else (results.chance, "chance")
-    chart = _by_length(results, rows, y, "Needle accuracy", "accuracy", chance)
+    chart = by_length(results.models, rows, y, "Needle accuracy", "accuracy", chance)
     counts = sorted({row.count for row in rows.rows})
     note = (
         "Share of questions at the end of a text that are answered with what was planted in it. "
@@ -102,10 +98,12 @@ def _perplexity(results: Results) -> str:
     finite = [row.value for row in rows.rows if math.isfinite(row.value)]
     if not finite:
         return ""
-    chart = _by_length(results, rows, linear_axis(finite, _short), "Perplexity", "perplexity", None)
+    chart = by_length(
+        results.models, rows, linear_axis(finite, _short), "Perplexity", "perplexity", None
+    )
     note = (
         "Perplexity of the same final tokens of held-out text, with more or less context before them. "
-        "Lower is better; numbers compare along a row."
+        "Lower is better; the targets are the same at every length."
     )
     return section(
         "Using a longer context", note, beside(chart, length_table(results.models, rows, _short))
@@ -118,7 +116,7 @@ def _positions(results: Results) -> str:
     if not finite:
         return ""
     y = linear_axis(finite, _short)
-    chart = _by_length(results, rows, y, "Perplexity by position", "perplexity", None)
+    chart = by_length(results.models, rows, y, "Perplexity by position", "perplexity", None)
     note = (
         "Perplexity of the tokens whose position lies below the number and at or above half of it, in windows of "
         "one length: how much the model makes of what it has read so far."
@@ -127,44 +125,17 @@ def _positions(results: Results) -> str:
     return section("Along the context", note, beside(chart, table))
 
 
-def _speed(results: Results) -> str:
-    shown = (
-        ("prefill_seconds", "Reading the context", "time", seconds_text, "faster"),
-        ("decode_seconds", "Writing one more token", "time per token", seconds_text, "faster"),
-        ("state_bytes", "Memory of the context", "state per sequence", bytes_text, "smaller"),
-        ("decode_peak_bytes", "Peak memory of writing a token", "bytes", bytes_text, "smaller"),
-    )
-    parts = []
-    for metric, title, label, text, better in shown:
-        rows = results.report.select(metric)
-        if rows.rows:
-            binary = text is bytes_text
-            y = log_axis([row.value for row in rows.rows], text, binary=binary)
-            chart = _by_length(results, rows, y, title, label, None, intervals=False)
-            ratio = _ratios(results, rows, better)
-            parts.append(figure(chart, title) + length_table(results.models, rows, text, ratio))
-    if not parts:
+def _sliding(results: Results) -> str:
+    rows = results.report.select("perplexity_sliding")
+    if not rows.rows:
         return ""
-    note = "One sequence; medians of runs in turns. Both scales are logarithmic: equal steps are equal factors."
-    columns = "".join(f"<div>{part}</div>" for part in parts)
-    return section("Speed and memory", note, f"<div class='columns'>{columns}</div>")
-
-
-def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]:
-    """How a model compares with the first one: the ratio measured in turns where there is one."""
-    base = {row.length: row.value for row in rows.select(model=results.models[0]).rows}
-    metric = rows.rows[0].metric.replace("_seconds", "_speedup")
-    in_turns = {(row.model, row.length): row.value for row in results.report.select(metric).rows}
-
-    def text(row: Row) -> str:
-        if row.model == results.models[0] or row.length not in base:
-            return ""
-        ratio = base[row.length] / row.value
-        if metric != row.metric:
-            ratio = in_turns.get((row.model, row.length), ratio)
-        return f"{ratio:.1f}\u00d7 {better}"
-
-    return text
+    named = lambda row: f"{row.model}, {row.label}"  # noqa: E731
+    names = tuple(dict.fromkeys(map(named, rows.rows)))
+    note = (
+        "Perplexity of every token but the first ones, in windows of one length that move on by the stride: each "
+        "token is predicted once, from at least the length less the stride."
+    )
+    return section("Sliding over the text", note, length_table(names, rows, _short, name=named))
 
 
 def _conversion(results: Results) -> str:
@@ -246,32 +217,6 @@ def _checks(results: Results) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("check", "value", "must be", ""))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return section("Checks", note, f"<div class='wide checks'>{table}</div>")
-
-
-def _by_length(
-    results: Results,
-    rows: Report,
-    y: Axis,
-    title: str,
-    label: str,
-    reference: tuple[Number, str] | None,
-    *,
-    intervals: bool = True,
-) -> str:
-    series = []
-    for slot, model in enumerate(results.models):
-        mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.key)
-        if mine:
-            lengths = [row.length for row in mine if row.length is not None]
-            values, sure = [row.value for row in mine], mine if intervals else []
-            ends = [(r.low, r.high) for r in sure if r.low is not None and r.high is not None]
-            series.append(
-                Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ())
-            )
-    x = length_axis(rows.lengths, length_text)
-    labels = ("context length in tokens", label)
-    chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
-    return legend([(line.name, line.slot) for line in series]) + chart
 
 
 def _short(value: Number) -> str:

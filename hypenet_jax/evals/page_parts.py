@@ -3,8 +3,11 @@
 import html
 from collections.abc import Callable, Sequence
 
-from hypenet_jax.evals.charts import Number
+from hypenet_jax.evals.charts import Axis, Number, Series, legend, length_axis, line_chart
 from hypenet_jax.evals.report import Report, Row
+
+# Numbers that stand beside each other in half a page.
+WIDEST = 8
 
 
 def length_table(
@@ -14,26 +17,65 @@ def length_table(
     second: Callable[[Row], str] | None = None,
     name: Callable[[Row], str] = lambda row: row.model,
 ) -> str:
-    """A line per model, a column per context length; `second` says more about a number, below it.
+    """A line per model and a column per context length, or the other way round where the lengths are many: all is to
+    be seen without scrolling.
 
-    `name` tells what else than the model of its rows a line is named by.
+    `second` says more about a number, below it; `name` tells what else than the model of its rows a line is named by.
     """
-    lines = []
+    lines: dict[str, list[str]] = {}
     for model in models:
         mine = {row.length: row for row in rows.rows if name(row) == model}
-        if not mine:
-            continue
-        cells = []
-        for length in rows.lengths:
-            cell = html.escape(text(mine[length].value)) if length in mine else "\u2013"
-            more = second(mine[length]) if second and length in mine else ""
-            cells.append(f"<td>{cell}{f'<small>{html.escape(more)}</small>' if more else ''}</td>")
-        lines.append(f"<tr><th scope='row'>{html.escape(model)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope='col'>{length_text(length)}</th>" for length in rows.lengths)
-    return (
-        "<div class='wide'><table><thead><tr><th scope='col'>context</th>"
-        f"{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        if mine:
+            lines[model] = [_cell(mine.get(length), text, second) for length in rows.lengths]
+    lengths = [length_text(length) for length in rows.lengths]
+    if len(lengths) * (2 if second else 1) > WIDEST:
+        lines, lengths = (
+            {length: [*cells] for length, *cells in zip(lengths, *lines.values(), strict=True)},
+            [html.escape(model) for model in lines],
+        )
+    head = "".join(f"<th scope='col'>{one}</th>" for one in ("context", *lengths))
+    body = "".join(
+        f"<tr><th scope='row'>{html.escape(one)}</th>{''.join(cells)}</tr>"
+        for one, cells in lines.items()
     )
+    return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(
+    row: Row | None, text: Callable[[Number], str], second: Callable[[Row], str] | None
+) -> str:
+    if row is None:
+        return "<td>\u2013</td>"
+    more = second(row) if second else ""
+    small = f"<small>{html.escape(more)}</small>" if more else ""
+    return f"<td>{html.escape(text(row.value))}{small}</td>"
+
+
+def by_length(
+    models: Sequence[str],
+    rows: Report,
+    y: Axis,
+    title: str,
+    label: str,
+    reference: tuple[Number, str] | None,
+    *,
+    intervals: bool = True,
+) -> str:
+    """A line per model over the context lengths of its rows, with its legend."""
+    series = []
+    for slot, model in enumerate(models):
+        mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.key)
+        if mine:
+            lengths = [row.length for row in mine if row.length is not None]
+            values, sure = [row.value for row in mine], mine if intervals else []
+            ends = [(r.low, r.high) for r in sure if r.low is not None and r.high is not None]
+            series.append(
+                Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ())
+            )
+    x = length_axis(rows.lengths, length_text)
+    labels = ("context length in tokens", label)
+    chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
+    return legend([(line.name, line.slot) for line in series]) + chart
 
 
 def plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -85,6 +127,9 @@ def share_text(value: Number) -> str:
 
 
 def length_text(length: Number) -> str:
-    """512, 2K, 128K: powers of two as people say them."""
+    """512, 2K, 128K, 1M: powers of two as people say them."""
     whole = int(length)
-    return f"{whole // 1024}K" if whole >= 1024 and whole % 1024 == 0 else f"{whole}"
+    for size, unit in ((2**20, "M"), (2**10, "K")):
+        if whole >= size and whole % size == 0:
+            return f"{whole // size}{unit}"
+    return f"{whole}"

@@ -32,10 +32,10 @@ figure>svg{display:block;width:100%;height:auto}
 table{border-collapse:collapse;font-size:14.5px;font-variant-numeric:tabular-nums}
 th,td{padding:6px 9px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7em}
-thead th{color:var(--soft);font-weight:500}
+thead th{color:var(--soft);font-weight:500;white-space:normal;vertical-align:bottom}
 tbody th{font-weight:500}
 td small{display:block;color:var(--soft);font-size:12px;line-height:1.3}
-.checks td:nth-child(3){text-align:left}
+.checks :is(td,th):nth-child(3){text-align:left}
 .pass{color:var(--pass);font-weight:600}
 .fail{color:var(--fail);font-weight:600}
 svg text{font-family:inherit;font-size:12px;fill:var(--soft)}

@@ -18,7 +18,7 @@ from hypenet_jax.evals.report import Report, Row, Z, failure
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
-from hypenet_jax.sharding import constrain
+from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels import linear_cross_entropy
 
 NUM_TARGETS = 64
@@ -110,8 +110,8 @@ def perplexity_of_text(
         raise ValueError(f"stride {stride} is not between 1 and {length - 1}")
     if len(text) < length:
         raise ValueError(f"{len(text)} tokens of text do not fill a window of {length}; give more")
-    starts = range(0, len(text) - length + 1, stride)
-    windows = np.stack([text[start : start + length] for start in starts]).astype(np.int32)
+    # A view: windows overlap, and copies of all of them would be many times the text.
+    windows = np.lib.stride_tricks.sliding_window_view(text.astype(np.int32), length)[::stride]
     losses = final_losses(subject, windows, stride, tokens_per_batch)
     rows = _perplexity("perplexity_sliding", subject, losses, length)
     return Report(tuple(dataclasses.replace(row, label=f"stride {stride}") for row in rows))
@@ -184,9 +184,15 @@ def token_losses(
 
 @jax.jit
 def _losses(head: Float[Array, "V D"], hidden: Hidden, labels: Tokens) -> Float[Array, "B T"]:
-    weights = jnp.ones(labels.size, jnp.float32)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    _, losses = linear_cross_entropy(flat, head, labels.reshape(-1), weights)
+    batch, time = labels.shape
+    _, losses = linear_cross_entropy(
+        hidden.reshape(-1, hidden.shape[-1]),
+        head,
+        labels.reshape(-1),
+        jnp.ones(labels.size, jnp.float32),
+        vocabulary_axes=mesh_axes(axes.VOCAB, len(head)),
+        token_axes=mesh_axes(axes.BATCH, batch) + mesh_axes(axes.TIME, time),
+    )
     return constrain(losses.reshape(labels.shape), (None, None))
 
 

@@ -142,6 +142,25 @@ def unpacked(
     return left_padded(documents, max(map(len, documents), default=0))
 
 
+def objection(
+    prompt: Int[np.ndarray, " _"], vocabulary: int, new_tokens: int, longest: int | None
+) -> str | None:
+    """Why no `new_tokens` can be written after a prompt, `longest` tokens in all (None: any number); None: they can."""
+    if not len(prompt):
+        return "the prompt is empty; give at least one token"
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        return (
+            f"token ids from {prompt.min()} to {prompt.max()} are not all in the vocabulary of {vocabulary}: "
+            "it is the tokenizer of another model"
+        )
+    if longest is not None and len(prompt) + new_tokens > longest:
+        return (
+            f"{len(prompt)} tokens of prompt and {new_tokens} new ones "
+            f"exceed the maximum length {longest}"
+        )
+    return None
+
+
 def check_room(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
     longest = np.asarray(lengths).max(initial=0)
     if longest > capacity:

@@ -3,13 +3,11 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
+from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.generate import Writer, complete
 from hypenet_jax.run.prompts import CompletionFile, Prompt
 from hypenet_jax.run.speed import Speed
@@ -50,13 +48,14 @@ def converse(writer: Writer, speed: Speed) -> None:
         print("> ", end="", file=sys.stderr, flush=True)
 
 
-def settings_of(folder: pathlib.Path, writer: Writer, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def settings_of(writer: Writer, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All that the completions of these prompts depend on, as a partial file records it."""
     texts = json.dumps([str(prompt) for prompt in prompts])
     return {
-        "model": str(folder.absolute()),
+        "model": answers_fingerprint(
+            writer.decoder, writer.params, writer.tokenizer.fingerprint, writer.end_ids
+        ),
         "prompts": hashlib.sha256(texts.encode()).hexdigest(),
-        "dtype": jnp.dtype(writer.decoder.dtype).name,
         "sampling": dataclasses.asdict(writer.sampling),
         **{name: getattr(writer, name) for name in ("max_new_tokens", "max_length", "seed")},
     }

@@ -13,7 +13,7 @@ from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import Generation, decode
-from hypenet_jax.model.prefill import prefill, start_context
+from hypenet_jax.model.prefill import objection, prefill, start_context
 from hypenet_jax.model.sampling import GREEDY, Sampling
 from hypenet_jax.run.prompts import Completion, Prompt
 from hypenet_jax.run.speed import Speed
@@ -125,20 +125,8 @@ def _objection(writer: Writer, prompt: Prompt, tokens: np.ndarray) -> str | None
     """Why a prompt cannot be continued, or None."""
     if isinstance(prompt, ValueError):
         return str(prompt)
-    if not len(tokens):
-        return "the prompt is empty; give at least one token"
-    vocabulary, length = writer.decoder.config.vocab_size, len(tokens) + writer.max_new_tokens
-    if tokens.max() >= vocabulary:
-        return (
-            f"the tokenizer gives id {tokens.max()}, the model has {vocabulary}: "
-            "it is the tokenizer of another model"
-        )
-    if writer.max_length is not None and length > writer.max_length:
-        return (
-            f"{len(tokens)} tokens of prompt and {writer.max_new_tokens} new ones "
-            f"exceed the maximum length {writer.max_length}"
-        )
-    return None
+    vocabulary = writer.decoder.config.vocab_size
+    return objection(tokens, vocabulary, writer.max_new_tokens, writer.max_length)
 
 
 def _write(

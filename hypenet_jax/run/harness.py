@@ -4,8 +4,10 @@ import functools
 import importlib.util
 import pathlib
 
+from hypenet_jax import runtime
 from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
+from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.quality import Entrant, attempt
 from hypenet_jax.weights.hf_config import read_json
 
@@ -31,6 +33,7 @@ def harness_scores(config: SuiteConfig, one: ModelFolder, entrant: Entrant) -> R
     from hypenet_jax.evals.harness import evaluate_with_harness
 
     length = _max_length(config, one)
+    cache = answers_file(config, entrant, length)
     for task in asked.tasks:
         scores = functools.partial(
             evaluate_with_harness,
@@ -43,11 +46,21 @@ def harness_scores(config: SuiteConfig, one: ModelFolder, entrant: Entrant) -> R
             num_fewshot=asked.num_fewshot,
             limit=asked.limit,
             chat=asked.chat,
-            cache=None if asked.cache is None else pathlib.Path(asked.cache) / one.label,
+            cache=cache,
             seed=config.seed,
         )
         report += attempt(entrant.subject.name, task, length, scores)
     return report
+
+
+def answers_file(config: SuiteConfig, entrant: Entrant, length: int) -> pathlib.Path | None:
+    """Where answers of this very model are kept; other weights, tokenizers, settings or code have another file."""
+    if config.harness.cache is None:
+        return None
+    decoder, params = entrant.subject.decoder, entrant.subject.params
+    others = (entrant.tokenizer.fingerprint, entrant.ends, length, config.seed)
+    fingerprint = answers_fingerprint(decoder, params, *others, runtime.code_version())
+    return pathlib.Path(config.harness.cache) / f"{entrant.subject.name}-{fingerprint[:16]}"
 
 
 def _max_length(config: SuiteConfig, one: ModelFolder) -> int:

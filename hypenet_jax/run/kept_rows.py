@@ -22,18 +22,23 @@ class KeptRows:
     """A file for each measurement that is done, below the folder of the suite; gone when the suite is.
 
     Attributes:
-      about: what the rows depend on; with another suite, model files or code nothing is found.
+      about: what the rows depend on; with another suite or code, or for another fingerprint, nothing is found.
     """
 
     folder: pathlib.Path
     about: str
 
+    def of(self, *fingerprints: str) -> "KeptRows":
+        """The rows of what has these fingerprints alone."""
+        return dataclasses.replace(self, about="\n".join((self.about, *fingerprints)))
+
     def __call__(self, what: str, measured: Callable[[], Report]) -> Report:
-        """The rows that were kept for `what`, else those measured now."""
+        """The rows that were kept for `what`, else those measured now; every process has those of process 0."""
         name = hashlib.sha256(f"{self.about}\n{what}".encode()).hexdigest()[:24]
         path = self.folder / f"{name}.jsonl"
-        if path.is_file():
-            return report_from_json_lines(path.read_text(encoding="utf-8"))
+        kept = runtime.broadcast(path.read_text(encoding="utf-8") if path.is_file() else None)
+        if kept is not None:
+            return report_from_json_lines(kept)
         report = measured()
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,11 +55,6 @@ class KeptRows:
 
 def kept_rows(config: SuiteConfig) -> KeptRows:
     """What an earlier run of this very suite has left."""
-    files = [
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for one in config.models
-        for path in sorted(pathlib.Path(one.folder).glob("*"))
-    ]
     measured = dataclasses.replace(config, claims=(), document=None, conversion=None)
-    about = {"config": resolved(measured), "files": files, "code": runtime.code_version()}
+    about = {"config": resolved(measured), "code": runtime.code_version()}
     return KeptRows(pathlib.Path(config.out) / "parts", json.dumps(about, sort_keys=True))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
+from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals import Report, Row, Subject, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.answering import task_scores
@@ -22,6 +24,7 @@ from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
 from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.generate import end_ids
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
@@ -53,6 +56,13 @@ class Entrant:
         sentences = sentences_of(self.tokenizer.decode(self.text))
         return Haystacks(self.tokenizer, self.tokenizer.encode_all(sentences))
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all that the model's numbers depend on, what is read to it included."""
+        text = hashlib.sha256(self.text.tobytes()).hexdigest()
+        decoder, params = self.subject.decoder, self.subject.params
+        return answers_fingerprint(decoder, params, self.tokenizer.fingerprint, self.ends, text)
+
     def scaled(self, logit_scale: str | float | None) -> "Entrant":
         """The same with another `attn_logits_scaling`, see `scaled`."""
         return dataclasses.replace(self, subject=scaled(self.subject, logit_scale))
@@ -82,12 +92,14 @@ def open_entrant(config: SuiteConfig, one: ModelFolder, mesh: Mesh) -> Entrant:
 
     Raises:
       CheckpointError, FileNotFoundError, ValueError: no model, no tokenizer, no text, or a scale that means nothing.
+      ProcessesDiffer: the processes have different texts or tokenizers.
     """
     folder = pathlib.Path(one.folder)
     tokenizer = load_tokenizer(folder)
     lengths = (*config.perplexity.lengths, *config.ruler.lengths)
     lengths += () if config.needle is None else config.needle.lengths
     text = text_tokens(config.text, tokenizer, max(lengths, default=0) + TEXT_TOKENS)
+    runtime.check_agreement(text=hashlib.sha256(text.tobytes()).hexdigest())
     ends = end_ids(folder) or (tokenizer.end_id,)
     return Entrant(open_subject(config, one, mesh), tokenizer, ends, text)
 

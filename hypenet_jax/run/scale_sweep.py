@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
+from hypenet_jax import runtime
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.config import SuiteConfig
 from hypenet_jax.run.kept_rows import KeptRows
@@ -41,6 +42,7 @@ def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     if one is None:
         raise ValueError(f"no model {label!r} to search a scale for; there are {config.models}")
     entrant, report = open_entrant(config, one, mesh), Report()
+    kept = kept.of(entrant.fingerprint)
     for scale in (None, *(f"hype {a:g}" for a in asked.constants)):
         log.info("evaluate: %s with logit scale %s", label, scale)
         measured = functools.partial(_measured, config, entrant.scaled(scale), scale)
@@ -51,6 +53,7 @@ def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     best = best_of(rows, lower=asked.by == "perplexity")
     if asked.write and jax.process_index() == 0:
         write_scale(pathlib.Path(one.folder), best.label)
+    runtime.meet("scale written")
     return report.add(dataclasses.replace(best, metric="scale_best"))
 
 

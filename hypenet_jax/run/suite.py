@@ -13,6 +13,7 @@ from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.floors import floors
+from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.harness import check_harness, harness_scores
 from hypenet_jax.run.kept_rows import KeptRows, kept_rows
 from hypenet_jax.run.quality import (
@@ -49,7 +50,8 @@ def measure(config: SuiteConfig) -> Report:
     with on_mesh(mesh):
         for one in config.models:
             log.info("evaluate: %s", one.label)
-            report += _quality(config, one, open_entrant(config, one, mesh), kept)
+            entrant = open_entrant(config, one, mesh)
+            report += _quality(config, one, entrant, kept.of(entrant.fingerprint))
         report += sweep(config, mesh, kept) + _race(config, mesh, kept)
     if jax.process_index() == 0:
         print(report.table())
@@ -83,6 +85,7 @@ def _race(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
         return Report()
     log.info("evaluate: speed and memory of %s", [one.label for one in racing])
     subjects = [open_subject(config, one, mesh) for one in racing]
+    kept = kept.of(*(answers_fingerprint(one.decoder, one.params) for one in subjects))
     report = Report()
     for one, chip in itertools.product(subjects, config.race.chips):
         report += floors(one.name, one.decoder.config, config.race.lengths, chip)

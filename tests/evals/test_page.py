@@ -1,7 +1,9 @@
+import dataclasses
 import re
 
 import pytest
 
+from hypenet_jax.evals.charts import length_axis
 from hypenet_jax.evals.page import render_page, write_page
 from hypenet_jax.evals.page_parts import bytes_text, length_text, seconds_text
 from hypenet_jax.evals.report import Report, Row, share
@@ -86,4 +88,28 @@ def test_numbers_are_written_with_their_units():
     assert [bytes_text(b) for b in (12, 4096, 4.2e6, 3e9)] == [
         "12 B", "4 KiB", "4.01 MiB", "2.79 GiB",
     ]  # fmt: skip
-    assert [length_text(n) for n in (128, 2048, 3000)] == ["128", "2K", "3000"]
+    lengths = (128, 2048, 3000, 2**20, 2**20 + 2**10)
+    assert [length_text(n) for n in lengths] == ["128", "2K", "3000", "1M", "1025K"]
+
+
+def test_lengths_below_a_chart_are_few_and_the_longest_is_among_them():
+    for longest in (3, 10, 20):
+        lengths = [2**i for i in range(longest)]
+        ticks = length_axis(lengths, length_text).ticks
+        assert len(ticks) == min(longest, 10)
+        assert ticks[-1] == lengths[-1]
+        assert set(ticks) <= set(lengths)
+
+
+def test_sliding_windows_and_the_least_times_of_chips_are_on_the_page(results):
+    report = Report(
+        (
+            Row("perplexity_sliding", "student & co", 17.25, 8, 2048, label="stride 512"),
+            Row("decode_seconds_floor", "student & co", 2.5e-4, 1, 2048, label="v5e"),
+        )
+    )
+    page = render_page(dataclasses.replace(results, report=results.report + report))
+    for text in ("student &amp; co, stride 512", "17.2", "student &amp; co, v5e", "0.25 ms"):
+        assert text in page
+    alone = render_page(dataclasses.replace(results, report=report))
+    assert "The least time of a chip" in alone

@@ -1,9 +1,15 @@
+import math
+import re
+
+import jax
 import numpy as np
 import pytest
 
+from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
 from hypenet_jax.evals import reading
 from hypenet_jax.evals.perplexity import (
+    _losses,
     _perplexity,
     final_losses,
     held_out,
@@ -14,6 +20,7 @@ from hypenet_jax.evals.perplexity import (
     window_ends,
 )
 from hypenet_jax.evals.reading import last_hidden
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 
 
 def _batch(text):
@@ -61,6 +68,29 @@ def test_long_rows_are_read_in_parts_and_lose_nothing(student, text, monkeypatch
     np.testing.assert_allclose(token_losses(student, rows), losses, atol=1e-5)
     np.testing.assert_allclose(token_losses(student, rows, 33), losses[:, 32:], atol=1e-5)
     np.testing.assert_allclose(last_hidden(student, rows, 20), hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 4}, {"fsdp": 2, "sequence": 2, "tensor": 2}], ids=str)
+def test_losses_of_a_vocabulary_cut_over_devices_are_those_of_one(sizes):
+    rng, (batch, time, width, vocabulary) = np.random.default_rng(0), (2, 6, 8, 104)
+    head, hidden = (
+        rng.normal(size=shape).astype(np.float32)
+        for shape in ((vocabulary, width), (batch, time, width))
+    )
+    labels = rng.integers(0, vocabulary, (batch, time)).astype(np.int32)
+    alone = _losses(head, hidden, labels)
+    mesh = make_mesh(MeshConfig(**{"fsdp": 1, **sizes}), jax.devices()[: math.prod(sizes.values())])
+    with on_mesh(mesh):
+        names = ((axes.VOCAB, axes.EMBED), (axes.BATCH, axes.TIME, axes.HIDDEN))
+        cut = [
+            jax.device_put(x, sharding_of(name, x.shape, mesh))
+            for x, name in zip((head, hidden), names, strict=True)
+        ]
+        compiled = _losses.lower(*cut, labels).compile()
+        np.testing.assert_allclose(compiled(*cut, labels), alone, atol=1e-5)
+    # No device holds a number per token and word of the whole vocabulary, nor the whole head.
+    assert f"{vocabulary}" not in re.findall(r"\w+\[(?:\d+,)*(\d+)\]", compiled.as_text())
+    assert f"f32[{vocabulary}," not in compiled.as_text()
 
 
 def test_positions_are_counted_in_doubling_buckets_that_hold_every_target_once(student, text):

@@ -105,7 +105,7 @@ def test_the_pace_leaves_out_the_time_of_compilation_and_counts_it_once():
 
 
 def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, tmp_path):
-    settings = answer.settings_of(tmp_path, writer, PROMPTS)
+    settings = answer.settings_of(writer, PROMPTS)
     answer.answer(writer, PROMPTS, Speed(), CompletionFile(tmp_path / "whole.jsonl", settings))
     out = tmp_path / "out.jsonl"
     first, *_ = room.complete(writer, PROMPTS, Speed())
@@ -119,6 +119,16 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, t
     answer.answer(writer, PROMPTS, Speed(), again)
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not partial.exists()
+
+
+def test_completions_of_other_weights_are_not_gone_on_with(writer, tmp_path):
+    out = tmp_path / "out.jsonl"
+    CompletionFile(out, answer.settings_of(writer, PROMPTS))
+    params = jax.tree.map(lambda leaf: leaf, writer.params)
+    params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].add(1e-3)
+    other = dataclasses.replace(writer, params=params)
+    with pytest.raises(ValueError, match="begun with another model"):
+        CompletionFile(out, answer.settings_of(other, PROMPTS))
 
 
 def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import shutil
 
@@ -14,6 +15,7 @@ from hypenet_jax.evals.config import (
     Bound,
     Claim,
     Document,
+    HarnessConfig,
     HeldOut,
     ModelFolder,
     NeedleConfig,
@@ -24,7 +26,9 @@ from hypenet_jax.evals.config import (
     SweepConfig,
 )
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
+from hypenet_jax.run.harness import answers_file
 from hypenet_jax.run.kept_rows import kept_rows
+from hypenet_jax.run.quality import Entrant, open_entrant
 from hypenet_jax.run.scale_sweep import sweep, write_scale
 from hypenet_jax.run.suite import measure
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
@@ -181,5 +185,32 @@ def test_a_suite_that_was_cut_off_goes_on_after_what_it_measured(config, tmp_pat
     assert kept_rows(config)("needles at 16", pytest.fail).rows == rows.rows
     other = kept_rows(dataclasses.replace(config, seed=1))
     assert other("needles at 16", Report).rows == ()
+    assert kept.of("another model")("needles at 16", Report).rows == ()
     kept.forget()
     assert kept("needles at 16", Report).rows == ()
+
+
+def test_answers_of_changed_weights_or_text_are_those_of_another_model(swept):
+    mesh, harness = make_mesh(swept.mesh), HarnessConfig(cache="answers")
+    asked = dataclasses.replace(swept, harness=harness)
+    entrant = open_entrant(asked, asked.models[0], mesh)
+    folder = pathlib.Path(asked.models[0].folder)
+
+    def names(entrant: Entrant) -> tuple[str, pathlib.Path | None]:
+        return entrant.fingerprint, answers_file(asked, entrant, 64)
+
+    weights = folder / "model.safetensors"
+    times, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the last bit that can be seen in no size and no time
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = open_entrant(asked, asked.models[0], mesh)
+    for before, after in zip(names(entrant), names(changed), strict=True):
+        assert before != after
+    elsewhere = folder.rename(folder.with_name("elsewhere"))
+    moved = open_entrant(asked, ModelFolder("student", str(elsewhere)), make_mesh(MeshConfig()))
+    assert names(moved) == names(changed)
+    other = dataclasses.replace(moved, text=moved.text[:-1])
+    assert other.fingerprint != moved.fingerprint
+    assert answers_file(asked, other, 64) == answers_file(asked, moved, 64)
+    assert answers_file(asked, moved.scaled(2.0), 64) != answers_file(asked, moved, 64)
