@@ -1,0 +1,101 @@
+"""On a mesh that cuts rows, the sequence and heads at once, ops are what they are on one device, and say little."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.sharding import AxisType
+from test_decode_attention import collectives
+
+from pallas_kernels import attention
+from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.sharded import over_slots, sharded
+from pallas_kernels.norm_rotary import norm_rotary
+from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary_on_mesh
+
+SCALE = 0.3
+AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
+
+
+def on_mesh(*sizes):
+    kinds, devices = (AxisType.Auto,) * 3, jax.devices()[: np.prod(sizes)]
+    mesh = jax.make_mesh(sizes, tuple(AXES.values()), axis_types=kinds, devices=devices)
+    return jax.set_mesh(mesh)
+
+
+def inputs(heads, kv_heads, length=64):
+    rng = np.random.default_rng(0)
+    shapes = ((4, length, n, 8) for n in (heads, kv_heads, kv_heads))
+    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+
+def documents(length=64):
+    """That end within a part of a quarter of the tokens and between two; and padding."""
+    segments = np.ones((4, length), np.int32)
+    segments[0] = np.repeat([1, 2, 0, 5], length // 4)
+    segments[1, :5], segments[1, 5:50], segments[1, 50:] = 0, 3, 4
+    return jnp.asarray(segments)
+
+
+def with_gradients(function, *arrays):
+    def loss(*arrays):
+        out = function(*arrays)
+        return oracles.scalar(out), out
+
+    return jax.jit(jax.grad(loss, tuple(range(len(arrays))), has_aux=True))(*arrays)
+
+
+# Heads that are dealt out over the sequence's devices, as they are or each key/value head repeated.
+@pytest.mark.parametrize(
+    ("kv_heads", "sizes", "packed"), [(2, (1, 4, 1), True), (4, (2, 2, 2), False)]
+)
+def test_attention_with_exchanged_heads_equals_one_device(kv_heads, sizes, packed):
+    arrays, segments = inputs(8, kv_heads), documents() if packed else None
+    whole = functools.partial(
+        attention, scale=SCALE, query_segments=segments, key_segments=segments
+    )
+    parts = functools.partial(sharded, segment_ids=segments, scale=SCALE, **AXES)
+    want = with_gradients(whole, *arrays)
+    with on_mesh(*sizes):
+        got = with_gradients(parts, *arrays)
+    oracles.assert_close(got, want, 5e-6)
+
+
+def test_heads_are_changed_for_tokens_and_nothing_is_gathered():
+    arrays = inputs(8, 4)
+    with on_mesh(1, 4, 1):
+        run = functools.partial(sharded, scale=SCALE, **AXES)
+        found = collectives(jax.jit(run).lower(*arrays).compile().as_text())
+    assert set(found) == {"all-to-all"}
+
+
+def test_a_prompt_read_against_a_cut_cache_equals_one_device_and_moves_no_key():
+    q, keys, values = inputs(8, 4)
+    segments = documents()
+    slots = jnp.broadcast_to(20 + jnp.arange(16)[None], (4, 16))
+    visible = Visibility(slots, segments[:, 20:36], segments)
+    want = jax.jit(functools.partial(attention, scale=SCALE))(
+        q[:, :16], keys, values, **visible._asdict()
+    )
+    with on_mesh(2, 2, 2):
+        run = jax.jit(functools.partial(over_slots, scale=SCALE, **AXES))
+        got = run(q[:, :16], keys, values, visible)
+        text = run.lower(q[:, :16], keys, values, visible).compile().as_text()
+    oracles.assert_close(got, want, 5e-6)
+    assert set(collectives(text)) == {"all-reduce"}
+
+
+def test_norm_and_rotary_over_several_devices_equal_one_and_say_nothing_to_each_other():
+    x, scale = inputs(4, 4)[0], jnp.linspace(0.5, 2, 8)
+    angles = jnp.arange(4 * 64 * 4, dtype=jnp.float32).reshape(4, 64, 4) / 7
+    whole = functools.partial(norm_rotary, angles=angles, eps=1e-6)
+    parts = functools.partial(norm_rotary_on_mesh, angles=angles, eps=1e-6, **AXES)
+    want = with_gradients(whole, x, scale)
+    with on_mesh(2, 2, 2):
+        got = with_gradients(parts, x, scale)
+        text = jax.jit(parts).lower(x, scale).compile().as_text()
+    oracles.assert_close(got, want, 5e-6)
+    assert not collectives(text)
