@@ -66,11 +66,11 @@ def trained(run: RunConfig, mesh: Mesh) -> Trained:
         FinetuneConfig: _finetune,
     }
     assert run.training is not None
+    halo = run.training.short_halo
+    if halo:
+        _check_halo(run, mesh)
     parts = kinds[type(run.stage)](run, run.stage, mesh, Optimizer(run.training.optimizer))
-    if not run.training.short_halo:
-        return parts
-    _check_halo(run, mesh)
-    return dataclasses.replace(parts, stage=_with_halo(parts.stage))
+    return dataclasses.replace(parts, stage=with_halo(parts.stage)) if halo else parts
 
 
 def _check_halo(run: RunConfig, mesh: Mesh) -> None:
@@ -86,7 +86,9 @@ def _check_halo(run: RunConfig, mesh: Mesh) -> None:
         )
 
 
-def _with_halo(stage: Stage) -> Stage:
+def with_halo(stage: Stage) -> Stage:
+    """The stage computed inside `short_halo`."""
+
     def loss(*arguments: Any) -> Any:
         with short_halo():
             return stage.loss(*arguments)

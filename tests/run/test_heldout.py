@@ -29,10 +29,10 @@ from hypenet_jax.train.metrics import read_metrics
 STAGE = finetune_stage(Decoder(TEACHER))
 
 
-@pytest.fixture
-def evaluated(copy):
+@pytest.fixture(scope="module")
+def evaluated(done, tmp_path_factory):
     """Distillation done again, evaluated after every step."""
-    run = copy.run("distill")
+    run = done.copied(tmp_path_factory.mktemp("evaluated") / "run").run("distill")
     shutil.rmtree(run.folder)
     loop = dataclasses.replace(run.training.loop, evaluate_every=1)
     run = dataclasses.replace(run, training=dataclasses.replace(run.training, loop=loop))

@@ -19,6 +19,7 @@ from hypenet_jax.halo.finetune import finetune_stage
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.run.models import decoder_shapes, decoder_shardings, mixer_shardings
+from hypenet_jax.run.stages import with_halo
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh, on_mesh, place_batch
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.stage import Stage
@@ -125,8 +126,20 @@ def alone():
 def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, mesh):
     config, accumulate = MESHES[mesh]
     devices = jax.devices()[: 2 if mesh == "tensor" else 8]
-    found, metrics = step(CASES[name], make_mesh(config, devices), accumulate)
-    wanted_found, wanted_metrics = alone[name]
+    found = step(CASES[name], make_mesh(config, devices), accumulate)
+    assert_same_step(found, alone[name], accumulate)
+
+
+@pytest.mark.slow
+def test_a_step_with_a_short_halo_is_that_of_one_device(alone):
+    config, accumulate = MESHES[MIXED]
+    case = CASES["finetune"]
+    case = dataclasses.replace(case, stage=with_halo(case.stage))
+    assert_same_step(step(case, make_mesh(config), accumulate), alone["finetune"], accumulate)
+
+
+def assert_same_step(one: Any, other: Any, accumulate: int) -> None:
+    (found, metrics), (wanted_found, wanted_metrics) = one, other
     leaves = jax.tree_util.tree_leaves_with_path(found)
     for (path, leaf), wanted in zip(leaves, jax.tree.leaves(wanted_found), strict=True):
         assert np.abs(wanted).max() > 1e-8, path

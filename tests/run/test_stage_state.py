@@ -42,11 +42,11 @@ def test_what_is_recomputed_is_the_configs(shipped):
 
 
 def test_a_short_halo_needs_parts_in_which_the_slowest_head_forgets(shipped):
-    words = ("--training.short-halo", "--mesh.fsdp", "1", "--mesh.sequence")
-    refused = shipped("finetune", *words, "8")
+    words = ("--data.context-length", "16384", "--training.short-halo", "--mesh.fsdp", "1")
+    refused = shipped("align", *words, "--mesh.sequence", "8")
     with pytest.raises(ConfigError) as error:
         trained(refused, make_mesh(refused.mesh))
     for said in ("at least 4259 tokens", "over 8 devices are parts of 2048", "into at most 3"):
         assert said in str(error.value)
-    cut = shipped("finetune", *words, "2")
+    cut = shipped("align", *words, "--mesh.sequence", "2")
     trained(cut, make_mesh(cut.mesh, jax.devices()[:2]))
