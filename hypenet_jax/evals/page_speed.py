@@ -20,6 +20,13 @@ def speed(results: Results) -> str:
         ("prefill_seconds", "Reading the context", "time", seconds_text, "faster"),
         ("decode_seconds", "Writing one more token", "time per token", seconds_text, "faster"),
         ("state_bytes", "Memory of the context", "state per sequence", bytes_text, "smaller"),
+        (
+            "prefill_peak_bytes",
+            "Peak memory of reading the context",
+            "bytes",
+            bytes_text,
+            "smaller",
+        ),
         ("decode_peak_bytes", "Peak memory of writing a token", "bytes", bytes_text, "smaller"),
     )
     parts = []

@@ -206,6 +206,8 @@ def test_nan_logits_and_a_full_state_are_errors(student, prompts):
     context = prefill(decoder, params, start_context(decoder, 2, 5), prompts)
     with pytest.raises(ValueError, match="room for 5"):
         decode(decoder, params, context, max_new_tokens=1)
+    with pytest.raises(ValueError, match="5 tokens do not fit into a state with room for 4"):
+        prefill(decoder, params, start_context(decoder, 2, 4), prompts)
     with pytest.raises(ValueError, match="read no token"):
         decode(decoder, params, start_context(decoder, 2, 5), max_new_tokens=1)
     nan = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
