@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.lightning_attention import tpu as lightning
+from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
 from pallas_kernels.norm_rotary import tpu as rotary
 
 
@@ -150,8 +151,48 @@ def _decode(
     ]
 
 
+def _linear_loss_programs() -> list[Program]:
+    large = _linear_loss(16384, 2048, 151936, jnp.bfloat16, limits=(200.0, 2650.0))
+    return large + _linear_loss(1000, 384, 5003, jnp.float32)
+
+
+def _linear_loss(
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    dtype: DTypeLike,
+    limits: tuple[float | None, float | None] = (None, None),
+) -> list[Program]:
+    """Loss alone, whose logits never reach HBM, and with gradients, which hold those of a chunk."""
+    hidden = jax.ShapeDtypeStruct((tokens, width), dtype)
+    head = jax.ShapeDtypeStruct((vocabulary, width), dtype)
+    labels, weights = (jax.ShapeDtypeStruct((tokens,), x) for x in (jnp.int32, jnp.float32))
+
+    def kl(*arrays):
+        return linear_kl(*arrays, implementation="tpu")[0]
+
+    def cross_entropy(*arrays):
+        return linear_cross_entropy(*arrays, implementation="tpu")[0]
+
+    shape = f"T{tokens} D{width} V{vocabulary} {jnp.dtype(dtype).name}"
+    ops = {
+        "linear_kl": (kl, (hidden, head, hidden, head, weights)),
+        "linear_cross_entropy": (cross_entropy, (hidden, head, labels, weights)),
+    }
+    alone, both = limits
+    return [
+        program
+        for op, (loss, arrays) in ops.items()
+        for program in (
+            Program(op, shape, "forward", loss, arrays, None, alone),
+            Program(op, shape, "gradient", jax.value_and_grad(loss, (0, 1)), arrays, None, both),
+        )
+    ]
+
+
 PROGRAMS: dict[str, Callable[[], list[Program]]] = {
     "decode_attention": _decode_programs,
     "lightning_attention": _lightning_programs,
+    "linear_loss": _linear_loss_programs,
     "norm_rotary": _norm_rotary_programs,
 }

@@ -1,8 +1,19 @@
 """Losses of a linear head over a large vocabulary, without the logits of all tokens at once.
 
-Which implementation runs where: "chunked" is plain XLA and runs on CPUs, GPUs and TPUs alike; None
-is "chunked" everywhere. Only it knows how to share the vocabulary between the devices of a mesh.
-"reference" is the definition, which holds every logit: for tests.
+Which implementation runs where: "chunked" is plain XLA and runs on CPUs, GPUs and TPUs alike; "tpu"
+has Pallas kernels for `linear_kl` and `linear_cross_entropy`. None is "tpu" on a TPU that can run
+it, else "chunked". Both know how to share the vocabulary between the devices of a mesh. "reference"
+is the definition, which holds every logit: for tests.
+
+The kernels form the sums of the softmax with the logits, and the slopes with the gradients, so that
+logits go through HBM once each way; `docs/benchmarks.md` has the count. `linear_kl_top_k` has none:
+its rest is the sum over all tokens but k of each row, other ones in every row, which would cost a
+tile k comparisons per logit.
+
+There is no "gpu": on an H100 `linear_kl` with gradients at 16,384 tokens of width 2,048 and 151,936
+tokens is 41 ms of products at the peak rate, and what "chunked" moves, 138 GB, is 41 ms too (29 on
+an H200): it is bound by its products, which are cuBLAS's. A kernel could hide the passes over logits
+between them, 19 ms, and would lose them again if it multiplied at two thirds of cuBLAS's rate.
 """
 
 import functools
@@ -14,13 +25,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_loss import chunked, reference, sharded
+from pallas_kernels.linear_loss import chunked, reference, sharded, tpu
 from pallas_kernels.linear_loss.sharded import MeshAxes
 
-Implementation = Literal["reference", "chunked"]
+Implementation = Literal["reference", "chunked", "tpu"]
 
-CROSS_ENTROPY = {"reference": reference.cross_entropy, "chunked": chunked.cross_entropy}
-KL = {"reference": reference.kl, "chunked": chunked.kl}
+CROSS_ENTROPY = {
+    "reference": reference.cross_entropy,
+    "chunked": chunked.cross_entropy,
+    "tpu": tpu.cross_entropy,
+}
+KL = {"reference": reference.kl, "chunked": chunked.kl, "tpu": tpu.kl}
 KL_TOP_K = {"reference": reference.kl_top_k, "chunked": chunked.kl_top_k}
 
 
@@ -49,18 +64,20 @@ def linear_cross_entropy(
         exchanged, and the sum of the gradients toward hidden. Nothing without a mesh.
       token_axes: axes of that mesh that cut the tokens. The gradient toward head is summed over
         them once.
-      implementation: "reference" or "chunked"; None is "chunked" on every platform.
+      implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
+        kernels on a TPU where they can, else "chunked".
     Returns:
       The total, differentiable in hidden, head and weights, and the number of each token, which is
       not.
     Raises:
-      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
-        the mesh has no axis of that name; the vocabulary does not divide over its axes.
+      UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
+        this device, and why; the mesh has no axis of that name; the vocabulary does not divide over
+        its axes.
     Source: arXiv 2410.10989 (gradients in the forward pass).
     """
     op = "linear_cross_entropy"
     axes = MeshAxes(vocabulary_axes, token_axes)
-    run = _choose(op, implementation, CROSS_ENTROPY, axes, head)
+    run = _choose(op, implementation, CROSS_ENTROPY, axes, head, hidden)
     hidden = _without_skipped(hidden, weights)
     total, numbers = run(hidden, head, labels, weights.astype(jnp.float32))
     return total, jax.lax.stop_gradient(numbers)
@@ -93,18 +110,22 @@ def linear_kl(
         exchanged, and the sum of the gradients toward student_hidden. Nothing without a mesh.
       token_axes: axes of that mesh that cut the tokens. The gradient toward student_head is summed
         over them once.
-      implementation: "reference" or "chunked"; None is "chunked" on every platform.
+      implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
+        kernels on a TPU where they can, else "chunked".
     Returns:
       The total, differentiable in student_hidden, student_head and weights, and the number of each
       token, which is not.
     Raises:
-      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
-        the mesh has no axis of that name; the vocabulary does not divide over its axes.
+      UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
+        this device, and why; the mesh has no axis of that name; the vocabulary does not divide over
+        its axes.
     Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
     forward pass).
     """
     axes = MeshAxes(vocabulary_axes, token_axes)
-    run = _choose("linear_kl", implementation, KL, axes, student_head)
+    run = _choose(
+        "linear_kl", implementation, KL, axes, student_head, student_hidden, teacher_hidden
+    )
     teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
     student_hidden, teacher_hidden = (
         _without_skipped(x, weights) for x in (student_hidden, teacher_hidden)
@@ -160,7 +181,7 @@ def linear_kl_top_k(
     forward pass).
     """
     axes = MeshAxes(vocabulary_axes, token_axes)
-    run = _choose("linear_kl_top_k", implementation, KL_TOP_K, axes, student_head)
+    run = _choose("linear_kl_top_k", implementation, KL_TOP_K, axes, student_head, student_hidden)
     counted = (weights != 0)[:, None]
     log_probs = jnp.where(counted, teacher_log_probs.astype(jnp.float32), -jnp.inf)
     indices = jnp.where(counted, teacher_indices, 0)
@@ -181,12 +202,15 @@ def _choose(
     table: dict[str, Callable[..., Any]],
     axes: MeshAxes,
     head: Float[Array, "V D"],
+    *hidden: Float[Array, "T _"],
 ) -> Callable[..., Any]:
-    name = dispatch.choose(op, implementation, table, "chunked")
     axes = sharded.mesh_axes(op, axes, len(head))
-    if axes == MeshAxes():
+    kernels = "tpu" in table and dispatch.platform() == "tpu"
+    preferred = "tpu" if kernels and tpu.tpu_refusal(axes, *hidden) is None else "chunked"
+    name = dispatch.choose(op, implementation, table, preferred)
+    if axes == sharded.WHOLE:
         return table[name]
-    if name != "chunked":
+    if name == "reference":
         raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")
     return functools.partial(table[name], axes=axes)
 

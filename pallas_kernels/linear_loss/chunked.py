@@ -10,21 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_loss import per_token, sharded
+from pallas_kernels.linear_loss import per_token, sharded, vjp
 from pallas_kernels.linear_loss.sharded import MeshAxes
 from pallas_kernels.products import product
 
 # Float32 logits of one chunk, in bytes, unless that would be fewer tokens: every chunk reads the head
 # twice and adds to all of its gradient, which fewer tokens would not outweigh.
-CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**29, "tpu": 2**28}
+CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**30, "tpu": 2**28}
 LEAST_TOKENS = 256
 
 # Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
 PerToken = Callable[..., tuple[Float[Array, "C"], Float[Array, "C V"]]]
-# Hidden, head and weights: what the total is differentiated by.
-Inputs = tuple[Float[Array, "T D"], Float[Array, "V D"], Float[Array, "T"]]
-
-WHOLE = MeshAxes()
 
 
 def cross_entropy(
@@ -32,11 +28,11 @@ def cross_entropy(
     head: Float[Array, "V D"],
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
-    axes: MeshAxes = WHOLE,
+    axes: MeshAxes = sharded.WHOLE,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
     function = functools.partial(per_token.cross_entropy, vocabulary=len(head))
-    return _loss(function, axes, (hidden, head, weights), labels, ())
+    return vjp.loss(_loops(function, axes), axes, (hidden, head, weights), labels, ())
 
 
 def kl(
@@ -46,12 +42,12 @@ def kl(
     teacher_head: Float[Array, "V E"],
     weights: Float[Array, "T"],
     temperature: float,
-    axes: MeshAxes = WHOLE,
+    axes: MeshAxes = sharded.WHOLE,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl`."""
     function = functools.partial(per_token.kl, temperature=temperature)
     inputs = student_hidden, student_head, weights
-    return _loss(function, axes, inputs, teacher_hidden, teacher_head)
+    return vjp.loss(_loops(function, axes), axes, inputs, teacher_hidden, teacher_head)
 
 
 def kl_top_k(
@@ -61,41 +57,22 @@ def kl_top_k(
     teacher_indices: Int[Array, "T k"],
     weights: Float[Array, "T"],
     temperature: float,
-    axes: MeshAxes = WHOLE,
+    axes: MeshAxes = sharded.WHOLE,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl_top_k`."""
     function = functools.partial(
         per_token.kl_top_k, temperature=temperature, vocabulary=len(student_head)
     )
     inputs = student_hidden, student_head, weights
-    return _loss(function, axes, inputs, (teacher_log_probs, teacher_indices), ())
+    extra = teacher_log_probs, teacher_indices
+    return vjp.loss(_loops(function, axes), axes, inputs, extra, ())
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss(
-    function: PerToken, axes: MeshAxes, inputs: Inputs, extra: Any, constants: Any
-) -> tuple[Float[Array, ""], Float[Array, "T"]]:
-    """Without a gradient to form: the loss alone."""
-    hidden, head, weights = inputs
-    run = functools.partial(_numbers, functools.partial(function, axes=axes.vocabulary))
-    numbers, _ = sharded.over_shards(run, axes, (hidden, weights, extra), (head, constants))
-    return jnp.sum(weights * numbers), numbers
-
-
-def _forward(function, axes, inputs, extra, constants):
-    hidden, head, weights = inputs
-    run = functools.partial(_gradients, functools.partial(function, axes=axes.vocabulary), axes)
-    tokens, rows = (hidden, weights, extra), (head, constants)
-    (numbers, toward_hidden), toward_head = sharded.over_shards(run, axes, tokens, rows)
-    return (jnp.sum(weights * numbers), numbers), (toward_hidden, toward_head, numbers)
-
-
-def _backward(function, axes, kept, grads):
-    toward_total, _ = grads
-    return tuple((toward_total * x).astype(x.dtype) for x in kept), None, None
-
-
-_loss.defvjp(_forward, _backward)
+def _loops(function: PerToken, axes: MeshAxes) -> vjp.Loops:
+    function = functools.partial(function, axes=axes.vocabulary)
+    return vjp.Loops(
+        functools.partial(_numbers, function), functools.partial(_gradients, function, axes)
+    )
 
 
 def _numbers(function, tokens, rows):
@@ -121,7 +98,7 @@ def _gradients(function, axes, tokens, rows):
         hidden, weights, extra = tokens
         number, slope = function(product("td,vd->tv", hidden, matrix), extra, constants)
         slope = (weights[:, None] * slope).astype(hidden.dtype)
-        toward_hidden = _summed(product("tv,vd->td", slope, matrix), axes.vocabulary)
+        toward_hidden = sharded.summed(product("tv,vd->td", slope, matrix), axes.vocabulary)
         return toward_head + product("tv,td->vd", slope, hidden), (
             jnp.where(weights != 0, number, 0.0),
             toward_hidden.astype(hidden.dtype),
@@ -130,12 +107,8 @@ def _gradients(function, axes, tokens, rows):
     zeros = jnp.zeros(head.shape, jnp.float32)
     toward_head, by_token = jax.lax.scan(chunk, zeros, _chunks(tokens, len(head)))
     # Once, after all chunks.
-    toward_head = _summed(toward_head, axes.tokens).astype(head.dtype)
+    toward_head = sharded.summed(toward_head, axes.tokens).astype(head.dtype)
     return tuple(_join(x, len(hidden)) for x in by_token), toward_head
-
-
-def _summed(x: Float[Array, "_ D"], axes: tuple[str, ...]) -> Float[Array, "_ D"]:
-    return jax.lax.psum(x, axes) if axes else x
 
 
 def _chunks(tokens: Any, vocabulary: int) -> Any:

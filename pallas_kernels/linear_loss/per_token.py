@@ -23,16 +23,15 @@ def cross_entropy(
     axes: Axes,
 ) -> tuple[Float[Array, "C"], Float[Array, "C V"]]:
     """As `linear_cross_entropy`; exchanges a maximum and two sums."""
-    columns, here = _own(labels[:, None], values.shape[1], axes)
-    (top,) = _maxima(axes, values)
+    columns, here = own_columns(labels[:, None], values.shape[1], axes)
+    (top,) = maxima(axes, *_tops(values))
     values = values - top[:, None]
     exps = jnp.exp(values)
     mine = jnp.where(here, jnp.take_along_axis(values, columns, axis=-1), 0.0)
-    total, logit = _sums(axes, exps, mine)
+    total, logit = sums(axes, *_totals(exps, mine))
     hit = here & (columns == jnp.arange(values.shape[1])[None])
-    # A label that no device holds must not pass for one whose logit is the maximum.
-    known = (labels >= 0) & (labels < vocabulary)
-    return jnp.where(known, jnp.log(total) - logit, jnp.nan), exps / total[:, None] - hit
+    number = known(jnp.log(total) - logit, labels, vocabulary)
+    return number, exps / total[:, None] - hit
 
 
 def kl(
@@ -46,11 +45,11 @@ def kl(
     """As `linear_kl`; exchanges two maxima and three sums."""
     student = values / temperature
     teacher = logits(teacher_hidden, teacher_head) / temperature
-    tops = _maxima(axes, student, teacher)
+    tops = maxima(axes, *_tops(student, teacher))
     student, teacher = (x - top[:, None] for x, top in zip((student, teacher), tops, strict=True))
     s, t = jnp.exp(student), jnp.exp(teacher)
-    s_total, t_total, gap = _sums(axes, s, t, t * (teacher - student))
-    number = temperature**2 * (gap / t_total - jnp.log(t_total) + jnp.log(s_total))
+    s_total, t_total, gap = sums(axes, *_totals(s, t, t * (teacher - student)))
+    number = divergence(s_total, t_total, gap, temperature)
     return number, temperature * (s / s_total[:, None] - t / t_total[:, None])
 
 
@@ -66,17 +65,17 @@ def kl_top_k(
     """As `linear_kl_top_k`; exchanges two maxima and three sums."""
     log_probs, indices = teacher
     probs, tail = jnp.exp(log_probs), tail_mass(log_probs, vocabulary)
-    columns, here = _own(indices, values.shape[1], axes)
+    columns, here = own_columns(indices, values.shape[1], axes)
     student = values / temperature
     rows, dropped = jnp.arange(len(student))[:, None], jnp.where(here, columns, student.shape[1])
     rest = student.at[rows, dropped].set(-jnp.inf, mode="drop")
-    tops = _maxima(axes, student, rest)
+    tops = maxima(axes, *_tops(student, rest))
     student = student - tops[0][:, None]
     # Finite where every column is one of the k.
     rest = rest - jnp.maximum(tops[1], jnp.finfo(rest.dtype).min)[:, None]
     kept = jnp.where(here, jnp.take_along_axis(student, columns, axis=-1), 0.0)
     s, u = jnp.exp(student), jnp.exp(rest)
-    s_total, u_total, cross = _sums(axes, s, u, probs * kept)
+    s_total, u_total, cross = sums(axes, *_totals(s, u, probs * kept))
     u_total = jnp.maximum(u_total, 1.0)  # it holds exp(0), unless there is no rest and no tail
 
     mass = jnp.sum(probs, axis=-1) + tail
@@ -89,7 +88,25 @@ def kl_top_k(
     return temperature**2 * number, temperature * slope
 
 
-def _own(
+def known(
+    numbers: Float[Array, "C"], labels: Int[Array, "C"], vocabulary: int
+) -> Float[Array, "C"]:
+    """NaN for a label that no device holds: it must not pass for one whose logit is the maximum."""
+    return jnp.where((labels >= 0) & (labels < vocabulary), numbers, jnp.nan)
+
+
+def divergence(
+    s_total: Float[Array, "C"],
+    t_total: Float[Array, "C"],
+    gap: Float[Array, "C"],
+    temperature: float,
+) -> Float[Array, "C"]:
+    """KL by the sums of exp(s), exp(t) and exp(t) (t - s), where s and t are logits over r, less
+    their maxima."""
+    return temperature**2 * (gap / t_total - jnp.log(t_total) + jnp.log(s_total))
+
+
+def own_columns(
     indices: Int[Array, "C k"], columns: int, axes: Axes
 ) -> tuple[Int[Array, "C k"], Bool[Array, "C k"]]:
     """The same places among this device's columns, and which of them are there."""
@@ -98,11 +115,19 @@ def _own(
     return jnp.clip(own, 0, columns - 1), (own >= 0) & (own < columns)
 
 
-def _maxima(axes: Axes, *arrays: Float[Array, "C _"]) -> Float[Array, "n C"]:
-    own = jnp.stack([jnp.max(x, axis=-1) for x in arrays])
-    return jax.lax.pmax(own, axes) if axes else own
+def maxima(axes: Axes, *own: Float[Array, "C"]) -> Float[Array, "n C"]:
+    """Of each number over all devices; one exchange."""
+    return jax.lax.pmax(jnp.stack(own), axes) if axes else jnp.stack(own)
 
 
-def _sums(axes: Axes, *arrays: Float[Array, "C _"]) -> Float[Array, "n C"]:
-    own = jnp.stack([jnp.sum(x, axis=-1) for x in arrays])
-    return jax.lax.psum(own, axes) if axes else own
+def sums(axes: Axes, *own: Float[Array, "C"]) -> Float[Array, "n C"]:
+    """Of each number over all devices; one exchange."""
+    return jax.lax.psum(jnp.stack(own), axes) if axes else jnp.stack(own)
+
+
+def _tops(*arrays: Float[Array, "C _"]) -> list[Float[Array, "C"]]:
+    return [jnp.max(x, axis=-1) for x in arrays]
+
+
+def _totals(*arrays: Float[Array, "C _"]) -> list[Float[Array, "C"]]:
+    return [jnp.sum(x, axis=-1) for x in arrays]

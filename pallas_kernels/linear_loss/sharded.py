@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from pallas_kernels import dispatch
 
@@ -27,6 +27,9 @@ class MeshAxes:
     tokens: tuple[str, ...] = ()
 
 
+WHOLE = MeshAxes()
+
+
 def mesh_axes(op: str, axes: MeshAxes, vocabulary: int) -> MeshAxes:
     """Those of the named axes that cut anything: none without a mesh, or of size 1.
 
@@ -36,7 +39,7 @@ def mesh_axes(op: str, axes: MeshAxes, vocabulary: int) -> MeshAxes:
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return MeshAxes()
+        return WHOLE
     named = axes.vocabulary + axes.tokens
     for axis in named:
         if axis not in mesh.axis_names:
@@ -68,7 +71,7 @@ def over_shards(
       tokens: arrays whose first axis is tokens; padded with zeros where they do not divide.
       rows: arrays whose first axis is the vocabulary.
     """
-    if axes == MeshAxes():
+    if axes == WHOLE:
         return function(tokens, rows)
     length = jax.tree.leaves(tokens)[0].shape[0]
     whole = length + -length % _parts(axes.tokens)
@@ -77,6 +80,11 @@ def over_shards(
     run = jax.shard_map(function, in_specs=specs, out_specs=specs, check_vma=False)
     by_token, by_row = run(jax.tree.map(lambda x: padded(x, whole), tokens), rows)
     return jax.tree.map(lambda x: x[:length], by_token), by_row
+
+
+def summed(x: Float[Array, "_ D"], axes: tuple[str, ...]) -> Float[Array, "_ D"]:
+    """Over the devices along these axes; within `over_shards`."""
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def padded(x: Shaped[Array, "T *D"], length: int) -> Shaped[Array, "S *D"]:

@@ -1,4 +1,4 @@
-"""Both implementations of all losses answer the same questions."""
+"""All implementations of all losses answer the same questions."""
 
 import functools
 
@@ -8,19 +8,33 @@ import numpy as np
 import oracles
 import pytest
 
-from pallas_kernels import UnsupportedError, linear_cross_entropy, linear_kl, linear_kl_top_k
+from pallas_kernels import (
+    UnsupportedError,
+    dispatch,
+    linear_cross_entropy,
+    linear_kl,
+    linear_kl_top_k,
+)
 from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K, chunked
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K = 77, 24, 12, 97, 5
-every = pytest.mark.parametrize("implementation", list(KL))
-every_loss = pytest.mark.parametrize("loss", ["cross entropy", "kl", "top-k kl"])
+TABLES = {"cross entropy": CROSS_ENTROPY, "kl": KL, "top-k kl": KL_TOP_K}
+every = pytest.mark.parametrize(
+    ("loss", "implementation"), [(loss, name) for loss in TABLES for name in TABLES[loss]]
+)
+every_kl = pytest.mark.parametrize("implementation", list(KL))
+every_top_k = pytest.mark.parametrize("implementation", list(KL_TOP_K))
+every_loss = pytest.mark.parametrize("loss", list(TABLES))
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    """Chunks of 16 tokens: five of them, the last one ragged."""
+    """Chunks of 16 tokens: five of them, the last one ragged. Kernels are interpreted: in chunks of
+    32 tokens, and four tiles of the vocabulary, the last one of a single row."""
     monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", 16 * 4 * VOCABULARY)
     monkeypatch.setattr(chunked, "LEAST_TOKENS", 8)
+    with dispatch.interpreted():
+        yield
 
 
 def inputs(dtype=jnp.float32, tokens=TOKENS):
@@ -102,7 +116,6 @@ def got(function, arrays):
 
 
 @every
-@every_loss
 @pytest.mark.parametrize(("tokens", "temperature"), [(TOKENS, 1.0), (64, 2.5), (1, 1.0)])
 def test_value_and_gradients_match_float64(implementation, loss, tokens, temperature):
     temperature = 1.0 if loss == "cross entropy" else temperature
@@ -115,7 +128,6 @@ def test_value_and_gradients_match_float64(implementation, loss, tokens, tempera
 
 
 @every
-@every_loss
 def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
     hidden, head, _, _, _, weights = inputs(jnp.bfloat16)
     arrays = hidden, head.astype(jnp.float32), weights
@@ -127,7 +139,6 @@ def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
 
 
 @every
-@every_loss
 def test_a_token_of_weight_zero_is_skipped_whatever_it_holds(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -140,7 +151,6 @@ def test_a_token_of_weight_zero_is_skipped_whatever_it_holds(implementation, los
 
 
 @every
-@every_loss
 def test_the_gradient_scales_with_what_multiplies_the_total(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -157,7 +167,6 @@ def test_the_gradient_scales_with_what_multiplies_the_total(implementation, loss
 
 
 @every
-@every_loss
 def test_numbers_carry_no_gradient(implementation, loss):
     hidden, head, _, _, _, weights = inputs()
     function = make(loss, implementation)
@@ -166,7 +175,7 @@ def test_numbers_carry_no_gradient(implementation, loss):
     assert not any(np.any(x) for x in grads)
 
 
-@every
+@every_kl
 def test_the_teacher_is_a_constant(implementation):
     hidden, head, teacher, teacher_head, _, weights = inputs()
 
@@ -179,7 +188,7 @@ def test_the_teacher_is_a_constant(implementation):
     assert not any(np.any(x) for x in grads)
 
 
-@every
+@every_kl
 def test_a_student_equal_to_its_teacher_has_no_loss(implementation):
     hidden, head, _, _, _, weights = inputs()
     loss = functools.partial(linear_kl, implementation=implementation)
@@ -189,7 +198,6 @@ def test_a_student_equal_to_its_teacher_has_no_loss(implementation):
 
 
 @every
-@every_loss
 def test_a_tied_head_gets_the_gradients_of_both_uses(implementation, loss):
     _, embedding, teacher, teacher_head, labels, weights = inputs()
     op = make(loss, implementation)
@@ -213,7 +221,7 @@ def test_a_loss_without_gradient_forms_none(loss):
     assert products == (2 if loss == "kl" else 1)
 
 
-@every
+@every_top_k
 def test_all_of_the_vocabulary_as_top_k_is_the_whole_kl(implementation):
     hidden, head, teacher, teacher_head, _, weights = inputs()
     target = top_k(teacher, teacher_head, 1.5, VOCABULARY)
@@ -228,7 +236,7 @@ def test_all_of_the_vocabulary_as_top_k_is_the_whole_kl(implementation):
     oracles.assert_close(listed, whole, oracles.TOLERANCE["float32"])
 
 
-@every
+@every_top_k
 def test_a_probability_of_zero_among_the_top_k_adds_only_its_student_mass(implementation):
     """To list a token as impossible takes it out of the tail: the others' buckets are unchanged."""
     hidden, head, teacher, teacher_head, _, weights = inputs()
@@ -249,7 +257,7 @@ def test_a_probability_of_zero_among_the_top_k_adds_only_its_student_mass(implem
     assert all(np.all(np.isfinite(x)) for x in grads)
 
 
-@every
+@every_top_k
 def test_a_tail_that_the_student_has_all_but_ruled_out_keeps_a_finite_loss(implementation):
     """The student's tail is exp(-200): nothing in float32, but its logarithm is not."""
     hidden, head = jnp.eye(4)[:1], jnp.zeros((VOCABULARY, 4)).at[7, 0].set(200.0)
@@ -278,7 +286,7 @@ def test_the_top_k_teacher_is_a_constant():
 
 def test_an_unknown_name_is_refused():
     hidden, head, teacher, teacher_head, labels, weights = inputs()
-    assert list(KL) == list(CROSS_ENTROPY) == list(KL_TOP_K)
+    assert list(KL) == list(CROSS_ENTROPY) == [*KL_TOP_K, "tpu"]
     with pytest.raises(UnsupportedError, match="linear_kl has no implementation 'fused'"):
         linear_kl(hidden, head, teacher, teacher_head, weights, implementation="fused")
     with pytest.raises(UnsupportedError, match="linear_cross_entropy has no implementation 'x'"):

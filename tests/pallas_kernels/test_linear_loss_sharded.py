@@ -10,7 +10,13 @@ import oracles
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pallas_kernels import UnsupportedError, linear_cross_entropy, linear_kl, linear_kl_top_k
+from pallas_kernels import (
+    UnsupportedError,
+    dispatch,
+    linear_cross_entropy,
+    linear_kl,
+    linear_kl_top_k,
+)
 from pallas_kernels.linear_loss import chunked
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K, CHUNK = 77, 24, 12, 96, 5, 16
@@ -96,6 +102,19 @@ def test_value_and_gradients_are_the_unsharded_ones(loss, parts, rows, tokens, m
     oracles.assert_close(alone, want[0][0], 1e-5)
     toward_head = got[1][1]
     assert toward_head.sharding.shard_shape(toward_head.shape) == (VOCABULARY // rows, WIDTH)
+
+
+@pytest.mark.parametrize("loss", ["cross entropy", "kl"])
+def test_the_kernels_of_each_device_give_the_unsharded_loss(loss):
+    """24 rows of the vocabulary per device, where a tile of the kernels has 32."""
+    arrays = arrays_of(loss)
+    want = with_gradients(loss)(*arrays)
+    mesh = mesh_of(2, 4)
+    with dispatch.interpreted(), jax.set_mesh(mesh):
+        got = with_gradients(loss, implementation="tpu", **cut)(*placed(arrays, mesh))
+        (alone, _) = jax.jit(total(loss, implementation="tpu", **cut))(*placed(arrays, mesh))
+    oracles.assert_close(got, want, 1e-5)
+    oracles.assert_close(alone, want[0][0], 1e-5)
 
 
 def collectives(text):

@@ -1,0 +1,174 @@
+"""The two TPU kernels of the losses, for one chunk of tokens: logits with what a softmax needs of
+them, then the gradients.
+
+Both go through the vocabulary tile by tile, with all tokens of the chunk on the chip. Logits are
+written once and read once: to multiply them out again would cost more than to move them. Past the
+end of the vocabulary a tile holds whatever was there before.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels.linear_loss.tpu_plan import Plan
+
+LOWEST = -1e30  # of a logit that is none: its exponential is 0, and 0 times it is not NaN
+
+Logits = Float[Array, "V C"]
+
+
+def scores(
+    plan: Plan,
+    hidden: tuple[Float[Array, "C _"], ...],
+    heads: tuple[Float[Array, "V _"], ...],
+    marks: tuple[Int[Array, "1 C"], ...],
+    *,
+    keep: bool,
+) -> tuple[tuple[Logits, ...], tuple[Float[Array, "J 1 C"], ...]]:
+    """Logits over the temperature (none unless kept), and the numbers of each tile."""
+    logits = tuple(jax.ShapeDtypeStruct((plan.vocabulary, plan.tokens), jnp.float32) for _ in heads)
+    logits *= keep
+    line = jax.ShapeDtypeStruct((plan.tiles, 1, plan.tokens), jnp.float32)
+    numbers = (line,) * plan.loss.numbers_per_tile
+    arrays = hidden, heads, marks
+    pairs = plan.vocabulary * plan.tokens
+    return pl.pallas_call(
+        functools.partial(_scores, plan),
+        grid=(plan.tiles,),
+        in_specs=(
+            tuple(pl.BlockSpec(x.shape, lambda j: (0, 0)) for x in hidden),
+            tuple(pl.BlockSpec((plan.rows, x.shape[1]), lambda j: (j, 0)) for x in heads),
+            tuple(pl.BlockSpec(x.shape, lambda j: (0, 0)) for x in marks),
+        ),
+        out_specs=(
+            tuple(pl.BlockSpec((plan.rows, plan.tokens), lambda j: (j, 0)) for _ in logits),
+            tuple(pl.BlockSpec((None, 1, plan.tokens), lambda j: (j, 0, 0)) for _ in numbers),
+        ),
+        out_shape=(logits, numbers),
+        compiler_params=_parameters(plan, "parallel"),
+        cost_estimate=pl.CostEstimate(
+            flops=sum(2 * pairs * x.shape[1] for x in heads),
+            transcendentals=len(heads) * pairs,
+            bytes_accessed=_bytes((arrays, logits, numbers)),
+        ),
+        interpret=plan.interpret,
+        name="linear_loss_scores",
+    )(*arrays)
+
+
+def gradients(
+    plan: Plan,
+    toward_head: Float[Array, "V D"],
+    hidden: Float[Array, "C D"],
+    head: Float[Array, "V D"],
+    logits: tuple[Logits, ...],
+    lines: Float[Array, "n C"],
+    marks: tuple[Int[Array, "1 C"], ...],
+) -> tuple[Float[Array, "C D"], Float[Array, "V D"]]:
+    """Float32 gradient toward hidden, and `toward_head` with this chunk's gradient added in place.
+
+    The slopes by logit are rounded to hidden's dtype, as they are multiplied.
+    """
+    parts = head.shape[1] // plan.columns
+    tokens, rows = (plan.tokens, plan.columns), (plan.rows, plan.columns)
+    arrays = toward_head, hidden, head, logits, lines, marks
+    toward_hidden = jax.ShapeDtypeStruct(hidden.shape, jnp.float32)
+    pairs = plan.vocabulary * plan.tokens
+    return pl.pallas_call(
+        functools.partial(_gradients, plan),
+        grid=(parts, plan.tiles),
+        in_specs=(
+            pl.BlockSpec(rows, lambda d, j: (j, d)),
+            pl.BlockSpec(tokens, lambda d, j: (0, d)),
+            pl.BlockSpec(rows, lambda d, j: (j, d)),
+            tuple(pl.BlockSpec((plan.rows, plan.tokens), lambda d, j: (j, 0)) for _ in logits),
+            pl.BlockSpec(lines.shape, lambda d, j: (0, 0)),
+            tuple(pl.BlockSpec(x.shape, lambda d, j: (0, 0)) for x in marks),
+        ),
+        out_specs=(
+            pl.BlockSpec(tokens, lambda d, j: (0, d)),
+            pl.BlockSpec(rows, lambda d, j: (j, d)),
+        ),
+        out_shape=(toward_hidden, jax.ShapeDtypeStruct(toward_head.shape, jnp.float32)),
+        input_output_aliases={0: 1},
+        compiler_params=_parameters(plan, "parallel", "arbitrary"),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * pairs * head.shape[1],
+            transcendentals=len(logits) * parts * pairs,
+            bytes_accessed=_bytes((arrays, toward_hidden, toward_head))
+            + (parts - 1) * _bytes(logits),
+        ),
+        interpret=plan.interpret,
+        name="linear_loss_gradients",
+    )(*arrays)
+
+
+def _scores(plan: Plan, hidden: Any, heads: Any, marks: Any, logits: Any, numbers: Any) -> None:
+    index = plan.index(pl.program_id(0))
+    values = [
+        _product(head[...], x[...], (1, 1)) / plan.loss.temperature
+        for x, head in zip(hidden, heads, strict=True)
+    ]
+    for ref, x in zip(logits, values, strict=bool(logits)):
+        ref[...] = x
+    values = [_inside(plan, index, x, LOWEST) for x in values]
+    lines = plan.loss.numbers(values, index, tuple(x[...] for x in marks))
+    for ref, line in zip(numbers, lines, strict=True):
+        ref[...] = line
+
+
+def _gradients(
+    plan: Plan,
+    before: Any,
+    hidden: Any,
+    head: Any,
+    logits: Any,
+    lines: Any,
+    marks: Any,
+    toward_hidden: Any,
+    toward_head: Any,
+) -> None:
+    tile = pl.program_id(1)
+    index = plan.index(tile)
+    values = [x[...] for x in logits]
+    slope = plan.loss.slope(values, lines[...], index, tuple(x[...] for x in marks))
+    slope = _inside(plan, index, slope, 0.0).astype(hidden.dtype)
+    matrix = _inside(plan, index, head[...], 0.0)
+    toward_head[...] = before[...] + _product(slope, hidden[...], (1, 0))
+
+    @pl.when(tile == 0)
+    def _():
+        toward_hidden[...] = jnp.zeros(toward_hidden.shape, jnp.float32)
+
+    toward_hidden[...] += _product(slope, matrix, (0, 0))
+
+
+def _inside(
+    plan: Plan, index: Int[Array, "S 1"], x: Float[Array, "S _"], outside: float
+) -> Float[Array, "S _"]:
+    if plan.vocabulary % plan.rows == 0:
+        return x
+    inside: Bool[Array, "S 1"] = index < plan.vocabulary
+    return jnp.where(inside, x.astype(jnp.float32), outside).astype(x.dtype)
+
+
+def _product(
+    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int]
+) -> Float[Array, "_ _"]:
+    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dimensions = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
+
+
+def _parameters(plan: Plan, *dimensions: Any) -> pltpu.CompilerParams:
+    return pltpu.CompilerParams(dimension_semantics=dimensions, vmem_limit_bytes=plan.vmem)
+
+
+def _bytes(arrays: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))

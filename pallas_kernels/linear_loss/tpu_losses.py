@@ -1,0 +1,100 @@
+"""What the TPU kernels of the losses form of a tile of logits, and what becomes of it.
+
+A tile is [vocabulary, tokens]: what is summed lies one below the other, and a number per token is a
+row. A tile gives its numbers relative to its own maxima, so that tiles join as devices do.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.linear_loss.per_token import Axes, divergence, known, maxima, sums
+
+Rows = list[Float[Array, "1 C"]]
+Tile = Float[Array, "S C"]
+Numbers = tuple[Float[Array, "J 1 C"], ...]  # of every tile
+
+
+@dataclasses.dataclass(frozen=True)
+class CrossEntropy:
+    """As `linear_cross_entropy`; a label is a row number among all of the vocabulary's."""
+
+    vocabulary: int
+    temperature = 1.0
+    numbers_per_tile = 3
+
+    def numbers(self, values: list[Tile], index: Int[Array, "S 1"], marks: Any) -> Rows:
+        (x,), (labels,) = values, marks
+        top = jnp.max(x, axis=0, keepdims=True)
+        logit = jnp.where(index == labels, x, 0.0)
+        return [top, _sum(jnp.exp(x - top)), _sum(logit)]
+
+    def join(
+        self, numbers: Numbers, weights: Float[Array, "C"], labels: Any, axes: Axes
+    ) -> tuple[Float[Array, "C"], Float[Array, "n C"]]:
+        """Number of each token, and for its slope: maximum, weight over sum, weight."""
+        tops, totals, logits = numbers
+        (top,) = maxima(axes, _top(tops))
+        total, logit = sums(axes, *_totals(totals * jnp.exp(tops - top[None, None]), logits))
+        number = known(jnp.log(total) - (logit - top), *labels, self.vocabulary)
+        return number, jnp.stack([top, weights / total, weights])
+
+    def slope(
+        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], marks: Any
+    ) -> Tile:
+        (x,), (labels,) = values, marks
+        top, share, weight = _split(rows)
+        return share * jnp.exp(x - top) - jnp.where(index == labels, weight, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kl:
+    """As `linear_kl`, of student and teacher in turn."""
+
+    temperature: float
+    numbers_per_tile = 5
+
+    def numbers(self, values: list[Tile], index: Int[Array, "S 1"], marks: Any) -> Rows:
+        tops = [jnp.max(x, axis=0, keepdims=True) for x in values]
+        student, teacher = (x - top for x, top in zip(values, tops, strict=True))
+        t = jnp.exp(teacher)
+        gap = _sum(t * (teacher - student))
+        return [tops[0], _sum(jnp.exp(student)), tops[1], _sum(t), gap]
+
+    def join(
+        self, numbers: Numbers, weights: Float[Array, "C"], labels: Any, axes: Axes
+    ) -> tuple[Float[Array, "C"], Float[Array, "n C"]]:
+        """Number of each token, and for its slope: maximum and weight over sum, of both."""
+        s_tops, s_totals, t_tops, t_totals, gaps = numbers
+        s_top, t_top = maxima(axes, _top(s_tops), _top(t_tops))
+        s_shift, t_shift = s_tops - s_top[None, None], t_tops - t_top[None, None]
+        s, t = jnp.exp(s_shift), jnp.exp(t_shift)
+        gaps = gaps + t_totals * (t_shift - s_shift)
+        s_total, t_total, gap = sums(axes, *_totals(s_totals * s, t_totals * t, gaps * t))
+        number, r = divergence(s_total, t_total, gap, self.temperature), self.temperature
+        return number, jnp.stack([s_top, r * weights / s_total, t_top, r * weights / t_total])
+
+    def slope(
+        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], marks: Any
+    ) -> Tile:
+        student, teacher = values
+        s_top, s_share, t_top, t_share = _split(rows)
+        return s_share * jnp.exp(student - s_top) - t_share * jnp.exp(teacher - t_top)
+
+
+def _top(x: Float[Array, "J 1 C"]) -> Float[Array, "C"]:
+    return jnp.max(x, axis=(0, 1))
+
+
+def _totals(*arrays: Float[Array, "J 1 C"]) -> list[Float[Array, "C"]]:
+    return [jnp.sum(x, axis=(0, 1)) for x in arrays]
+
+
+def _split(rows: Float[Array, "n C"]) -> Rows:
+    return [rows[i : i + 1] for i in range(rows.shape[0])]
+
+
+def _sum(x: Tile) -> Float[Array, "1 C"]:
+    return jnp.sum(x, axis=0, keepdims=True)
