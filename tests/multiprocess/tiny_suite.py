@@ -1,0 +1,70 @@
+"""All that a suite measures, of a tiny Qwen3 and a tiny hybrid, as a config file.
+
+python tests/multiprocess/tiny_suite.py FOLDER TEXT writes both models to FOLDER, and then
+python -m launch.evaluate tests/multiprocess/tiny_suite.py --folder FOLDER --text TEXT --out OUT measures them.
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
+
+from hypenet_jax.data.sources import TextFiles, documents
+from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals.config import (
+    ModelFolder,
+    NeedleConfig,
+    PerplexityConfig,
+    RaceConfig,
+    RulerConfig,
+    SuiteConfig,
+    SweepConfig,
+)
+from hypenet_jax.evals.reading import READ_PART
+from hypenet_jax.model.config import hypenet
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.weights import save_hf
+
+LONG = READ_PART + 512  # read in two parts
+
+
+def source(text: str) -> TextFiles:
+    return TextFiles(text, ("*.txt",))
+
+
+def write_models(folder: pathlib.Path, text: pathlib.Path) -> None:
+    """Both models, with random weights, and their tokenizer."""
+    texts = (document.text or "" for document in documents(source(str(text))))
+    tokenizer = train_tokenizer(texts, TrainedTokenizer(VOCABULARY, CATALOGUE.token_names()))
+    start = Initialization(std=0.5, embedding_std=0.3)
+    for seed, (name, config) in enumerate(
+        {"teacher": TEACHER, "student": hypenet(TEACHER, (1,))}.items()
+    ):
+        params = init_params(Decoder(config, jnp.float32, start=start), jax.random.key(seed))
+        save_hf(folder / name, config, params, dtype="float32")
+        tokenizer.save(folder / name)
+
+
+def config(folder: str, text: str, out: str) -> SuiteConfig:
+    return SuiteConfig(
+        models=(
+            ModelFolder("teacher", f"{folder}/teacher"),
+            ModelFolder("student", f"{folder}/student"),
+        ),
+        out=out,
+        text=source(text),
+        ruler=RulerConfig(("niah_single_2", "vt"), (1600,), samples=3),
+        perplexity=PerplexityConfig(
+            (64, LONG, 10**6), 2, 16, position_length=64, sliding_length=64, stride=32
+        ),
+        needle=NeedleConfig(CATALOGUE, (64,), 2, 8, 8, 64),
+        sweep=SweepConfig(constants=(16.0,), length=64),
+        race=RaceConfig((64,), rounds=1),
+    )
+
+
+if __name__ == "__main__":
+    write_models(*map(pathlib.Path, sys.argv[1:]))
