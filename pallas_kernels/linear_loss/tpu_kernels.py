@@ -2,8 +2,8 @@
 them, then the gradients.
 
 Both go through the vocabulary tile by tile, with all tokens of the chunk on the chip. Logits are
-written once and read once: to multiply them out again would cost more than to move them. Past the
-end of the vocabulary a tile holds whatever was there before.
+written, and read once for every block of columns: to multiply them out again would cost more than
+to move them. Past the end of the vocabulary a tile holds whatever was there before.
 """
 
 import functools
@@ -114,7 +114,7 @@ def _scores(plan: Plan, hidden: Any, heads: Any, marks: Any, logits: Any, number
         _product(head[...], x[...], (1, 1)) / plan.loss.temperature
         for x, head in zip(hidden, heads, strict=True)
     ]
-    for ref, x in zip(logits, values, strict=bool(logits)):
+    for ref, x in zip(logits, values, strict=False):  # there is none where none is kept
         ref[...] = x
     values = [_inside(plan, index, x, LOWEST) for x in values]
     lines = plan.loss.numbers(values, index, tuple(x[...] for x in marks))

@@ -14,7 +14,7 @@ from pallas_kernels.linear_loss.tpu_losses import CrossEntropy, Kl
 LANES = 128
 TOKENS = (128, 256, 512, 1024)  # more would save few bytes, and hold more logits
 ROWS, COLUMNS = 512, 2048
-VMEM_PER_COLUMN = 2**14  # bytes of VMEM: as many columns at least as will do on all chips but v4
+VMEM_PER_COLUMN = 2**14  # bytes; fewer columns only on v4
 INTERPRETED = 32, 32, 12  # tokens, rows, columns
 
 
@@ -70,7 +70,8 @@ def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T
     scores = 2 * item * width + 12 * tokens * len(hidden)
     gradients = (2 * item + 20) * columns + 16 * tokens * len(hidden)
     rows = max(half // max(scores, gradients) // LANES, 1) * LANES
-    return Plan(loss, vocabulary, tokens, min(rows, ROWS), columns, 7 * half // 4, interpret=False)
+    rows = min(rows, ROWS, vocabulary)
+    return Plan(loss, vocabulary, tokens, rows, columns, vmem=7 * half // 4, interpret=False)
 
 
 def _columns(width: int, info: pltpu.TpuInfo) -> int:
