@@ -46,8 +46,9 @@ def attention(
       query_slots: the last slot each query sees; None is slot t for query t, which needs T == S.
       query_segments, key_segments: document of each query and slot, 0 is padding; give both or
         neither.
-      implementation: "reference", "dense", "chunked", "cudnn" (GPU) or "splash" (TPU); None runs
-        the best one here.
+      implementation: "reference", "dense", "chunked" (all anywhere), "cudnn" (GPU) or "splash"
+        (TPU). None runs that of this device where it can; else "dense" up to 512 * 512 pairs of
+        query and key, and "chunked" beyond or against a cache of more than 1,024 slots.
     Returns:
       Outputs in q's dtype.
     Raises:

@@ -48,7 +48,8 @@ def decode_attention(
       batch, heads: axes of the mesh set by `jax.set_mesh` that cut B and both N and K.
       length_axis: axis of that mesh along which the slots are cut into equal parts. Each device
         attends to its own; B * N * (H + 2) float32 numbers are exchanged.
-      implementation: "reference", "chunked", "tpu" or "gpu"; None runs the best one here.
+      implementation: "reference", "chunked" (both anywhere), "tpu" or "gpu" (A100 or newer; one
+        kernel each); None runs the kernel of this device where it can, else "chunked".
     Returns:
       Outputs in q's dtype.
     Raises:

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels import UnsupportedError, attention, decode_attention, dispatch
-from pallas_kernels.decode_attention import chunked, gpu, tpu
+from pallas_kernels.decode_attention import IMPLEMENTATIONS, chunked, gpu, tpu
 
 SCALE, BLOCK, SLOTS = 0.3, 16, 69  # the last block is short
 TOLERANCE = {"float32": 5e-6, "bfloat16": 5e-3}
@@ -64,7 +64,7 @@ def float64(arrays, slots, query_segments=None, key_segments=None):
         )[:, 0]
 
 
-@pytest.mark.parametrize("implementation", ["reference", "chunked", "tpu", "gpu"])
+@pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 class TestEveryImplementation:
     @pytest.mark.parametrize(
         "visible", [1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK, SLOTS - 1, SLOTS]
