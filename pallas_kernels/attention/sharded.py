@@ -132,11 +132,11 @@ def _in_turns(
     def chunk(odd: int, own: Float[Array, "B Q N H"]) -> Float[Array, "B Q N H"]:
         held = range(odd, 2 * devices, 2)
         turns = [(i, min(number, 2 * devices - 1 - number)) for i, number in enumerate(held)]
-        number = jnp.where(here % 2 == odd, here, 2 * devices - 1 - here)
-        first, size = number // 2 * length + odd * middle, own.shape[1]
+        mine = jnp.where(here % 2 == odd, here, 2 * devices - 1 - here)
+        first, size = mine // 2 * length + odd * middle, own.shape[1]
         slots = jnp.broadcast_to(first + jnp.arange(size, dtype=jnp.int32)[None], own.shape[:2])
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
-        marks = jax.tree.map(lambda marks: cut(marks, first), segments)
+        marks = jax.tree.map(lambda row: cut(row, first), segments)
         theirs = jax.lax.ppermute(own, axes, turns)
         out = attend(theirs, k, v, query_slots=slots, query_segments=marks, key_segments=segments)
         return jax.lax.ppermute(out, axes, [(there, i) for i, there in turns])

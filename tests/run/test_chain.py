@@ -51,6 +51,14 @@ def test_each_stage_names_the_weights_it_started_from(done):
         assert handoff.parent == (parent and fingerprint(done.config, parent))
 
 
+def test_a_checkpoint_of_stage_one_holds_its_mixers_and_nothing_of_the_teacher(done):
+    about = done.folder / "align" / "checkpoints" / "2" / "about" / "metadata"
+    paths = json.loads(about.read_text(encoding="utf-8"))["leaves"]
+    held = {path.split("/q/")[0] for path in paths if "/q/" in path}
+    assert held == {"params/mixers", "opt_state/mu/mixers", "opt_state/nu/mixers"}
+    assert {path for path in paths if "mixers" not in path} == {"step", "opt_state/count"}
+
+
 def test_the_student_keeps_softmax_in_the_selected_layers(done):
     selection = read_selection(done.folder / "select" / "selection.json")
     student = student_config(done.config.run("finetune"))
