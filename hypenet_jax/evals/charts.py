@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 32, 46
 MOST_TICKS = 6  # of a logarithmic axis
+LEAST_SPAN = 0.1  # of a linear axis, as a part of its numbers: its ticks are told in three digits
 MOST_LENGTHS = 10  # told below a chart
 DASHES = ("", "7 4", "", "9 4 2 4", "2 4", "12 4")
 
@@ -71,8 +72,9 @@ def linear_axis(values: Sequence[Number], text: Text, *, zero: bool = False) -> 
     low, high = min(values), max(values)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if low == high:
-        high = low + (abs(low) or 1.0)
+    least = LEAST_SPAN * max(abs(low), abs(high)) or 1.0
+    if high - low < least:
+        low, high = (low + high - least) / 2, (low + high + least) / 2
     step = _round_step((high - low) / 4)
     low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return Axis(
@@ -214,10 +216,9 @@ def _frame(y: Axis, labels: tuple[str, str]) -> str:
 
 
 def _x_ticks(x: Axis) -> str:
-    skip = -(-len(x.ticks) // 8)
     return "".join(
         _label(x.at(tick, LEFT, WIDTH - RIGHT), HEIGHT - BOTTOM + 17, x.text(tick), "middle")
-        for tick in x.ticks[::skip]
+        for tick in x.ticks
     )
 
 

@@ -67,16 +67,17 @@ def _floors(results: Results) -> str:
     """The least times of the chips that were asked for: a line per model and chip."""
     parts = []
     named = lambda row: f"{row.model}, {row.label}"  # noqa: E731
-    for metric, what in (("prefill", "reading the context"), ("decode", "writing one more token")):
+    for metric, title in (("prefill", "Reading the context"), ("decode", "Writing one more token")):
         rows = results.report.select(f"{metric}_seconds_floor")
         names = tuple(dict.fromkeys(map(named, rows.rows)))
         if names:
             table = length_table(names, rows, seconds_text, name=named)
-            parts.append(f"<h3>The least time of a chip for {what}</h3>{table}")
+            parts.append(f"<div>{figure(table, title)}</div>")
     if not parts:
         return ""
     note = (
-        "Bytes that must move over the chip's bandwidth, or operations over its peak, whichever takes longer; "
-        "computed, not measured."
+        "Computed, not measured: bytes that must move over a chip's bandwidth, or operations over its peak, whichever "
+        "takes longer."
     )
-    return f"{''.join(parts)}<p class='note'>{note}</p>"
+    columns = f"<div class='columns'>{''.join(parts)}</div>"
+    return f"<h3>The least times of chips</h3><p class='note'>{note}</p>{columns}"

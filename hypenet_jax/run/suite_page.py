@@ -45,7 +45,7 @@ def _results(config: SuiteConfig, report: Report, checks: tuple[Check, ...]) -> 
     chosen = [path for path in runs if (path / "selection.json").is_file()]
     return Results(
         title="Long contexts" if config.document is None else config.document.title,
-        lead=f"{'; '.join(models)}. Every number was measured by this run.",
+        lead=f"{'; '.join(models)}. Measured by this run.",
         models=models,
         summary=_summary(config, report, checks),
         report=report,

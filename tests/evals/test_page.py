@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.charts import length_axis
+from hypenet_jax.evals.charts import length_axis, linear_axis
 from hypenet_jax.evals.page import render_page, write_page
 from hypenet_jax.evals.page_parts import bytes_text, length_text, seconds_text
 from hypenet_jax.evals.report import Report, Row, share
@@ -101,6 +101,14 @@ def test_lengths_below_a_chart_are_few_and_the_longest_is_among_them():
         assert set(ticks) <= set(lengths)
 
 
+@pytest.mark.parametrize("values", [[101.1, 101.2], [101.1], [-3.0, -3.0], [0.0], [1.0, 4e5]])
+def test_ticks_of_a_chart_read_differently_and_hold_all_values(values):
+    axis = linear_axis(values, "{:.3g}".format)
+    texts = [axis.text(tick) for tick in axis.ticks]
+    assert len(set(texts)) == len(texts) >= 3
+    assert axis.low <= min(values) <= max(values) <= axis.high
+
+
 def test_sliding_windows_and_the_least_times_of_chips_are_on_the_page(results):
     report = Report(
         (
@@ -112,4 +120,4 @@ def test_sliding_windows_and_the_least_times_of_chips_are_on_the_page(results):
     for text in ("student &amp; co, stride 512", "17.2", "student &amp; co, v5e", "0.25 ms"):
         assert text in page
     alone = render_page(dataclasses.replace(results, report=report))
-    assert "The least time of a chip" in alone
+    assert "The least times of chips" in alone

@@ -78,23 +78,16 @@ def test_a_text_cut_at_any_place_has_the_logits_and_the_state_of_the_whole(side,
     assert_agree(state, last)
 
 
-@pytest.fixture
-def compiled_fast():
-    """Hundreds of programs that run once."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.usefixtures("compiled_fast")
 @pytest.mark.parametrize("softmax_layers", [(0,), ()], ids=["hybrid", "recurrent"])
-def test_a_text_read_in_two_calls_of_any_lengths_is_the_text_read_in_one(softmax_layers, text):
+def test_a_text_read_in_two_calls_of_any_lengths_is_the_text_read_in_one(
+    softmax_layers, text, monkeypatch
+):
+    """Each call reads in parts of eight tokens and what is left: eight programs do for all places of the cut."""
     config = with_logit_scale(hypenet(tiny_teacher(2), softmax_layers), LogLengthScale(4.0))
     decoder, params = DECODER.clone(config=config), random_params(config)
     whole = prefill(decoder, params, start_context(decoder, 1, LENGTH), text[None])
+    monkeypatch.setattr(module, "PREFILL_PART", 8)
     for cut in range(1, LENGTH):
         context = start_context(decoder, 1, LENGTH)
         for part in (text[None, :cut], text[None, cut:]):
