@@ -14,6 +14,7 @@ import numpy as np
 from pallas_kernels.bench.measure import QUEUED_CALLS, Case, Contender, Mode, errors_of
 
 OP = "lightning_attention"
+ARRAYS = ("q", "k", "v", "state", "d_out", "d_state")  # as a case has them; some have no memories
 WORKER = pathlib.Path(__file__).with_name("fla_worker.py")
 
 
@@ -48,8 +49,12 @@ class Fla:
         """fla on the case's shape, its errors taken on the case's own small inputs."""
         place = {"mode": mode.name, "dtype": case.dtype}
         path = self._folder / "arrays.npz"
-        q, k, v = (np.asarray(x, np.float32) for x in case.small.arrays)
-        np.savez(path, q=q, k=k, v=v, d_out=np.asarray(case.small.cotangent, np.float32))
+        given = [*case.small.arrays, *jax.tree.leaves(case.small.cotangent)]
+        names = ARRAYS if len(given) == len(ARRAYS) else [x for x in ARRAYS if "state" not in x]
+        arrays: dict[str, Any] = {
+            name: np.asarray(x, np.float32) for name, x in zip(names, given, strict=True)
+        }
+        np.savez(path, **arrays)
         self._ask(do="check", path=str(path), **place)
         with np.load(path) as results:
             errors = errors_of(case, mode, [results[name] for name in mode.outputs])

@@ -65,8 +65,8 @@ class Worker:
 
     def check(self, path: str, mode: str, dtype: str) -> dict[str, Any]:
         with self.numpy.load(path) as arrays:
-            q, k, v, d_out = (self._tensor(arrays[x], dtype) for x in ("q", "k", "v", "d_out"))
-        results = self._call(q, k, v, d_out, mode)
+            given = {name: self._tensor(x, _dtype(name, dtype)) for name, x in arrays.items()}
+        results = self._call(mode, **given)
         self.numpy.savez(
             path, **{name: x.detach().float().cpu().numpy() for name, x in results.items()}
         )
@@ -76,20 +76,20 @@ class Worker:
         torch = self.torch
         self.graph = None  # frees the memory of the last one
         size = 4 * math.prod(shape) * (2 if dtype == "bfloat16" else 4)
-        sets = [self._inputs(shape, dtype) for _ in range(min(8, -(-BEYOND_CACHES // size)))]
+        sets = [self._inputs(shape, mode, dtype) for _ in range(min(8, -(-BEYOND_CACHES // size)))]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                self._call(*sets[0], mode=mode)
+                self._call(mode, **sets[0])
         torch.cuda.current_stream().wait_stream(stream)
         temporaries = torch.cuda.max_memory_allocated() - before
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for i in range(calls):
-                self._call(*sets[i % len(sets)], mode=mode)
+                self._call(mode, **sets[i % len(sets)])
         self.graph, self.sets, self.calls = graph, sets, calls
         return {"temporaries": temporaries}
 
@@ -101,30 +101,45 @@ class Worker:
         end.synchronize()
         return {"milliseconds": start.elapsed_time(end) / self.calls}
 
-    def _call(self, q: Any, k: Any, v: Any, d_out: Any, mode: str) -> dict[str, Any]:
+    def _call(
+        self, mode: str, q: Any, k: Any, v: Any, d_out: Any, state: Any = None, d_state: Any = None
+    ) -> dict[str, Any]:
         heads = q.shape[2]
         steps = self.torch.arange(1, heads + 1, device=q.device, dtype=self.torch.float32)
-        out, state = self.attend(
+        out, last = self.attend(
             *(q, k, v),
             g_gamma=-self.torch.exp2(-8 * steps / heads),
             scale=q.shape[3] ** -0.5,
-            output_final_state=mode == "forward+state",
+            initial_state=state,
+            output_final_state="state" in mode,
         )
-        if mode == "forward+state":
-            return {"o": out, "state": state}
-        if mode == "forward":
-            return {"o": out}
-        gradients = self.torch.autograd.grad(out, (q, k, v), d_out)
-        return {"o": out, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+        results = {"o": out, "state": last} if "state" in mode else {"o": out}
+        if "gradient" not in mode:
+            return results
+        outs, inputs, cotangents = [out], {"dq": q, "dk": k, "dv": v}, [d_out]
+        if state is not None:
+            outs, inputs, cotangents = [out, last], {**inputs, "dstate": state}, [d_out, d_state]
+        gradients = self.torch.autograd.grad(outs, list(inputs.values()), cotangents)
+        return results | dict(zip(inputs, gradients, strict=True))
 
-    def _inputs(self, shape: list[int], dtype: str) -> list[Any]:
+    def _inputs(self, shape: list[int], mode: str, dtype: str) -> dict[str, Any]:
         q, k, v, d_out = (self.torch.randn(shape, device="cuda") for _ in range(4))
         q, k = (x * x.square().mean(-1, keepdim=True).rsqrt() for x in (q, k))
-        return [self._tensor(x, dtype) for x in (q, k, v, d_out)]
+        made = {"q": q, "k": k, "v": v, "d_out": d_out}
+        if mode == "state+gradient":
+            batch, _, heads, width = shape
+            memory = batch, heads, width, width
+            made |= {name: self.torch.randn(memory, device="cuda") for name in ("state", "d_state")}
+        return {name: self._tensor(x, _dtype(name, dtype)) for name, x in made.items()}
 
     def _tensor(self, x: Any, dtype: str) -> Any:
         made = self.torch.as_tensor(x, device="cuda").to(getattr(self.torch, dtype))
         return made.requires_grad_()
+
+
+def _dtype(name: str, dtype: str) -> str:
+    """Memories are float32 whatever the tokens are."""
+    return "float32" if name in ("state", "d_state") else dtype
 
 
 if __name__ == "__main__":

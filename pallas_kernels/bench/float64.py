@@ -12,27 +12,32 @@ Floats = np.ndarray
 
 
 def lightning(
-    q: Floats, k: Floats, v: Floats, d_out: Floats, log_decay: Floats, scale: float
-) -> tuple[Floats, Floats, tuple[Floats, Floats, Floats]]:
-    """Outputs, last memory, and gradients of q, k, v for the cotangent d_out; all [T, N, H].
+    arrays: Sequence[Floats],
+    cotangents: Sequence[Floats],
+    log_decay: Floats,
+    scale: float,
+) -> tuple[Floats, Floats, tuple[Floats, Floats, Floats, Floats]]:
+    """Outputs, last memory, and gradients of the arrays q, k, v and first memory.
+
+    Tokens are [T, N, H] and memories [N, H, H]; cotangents are of the outputs and the last memory.
 
     m_t = decay m_(t-1) + k_t v_t^T ;  o_t = scale q_t m_t
-    g_t = decay g_(t+1) + scale q_t do_t^T ;  dk_t = g_t v_t ;  dv_t = k_t g_t
+    g_t = decay g_(t+1) + scale q_t do_t^T, from g_T = dm_T ;  dk_t = g_t v_t ;  dv_t = k_t g_t
     """
-    q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
+    doubles = (np.asarray(x, np.float64) for x in (*arrays, *cotangents))
+    q, k, v, memory, d_out, gradient = doubles
     decay = np.exp(np.asarray(log_decay, np.float64))[:, None, None]
-    memory = np.zeros((*q.shape[1:], v.shape[2]))
     out, d_q, d_k, d_v = (np.zeros_like(x) for x in (v, q, k, v))
     for t in range(len(q)):
         memory = decay * memory + k[t, :, :, None] * v[t, :, None, :]
         out[t] = scale * np.matmul(q[t, :, None, :], memory)[:, 0]
         d_q[t] = scale * np.matmul(memory, d_out[t, :, :, None])[..., 0]
-    gradient = np.zeros_like(memory)
     for t in reversed(range(len(q))):
-        gradient = decay * gradient + scale * q[t, :, :, None] * d_out[t, :, None, :]
+        gradient = gradient + scale * q[t, :, :, None] * d_out[t, :, None, :]
         d_k[t] = np.matmul(gradient, v[t, :, :, None])[..., 0]
         d_v[t] = np.matmul(k[t, :, None, :], gradient)[:, 0]
-    return out, memory, (d_q, d_k, d_v)
+        gradient = decay * gradient
+    return out, memory, (d_q, d_k, d_v, gradient)
 
 
 def value_and_gradients(

@@ -22,7 +22,8 @@ CHUNK = 64  # of the products that the definition needs at least
 def cases() -> list[Case]:
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     names = inputs.worth_timing(IMPLEMENTATIONS)
-    return [case(dtype, shape, names) for shape in shapes for dtype in inputs.dtypes()]
+    whole_rows = [case(dtype, shape, names) for shape in shapes for dtype in inputs.dtypes()]
+    return whole_rows + [part_of_a_row(dtype, shapes[0], names) for dtype in inputs.dtypes()]
 
 
 def cpu_bar() -> list[Case]:
@@ -34,7 +35,7 @@ def cpu_bar() -> list[Case]:
 
 def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
     batch, length, heads, width = shape
-    log_decay, scale = -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads), width**-0.5
+    log_decay, scale = _slopes(heads), width**-0.5
 
     def with_state(name):
         return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
@@ -58,12 +59,49 @@ def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -
         ),
     )
     label = f"B{batch} T{length} N{heads} H{width}"
-    exact = _exact(small, log_decay, scale)
+    zeros = np.zeros((2, 1, heads, width, width))
+    exact = _exact(_between(small, *zeros), log_decay, scale)
     return Case("lightning_attention", label, names, modes, make_inputs, small, exact)
 
 
-def _attend(q, k, v, *, log_decay, scale, implementation):
-    return lightning_attention(q, k, v, log_decay, scale=scale, implementation=implementation)
+def part_of_a_row(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
+    """From a first memory to the last, with gradients through both."""
+    whole = case(dtype, shape, names)
+    heads, width = shape[2:]
+    log_decay, scale = _slopes(heads), width**-0.5
+
+    def between(given, seed):
+        memory = given.arrays[0].shape[0], heads, width, width
+        return _between(given, *inputs.random(seed, "float32", memory, memory))
+
+    def function(name):
+        return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
+
+    outputs = ("o", "state", "dq", "dk", "dv", "dstate")
+    mode = Mode("state+gradient", function, outputs, whole.modes[-1].flops, gradient=True)
+    small = between(whole.small, 0)
+    return dataclasses.replace(
+        whole,
+        modes=(mode,),
+        make_inputs=lambda seed: between(whole.make_inputs(seed), seed),
+        small=small,
+        exact=_exact(small, log_decay, scale),
+    )
+
+
+def _slopes(heads):
+    return -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads)
+
+
+def _between(given, first, d_last):
+    """The same tokens after a first memory, with a cotangent of the last one."""
+    return Inputs((*given.arrays, first), (given.cotangent, d_last))
+
+
+def _attend(q, k, v, state=None, *, log_decay, scale, implementation):
+    return lightning_attention(
+        q, k, v, log_decay, state, scale=scale, implementation=implementation
+    )
 
 
 def _only_outputs(function):
@@ -73,12 +111,13 @@ def _only_outputs(function):
 def _exact(small, log_decay, scale):
     @functools.cache
     def results():
-        q, k, v, d_out = (np.asarray(x[0]) for x in (*small.arrays, small.cotangent))
-        return float64.lightning(q, k, v, d_out, np.asarray(log_decay), scale)
+        arrays, cotangents = ([np.asarray(x[0]) for x in xs] for xs in small)
+        return float64.lightning(arrays, cotangents, np.asarray(log_decay), scale)
 
     def exact(mode):
         out, state, gradients = results()
-        rest = {"forward": (), "forward+state": (state,), "forward+gradient": gradients}
-        return [x[None] for x in (out, *rest[mode])]
+        last = (state,) if "state" in mode else ()
+        wanted = {"forward+gradient": gradients[:3], "state+gradient": gradients}
+        return [x[None] for x in (out, *last, *wanted.get(mode, ()))]
 
     return exact

@@ -22,7 +22,7 @@ BEYOND_CACHES = 256 << 20  # bytes of inputs that no accelerator's cache holds
 
 class Inputs(NamedTuple):
     arrays: tuple[jax.Array, ...]
-    cotangent: jax.Array  # of the output that is differentiated
+    cotangent: Any  # of the outputs that are differentiated: an array, or a tuple of them
 
 
 @dataclasses.dataclass(frozen=True)

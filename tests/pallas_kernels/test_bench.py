@@ -53,6 +53,7 @@ def test_every_op_is_timed_and_is_as_accurate_as_float32(tmp_path, caplog, monke
         "forward": ["o"],
         "forward+state": ["o", "state"],
         "forward+gradient": ["o", "dq", "dk", "dv"],
+        "state+gradient": ["o", "state", "dq", "dk", "dv", "dstate"],
     }
     assert {"device", "date", "versions", "machine", "rows"} == set(content)
     assert content["versions"]["jax"] == jax.__version__
@@ -86,7 +87,7 @@ def test_the_cases_of_an_accelerator_are_those_of_the_2b_model(monkeypatch):
     monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
     monkeypatch.setattr(lightning, "SHAPES", ((1, 64, 16, 128),))
     cases = lightning.cases()
-    assert [case.dtype for case in cases] == ["bfloat16", "float32"]
+    assert [case.dtype for case in cases] == 2 * ["bfloat16", "float32"]
     assert "recurrent" not in cases[0].implementations
     assert {"gpu", "chunked"} <= set(cases[0].implementations)
     q, k, _ = cases[1].make_inputs(1).arrays
@@ -115,20 +116,20 @@ def test_rounds_are_interleaved_and_fewer_of_slow_ones_unless_asked_for(monkeypa
 def test_the_float64_gradients_are_those_of_the_recurrence():
     rng = np.random.default_rng(0)
     q, k, v, d_out = rng.standard_normal((4, 30, 2, 4))
-    log_decay = np.asarray([-0.7, -0.01])
-    out, state, gradients = float64.lightning(q, k, v, d_out, log_decay, 0.5)
-    rows = [x[None] for x in (q, k, v)]
-    zeros = np.zeros((1, 2, 4, 4))
-    want = oracles.recurrence(*rows, zeros, log_decay, None, 0.5)
-    oracles.assert_close((out[None], state[None]), want, 1e-12)
+    state, d_state = rng.standard_normal((2, 2, 4, 4))
+    log_decay, given = np.asarray([-0.7, -0.01]), (q, k, v, state)
+    out, last, gradients = float64.lightning(given, (d_out, d_state), log_decay, 0.5)
+    rows = [x[None] for x in given]
+    want = oracles.recurrence(*rows, log_decay, None, 0.5)
+    oracles.assert_close((out[None], last[None]), want, 1e-12)
 
     with jax.enable_x64(True):
 
-        def loss(q, k, v):
-            got, _ = oracles.lightning(q, k, v, jnp.asarray(zeros), log_decay, None, 0.5)
-            return jnp.sum(got[0] * d_out)
+        def loss(q, k, v, state):
+            got, memory = oracles.lightning(q, k, v, state, log_decay, None, 0.5)
+            return jnp.sum(got[0] * d_out) + jnp.sum(memory[0] * d_state)
 
-        wanted = jax.grad(loss, (0, 1, 2))(*map(jnp.asarray, rows))
+        wanted = jax.grad(loss, (0, 1, 2, 3))(*map(jnp.asarray, rows))
     oracles.assert_close([x[None] for x in gradients], wanted, 1e-12)
 
 

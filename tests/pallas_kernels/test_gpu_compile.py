@@ -1,0 +1,108 @@
+"""XLA compiles every GPU kernel for an H100 ahead of time, without a GPU; and what norm and rotary move there."""
+
+import functools
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypenet_jax.plan.chips import CHIPS
+from hypenet_jax.plan.gpus import gpus
+from pallas_kernels import compile as aot
+from pallas_kernels import decode_attention, lightning_attention, norm_rotary
+
+# JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
+pytestmark = [
+    pytest.mark.aot,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
+LENGTH, HEADS, WIDTH = 16384, 16, 128
+CALL = "__gpu$xla.gpu.triton"
+NO_WORK = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+
+
+@pytest.fixture(autouse=True)
+def compiler_is_installed():
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("the compiler for GPUs is not installed: pip install 'hypenet-jax[cuda]'")
+
+
+def compiled(function, *arguments):
+    """The optimized program for one H100."""
+    devices = gpus(CHIPS["h100"], 1, 1)
+    with jax.set_mesh(jax.sharding.Mesh(np.asarray(devices), ("device",))):
+        traced = jax.jit(function).trace(*arguments)
+        return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+
+
+def with_gradients(function):
+    def both(cotangents, *arrays):
+        out, pull_back = jax.vjp(function, *arrays)
+        return out, pull_back(cotangents)
+
+    return both
+
+
+def array(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
+def test_lightning_attention_compiles_forward_and_backward(dtype):
+    tokens = array(1, LENGTH, HEADS, WIDTH, dtype=dtype)
+    state = array(1, HEADS, WIDTH, WIDTH, dtype=jnp.float32)
+    log_decay = -jnp.exp2(-8 * jnp.arange(1, HEADS + 1) / HEADS)
+
+    def function(q, k, v, state):
+        return lightning_attention(q, k, v, log_decay, state, scale=0.1, implementation="gpu")
+
+    text = compiled(with_gradients(function), (tokens, state), *(tokens, tokens, tokens), state)
+    assert text.count(CALL) == (5 if dtype == jnp.bfloat16 else 6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
+def test_decode_attention_compiles(dtype):
+    cache = array(1, 65536, 8, WIDTH, dtype=dtype)
+    step = functools.partial(decode_attention, scale=0.1, implementation="gpu")
+    slots = array(1, dtype=jnp.int32)
+    text = compiled(step, array(1, HEADS, WIDTH, dtype=dtype), cache, cache, slots)
+    assert text.count(CALL) == 1
+
+
+def test_norm_and_rotary_move_less_than_half_of_what_xla_makes_of_the_definition():
+    """Why None chooses the kernel: forward and gradients of one row."""
+    tokens, scale = array(1, LENGTH, HEADS, WIDTH), array(WIDTH, dtype=jnp.float32)
+    positions = array(1, LENGTH, dtype=jnp.int32)
+
+    def program(name):
+        def both(cotangent, x, scale, positions):
+            turns = 1e6 ** -jnp.linspace(0, 1, WIDTH // 2, endpoint=False)
+            angles = positions[..., None] * turns[None, None]
+            call = functools.partial(norm_rotary, eps=1e-6, implementation=name)
+            return with_gradients(lambda x, s: call(x, s, angles))(cotangent, x, scale)
+
+        return compiled(both, tokens, tokens, scale, positions)
+
+    kernels, definition = program("gpu"), program("reference")
+    assert kernels.count(CALL) == 2
+    # Forward x and the result, backward x, the cotangent and its own result; sines are small.
+    assert moved(kernels) <= 1.1 * 5 * (2 * LENGTH * HEADS * WIDTH)
+    assert moved(kernels) <= moved(definition) / 2
+
+
+def moved(text):
+    """Bytes of the operands and results of every kernel of a program."""
+    sizes, total = {}, 0
+    for line in text[text.index("ENTRY") :].splitlines():
+        found = re.match(r"\s*(?:ROOT )?(%[\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)", line)
+        if found:
+            name, shapes, operation, operands = found.groups()
+            arrays = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+            sizes[name] = sum(aot._bytes(*one) for one in arrays)
+            if operation not in NO_WORK:
+                read = re.findall(r"%[\w.\-]+", operands)
+                total += sizes[name] + sum(sizes[x] for x in read)
+    return total
