@@ -11,3 +11,15 @@ def product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Fl
     return jnp.einsum(
         equation, a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
+
+
+def contract(
+    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int]
+) -> Float[Array, "_ _"]:
+    """Sum over axis over[0] of a and over[1] of b into float32, within a TPU kernel.
+
+    bfloat16 operands are exact, float32 ones not reduced.
+    """
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    dimensions = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)

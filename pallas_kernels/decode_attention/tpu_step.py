@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.decode_attention.parts import LOWEST, Part
+from pallas_kernels.products import contract
 
 LANES = 128
 SUBLANES = 8
@@ -84,7 +85,7 @@ def step(
     @pl.when(block < end[split])
     def _():
         left = (counts[row] - block * plan.block) * plan.kv_heads  # rows of the block that count
-        scores = plan.scale * _product(q[...], keys[...], (1, 1)) + bias[...]
+        scores = plan.scale * contract(q[...], keys[...], (1, 1)) + bias[...]
         mask = _index(scores.shape, 1) < left
         for of_slots, matrix in zip(marks, spread, strict=True):
             mask = mask & _by_row(of_slots[...] == segments[row], matrix[...], plan)
@@ -120,7 +121,7 @@ def _by_row(
     """What holds for a slot, for each of its rows of keys."""
     ones = jnp.where(marks, 1.0, 0.0).astype(spread.dtype)
     pieces = (ones[:, i : i + plan.piece] for i in range(0, plan.marked, plan.piece))
-    rows = jnp.concatenate([_product(x, spread, (1, 0)) for x in pieces], axis=1)
+    rows = jnp.concatenate([contract(x, spread, (1, 0)) for x in pieces], axis=1)
     return rows[:, : plan.rows] > 0.5
 
 
@@ -134,20 +135,11 @@ def _inside(values: Float[Array, "R H"], left: Int[Array, ""], plan: Plan) -> Fl
 
 def _weighted(weights: Float[Array, "N R"], values: Float[Array, "R H"]) -> Float[Array, "N H"]:
     if values.dtype == jnp.float32:
-        return _product(weights, values, (1, 0))
+        return contract(weights, values, (1, 0))
     high = weights.astype(values.dtype).astype(jnp.float32)
     terms = jnp.concatenate([high, weights - high], axis=0).astype(values.dtype)
-    both = _product(terms, values, (1, 0))
+    both = contract(terms, values, (1, 0))
     return both[: weights.shape[0]] + both[weights.shape[0] :]
-
-
-def _product(
-    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int]
-) -> Float[Array, "_ _"]:
-    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = (((over[0],), (over[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
 
 
 def _index(shape: tuple[int, ...], axis: int) -> Int[Array, "I J"]:

@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.linear_loss.tpu_plan import Plan
+from pallas_kernels.products import contract
 
 LOWEST = -1e30  # of a logit that is none: its exponential is 0, and 0 times it is not NaN
 
@@ -111,7 +112,7 @@ def gradients(
 def _scores(plan: Plan, hidden: Any, heads: Any, marks: Any, logits: Any, numbers: Any) -> None:
     index = plan.index(pl.program_id(0))
     values = [
-        _product(head[...], x[...], (1, 1)) / plan.loss.temperature
+        contract(head[...], x[...], (1, 1)) / plan.loss.temperature
         for x, head in zip(hidden, heads, strict=True)
     ]
     for ref, x in zip(logits, values, strict=False):  # there is none where none is kept
@@ -139,13 +140,13 @@ def _gradients(
     slope = plan.loss.slope(values, lines[...], index, tuple(x[...] for x in marks))
     slope = _inside(plan, index, slope, 0.0).astype(hidden.dtype)
     matrix = _inside(plan, index, head[...], 0.0)
-    toward_head[...] = before[...] + _product(slope, hidden[...], (1, 0))
+    toward_head[...] = before[...] + contract(slope, hidden[...], (1, 0))
 
     @pl.when(tile == 0)
     def _():
         toward_hidden[...] = jnp.zeros(toward_hidden.shape, jnp.float32)
 
-    toward_hidden[...] += _product(slope, matrix, (0, 0))
+    toward_hidden[...] += contract(slope, matrix, (0, 0))
 
 
 def _inside(
@@ -155,15 +156,6 @@ def _inside(
         return x
     inside: Bool[Array, "S 1"] = index < plan.vocabulary
     return jnp.where(inside, x.astype(jnp.float32), outside).astype(x.dtype)
-
-
-def _product(
-    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int]
-) -> Float[Array, "_ _"]:
-    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    dimensions = (((over[0],), (over[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
 
 
 def _parameters(plan: Plan, *dimensions: Any) -> pltpu.CompilerParams:

@@ -38,7 +38,7 @@ class CrossEntropy:
         tops, totals, logits = numbers
         (top,) = maxima(axes, _top(tops))
         total, logit = sums(axes, *_totals(totals * jnp.exp(tops - top[None, None]), logits))
-        number = known(jnp.log(total) - (logit - top), *labels, self.vocabulary)
+        number = known(jnp.log(total) - (logit - top), labels[0], self.vocabulary)
         return number, jnp.stack([top, weights / total, weights])
 
     def slope(
