@@ -152,20 +152,19 @@ def _decode(
 
 
 def _linear_loss_programs() -> list[Program]:
-    large = _linear_loss(16384, 2048, 151936, jnp.bfloat16, limits=(200.0, 2650.0))
-    return large + _linear_loss(1000, 384, 5003, jnp.float32)
+    large = _linear_loss(16384, 2048, 151936, limits=(200.0, 2650.0))
+    return large + _linear_loss(1000, 384, 5003)
 
 
 def _linear_loss(
     tokens: int,
     width: int,
     vocabulary: int,
-    dtype: DTypeLike,
     limits: tuple[float | None, float | None] = (None, None),
 ) -> list[Program]:
     """Loss alone, whose logits never reach HBM, and with gradients, which hold those of a chunk."""
-    hidden = jax.ShapeDtypeStruct((tokens, width), dtype)
-    head = jax.ShapeDtypeStruct((vocabulary, width), dtype)
+    hidden = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
+    head = jax.ShapeDtypeStruct((vocabulary, width), jnp.bfloat16)
     labels, weights = (jax.ShapeDtypeStruct((tokens,), x) for x in (jnp.int32, jnp.float32))
 
     def kl(*arrays):
@@ -174,7 +173,7 @@ def _linear_loss(
     def cross_entropy(*arrays):
         return linear_cross_entropy(*arrays, implementation="tpu")[0]
 
-    shape = f"T{tokens} D{width} V{vocabulary} {jnp.dtype(dtype).name}"
+    shape = f"T{tokens} D{width} V{vocabulary} bfloat16"
     ops = {
         "linear_kl": (kl, (hidden, head, hidden, head, weights)),
         "linear_cross_entropy": (cross_entropy, (hidden, head, labels, weights)),

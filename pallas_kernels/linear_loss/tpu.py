@@ -57,12 +57,12 @@ def kl(
 
 def tpu_refusal(axes: MeshAxes, *hidden: Float[Array, "T _"]) -> str | None:
     """Why the kernels cannot run these arguments here; None where they can."""
-    types = sorted({str(x.dtype) for x in hidden} - {"bfloat16", "float32"})
-    if types:
-        return f"takes hidden states in bfloat16 or float32, not {', '.join(types)}"
     refusal = dispatch.platform_refusal("tpu")
     if refusal is not None or dispatch.interprets():
         return refusal
+    others = sorted({str(x.dtype) for x in hidden} - {"bfloat16"})
+    if others:
+        return f"takes hidden states in bfloat16, not {', '.join(others)}"
     widths = [x.shape[1] for x in hidden]
     if any(width % LANES for width in widths):
         return f"needs widths that are multiples of {LANES}, not {' and '.join(map(str, widths))}"

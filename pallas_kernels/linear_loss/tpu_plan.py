@@ -49,7 +49,7 @@ class Plan:
 
 
 def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T _"], ...]) -> Plan:
-    """For the hidden states of the student, then of the teacher if there is one.
+    """For the bfloat16 hidden states of the student, then of the teacher if there is one.
 
     Half of the VMEM is for what stays there from tile to tile, which sets the tokens of a chunk;
     the other half for what comes and goes twice buffered, which sets the rows of a tile.
@@ -60,15 +60,15 @@ def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T
     info = pltpu.get_tpu_info()
     half, length = info.vmem_capacity_bytes // 2, len(hidden[0])
     columns = _columns(hidden[0].shape[1], info)
-    item, width = max(x.dtype.itemsize for x in hidden), sum(x.shape[1] for x in hidden)
-    # Hidden; and of the gradients hidden and a float32 sum.
-    per_token = max(2 * item * width, (2 * item + 8) * columns)
+    width = sum(x.shape[1] for x in hidden)
+    # In bytes: hidden; and of the gradients hidden and a float32 sum.
+    per_token = max(4 * width, 12 * columns)
     most = max(n for n in TOKENS if n * per_token <= half or n == TOKENS[0])
     chunks = pl.cdiv(length, most)
     tokens = pl.cdiv(length, chunks * LANES) * LANES
     # Heads and logits; and of the gradients also float32 sums, read and written.
-    scores = 2 * item * width + 12 * tokens * len(hidden)
-    gradients = (2 * item + 20) * columns + 16 * tokens * len(hidden)
+    scores = 4 * width + 12 * tokens * len(hidden)
+    gradients = 24 * columns + 16 * tokens * len(hidden)
     rows = max(half // max(scores, gradients) // LANES, 1) * LANES
     rows = min(rows, ROWS, vocabulary)
     return Plan(loss, vocabulary, tokens, rows, columns, vmem=7 * half // 4, interpret=False)
