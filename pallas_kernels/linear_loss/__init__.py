@@ -1,9 +1,9 @@
 """Losses of a linear head over a large vocabulary, without the logits of all tokens at once.
 
 Which implementation runs where: "chunked" is plain XLA and runs on CPUs, GPUs and TPUs alike; "tpu"
-has Pallas kernels for `linear_kl` and `linear_cross_entropy`. None is "tpu" on a TPU that can run
-it, else "chunked". Both know how to share the vocabulary between the devices of a mesh. "reference"
-is the definition, which holds every logit: for tests.
+has Pallas kernels for `linear_kl` and `linear_cross_entropy` of bfloat16 hidden states. None is
+"tpu" on a TPU that can run it, else "chunked". Both know how to share the vocabulary between the
+devices of a mesh. "reference" is the definition, which holds every logit: for tests.
 
 The kernels form the sums of the softmax with the logits, and the slopes with the gradients, so that
 logits go through HBM once each way; `docs/benchmarks.md` has the count. `linear_kl_top_k` has none:
