@@ -1,5 +1,5 @@
 """Times every implementation of an op on this machine:  python -m pallas_kernels.bench [OP]
-[--against fla] [--cpu-bars] [--json FILE]
+[--shape TEXT] [--against fla] [--cpu-bars] [--json FILE]
 
 Beside each time stand its error against float64 (on inputs of the same shape but at most 1,024
 tokens), its ratio to the first implementation of the same lines, and its ratio to a floor: the time
@@ -49,6 +49,8 @@ def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
     for op in [options.op] if options.op else cases:
         others = {"fla": fla.contender} if fla and op == against_fla.OP else {}
         for case in cases[op]():
+            if options.shape not in case.shape:
+                continue
             rows += measure(case, machine, options.rounds, others)
     logger.info("%s\n%s", report.heading(machine), report.table(rows))
     if options.json:
@@ -58,6 +60,7 @@ def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__)
     parser.add_argument("op", nargs="?", choices=sorted(CASES), help="all ops where it is left out")
+    parser.add_argument("--shape", default="", help="only shapes with this text, such as T16384")
     parser.add_argument("--cpu-bars", action="store_true", help=f"of {', '.join(BARS)}")
     parser.add_argument("--against", choices=["fla"], help=f"with {against_fla.OP}, or all ops")
     parser.add_argument("--fla-python", default=sys.executable, help="default: this interpreter")

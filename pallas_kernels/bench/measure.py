@@ -1,5 +1,6 @@
 """Timing: cases, interleaved rounds, and the floors that this machine's own copy and product set."""
 
+import concurrent.futures
 import dataclasses
 import logging
 import time
@@ -127,7 +128,7 @@ def measure(
     rows = []
     for mode in case.modes:
         contenders = {name: make(case, mode) for name, make in (others or {}).items()}
-        contenders |= {name: _contender(case, mode, name, sets) for name in names}
+        contenders |= _contenders(case, mode, names, sets)
         times = interleaved({n: c.sample for n, c in contenders.items()}, rounds)
         first = float(np.median(next(iter(times.values()))))
         floor = machine.floor(mode, case.dtype, _moved(mode, names[0], sets[0]))
@@ -178,6 +179,16 @@ def errors_of(case: Case, mode: Mode, got: Any) -> dict[str, float]:
     leaves, exact = jax.tree.leaves(got), case.exact(mode.name)
     triples = zip(mode.outputs, leaves, exact, strict=True)
     return {name: float64.relative_error(x, y) for name, x, y in triples}
+
+
+def _contenders(
+    case: Case, mode: Mode, names: list[str], sets: list[Inputs]
+) -> dict[str, Contender]:
+    """Ready to be timed; where there is an accelerator, its compiler works on all of them at once."""
+    workers = 1 if dispatch.platform() == "cpu" else len(names)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        made = pool.map(lambda name: _contender(case, mode, name, sets), names)
+        return dict(zip(names, made, strict=True))
 
 
 def _contender(case: Case, mode: Mode, name: str, sets: list[Inputs]) -> Contender:
