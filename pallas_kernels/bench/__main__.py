@@ -51,7 +51,9 @@ def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
         for case in cases[op]():
             if options.shape not in case.shape:
                 continue
-            rows += measure(case, machine, options.rounds, others)
+            made = measure(case, machine, options.rounds, others)
+            logger.info(report.table(made))
+            rows += made
     logger.info("%s\n%s", report.heading(machine), report.table(rows))
     if options.json:
         options.json.write_text(report.as_json(rows, machine, fla.versions if fla else {}))
