@@ -120,7 +120,8 @@ def _row(metric: str, subject: Subject, values: np.ndarray, length: int) -> Row:
 
 def filled_state(decoder: Model, length: int) -> DecodeState:
     """A state of one row whose caches are full of random numbers, as after `length` tokens."""
-    state = decode_state(decoder.config, 1, length, decoder.dtype)
+    # Shapes alone: zeros beside the random numbers would double the memory that a length needs.
+    state = jax.eval_shape(lambda: decode_state(decoder.config, 1, length, decoder.dtype))
     leaves, tree = jax.tree.flatten(state.layers)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     random = [
