@@ -17,7 +17,7 @@ from pallas_kernels.products import product
 # Float32 logits of one chunk, in bytes, unless that would be fewer tokens: every chunk reads the head
 # twice and adds to all of its gradient, which fewer tokens would not outweigh.
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**30, "tpu": 2**28}
-LEAST_TOKENS = 512
+LEAST_TOKENS = 256
 
 # Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
 PerToken = Callable[..., tuple[Float[Array, "C"], Float[Array, "C V"]]]
