@@ -22,6 +22,7 @@ from hypenet_jax.evals.page_parts import (
     beside,
     by_length,
     figure,
+    labelled_table,
     length_table,
     plain_table,
     section,
@@ -129,13 +130,11 @@ def _sliding(results: Results) -> str:
     rows = results.report.select("perplexity_sliding")
     if not rows.rows:
         return ""
-    named = lambda row: f"{row.model}, {row.label}"  # noqa: E731
-    names = tuple(dict.fromkeys(map(named, rows.rows)))
     note = (
         "Perplexity of every token but the first ones, in windows of one length that move on by the stride: each "
         "token is predicted once, from at least the length less the stride."
     )
-    return section("Sliding over the text", note, length_table(names, rows, _short, name=named))
+    return section("Sliding over the text", note, labelled_table(rows, _short))
 
 
 def _conversion(results: Results) -> str:

@@ -41,6 +41,15 @@ def length_table(
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
+def labelled_table(rows: Report, text: Callable[[Number], str]) -> str:
+    """A line per model and label of its rows."""
+
+    def name(row: Row) -> str:
+        return f"{row.model}, {row.label}"
+
+    return length_table(tuple(dict.fromkeys(map(name, rows.rows))), rows, text, name=name)
+
+
 def _cell(
     row: Row | None, text: Callable[[Number], str], second: Callable[[Row], str] | None
 ) -> str:

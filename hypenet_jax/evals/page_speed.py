@@ -7,6 +7,7 @@ from hypenet_jax.evals.page_parts import (
     by_length,
     bytes_text,
     figure,
+    labelled_table,
     length_table,
     seconds_text,
     section,
@@ -66,13 +67,10 @@ def _ratios(results: Results, rows: Report, better: str) -> Callable[[Row], str]
 def _floors(results: Results) -> str:
     """The least times of the chips that were asked for: a line per model and chip."""
     parts = []
-    named = lambda row: f"{row.model}, {row.label}"  # noqa: E731
     for metric, title in (("prefill", "Reading the context"), ("decode", "Writing one more token")):
         rows = results.report.select(f"{metric}_seconds_floor")
-        names = tuple(dict.fromkeys(map(named, rows.rows)))
-        if names:
-            table = length_table(names, rows, seconds_text, name=named)
-            parts.append(f"<div>{figure(table, title)}</div>")
+        if rows.rows:
+            parts.append(f"<div>{figure(labelled_table(rows, seconds_text), title)}</div>")
     if not parts:
         return ""
     note = (

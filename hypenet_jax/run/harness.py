@@ -7,8 +7,8 @@ import pathlib
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import ModelFolder, SuiteConfig
-from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.quality import Entrant, attempt
+from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json
 
 
@@ -57,10 +57,8 @@ def answers_file(config: SuiteConfig, entrant: Entrant, length: int) -> pathlib.
     """Where answers of this very model are kept; other weights, tokenizers, settings or code have another file."""
     if config.harness.cache is None:
         return None
-    decoder, params = entrant.subject.decoder, entrant.subject.params
-    others = (entrant.tokenizer.fingerprint, entrant.ends, length, config.seed)
-    fingerprint = answers_fingerprint(decoder, params, *others, runtime.code_version())
-    return pathlib.Path(config.harness.cache) / f"{entrant.subject.name}-{fingerprint[:16]}"
+    asked = entrant.model_fingerprint, length, config.seed, runtime.code_version()
+    return pathlib.Path(config.harness.cache) / f"{entrant.subject.name}-{digest(asked)[:16]}"
 
 
 def _max_length(config: SuiteConfig, one: ModelFolder) -> int:

@@ -26,6 +26,7 @@ from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.run.fingerprint import answers_fingerprint
 from hypenet_jax.run.generate import end_ids
+from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
 
@@ -57,11 +58,15 @@ class Entrant:
         return Haystacks(self.tokenizer, self.tokenizer.encode_all(sentences))
 
     @functools.cached_property
+    def model_fingerprint(self) -> str:
+        """Of all that the model's answers depend on, whatever is read to it."""
+        decoder, params = self.subject.decoder, self.subject.params
+        return answers_fingerprint(decoder, params, self.tokenizer.fingerprint, self.ends)
+
+    @property
     def fingerprint(self) -> str:
         """Of all that the model's numbers depend on, what is read to it included."""
-        text = hashlib.sha256(self.text.tobytes()).hexdigest()
-        decoder, params = self.subject.decoder, self.subject.params
-        return answers_fingerprint(decoder, params, self.tokenizer.fingerprint, self.ends, text)
+        return digest([self.model_fingerprint, hashlib.sha256(self.text.tobytes()).hexdigest()])
 
     def scaled(self, logit_scale: str | float | None) -> "Entrant":
         """The same with another `attn_logits_scaling`, see `scaled`."""

@@ -74,11 +74,9 @@ def part_of_a_row(dtype: str, shape: tuple[int, int, int, int], names: tuple[str
         memory = given.arrays[0].shape[0], heads, width, width
         return _between(given, *inputs.random(seed, "float32", memory, memory))
 
-    def function(name):
-        return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
-
+    _, with_state, gradient = whole.modes
     outputs = ("o", "state", "dq", "dk", "dv", "dstate")
-    mode = Mode("state+gradient", function, outputs, whole.modes[-1].flops, gradient=True)
+    mode = Mode("state+gradient", with_state.function, outputs, gradient.flops, gradient=True)
     small = between(whole.small, 0)
     return dataclasses.replace(
         whole,
