@@ -20,6 +20,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention import parts
 from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
 
@@ -133,13 +134,7 @@ def _attend(
         out_shape=(shapes,),
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=STAGES),
-        cost_estimate=pl.CostEstimate(
-            flops=4 * pairs * plan.width,
-            transcendentals=pairs,
-            bytes_accessed=sum(
-                x.size * x.dtype.itemsize for x in jax.tree.leaves((inputs, shapes))
-            ),
-        ),
+        cost_estimate=cost(4 * pairs * plan.width, pairs, (inputs, shapes)),
         name="decode_attention",
     )(*inputs)
     return Part(*(x.reshape(plan.splits, *q.shape[:2], *x.shape[4:]) for x in results))

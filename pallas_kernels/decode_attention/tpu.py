@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention import parts
 from pallas_kernels.decode_attention.parts import Part, Visible
 from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, Plan, step
@@ -157,8 +158,4 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
 def _cost(plan: Plan, arrays: Any) -> pl.CostEstimate:
     """Of a full cache; how full it is, the compiler cannot know."""
     pairs = plan.batch * plan.capacity * plan.kv_heads * plan.heads
-    return pl.CostEstimate(
-        flops=4 * pairs * plan.width,
-        transcendentals=pairs,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)),
-    )
+    return cost(4 * pairs * plan.width, pairs, arrays)

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.cost import cost
 from pallas_kernels.lightning_attention import gpu_tiles as tiles
 from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan, Ref
 
@@ -266,7 +267,6 @@ def _call(
 ) -> Any:
     """Runs a kernel over (heads, spans, rows): blocks that run together read neighbouring heads,
     which lie side by side. `flops` is a half of those per token, head and column."""
-    moved = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((inputs, outputs)))
     tokens = plan.batch * plan.heads * plan.length
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
@@ -278,10 +278,8 @@ def _call(
         compiler_params=triton.CompilerParams(
             num_warps=8 if plan.width > 32 else 4, num_stages=stages
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * tokens * plan.width * flops,
-            bytes_accessed=moved,
-            transcendentals=tokens * (plan.chunk + 2),
+        cost_estimate=cost(
+            2 * tokens * plan.width * flops, tokens * (plan.chunk + 2), (inputs, outputs)
         ),
         name=f"lightning_attention_{name}",
     )(*inputs)

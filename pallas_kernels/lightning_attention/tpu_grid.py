@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.cost import cost
 from pallas_kernels.lightning_attention import tpu_chunk
 from pallas_kernels.lightning_attention.tpu_chunk import SUBLANES, Plan, Refs
 
@@ -150,10 +151,7 @@ def _blocks(plan: Plan, backward: bool) -> tuple[pl.BlockSpec, ...]:
 
 
 def _cost(plan: Plan, heads: int, arrays: Any, squares: int, memories: int) -> pl.CostEstimate:
-    """Each array is moved once; a product counts once however many passes its precision takes."""
+    """A product counts once however many passes its precision takes."""
     numbers = heads * plan.num_chunks * plan.chunk * plan.width
-    return pl.CostEstimate(
-        flops=2 * numbers * (squares * plan.chunk + memories * plan.width),
-        transcendentals=2 * numbers + heads * plan.chunk**2,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays)),
-    )
+    flops = 2 * numbers * (squares * plan.chunk + memories * plan.width)
+    return cost(flops, 2 * numbers + heads * plan.chunk**2, arrays)

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.cost import cost
 from pallas_kernels.linear_loss.tpu_plan import Plan
 from pallas_kernels.products import contract
 
@@ -52,10 +53,10 @@ def scores(
         ),
         out_shape=(logits, numbers),
         compiler_params=_parameters(plan, "parallel"),
-        cost_estimate=pl.CostEstimate(
-            flops=sum(2 * pairs * x.shape[1] for x in heads),
-            transcendentals=len(heads) * pairs,
-            bytes_accessed=_bytes((arrays, logits, numbers)),
+        cost_estimate=cost(
+            sum(2 * pairs * x.shape[1] for x in heads),
+            len(heads) * pairs,
+            (arrays, logits, numbers),
         ),
         interpret=plan.interpret,
         name="linear_loss_scores",
@@ -98,11 +99,10 @@ def gradients(
         out_shape=(toward_hidden, jax.ShapeDtypeStruct(toward_head.shape, jnp.float32)),
         input_output_aliases={0: 1},
         compiler_params=_parameters(plan, "parallel", "arbitrary"),
-        cost_estimate=pl.CostEstimate(
-            flops=4 * pairs * head.shape[1],
-            transcendentals=len(logits) * parts * pairs,
-            bytes_accessed=_bytes((arrays, toward_hidden, toward_head))
-            + (parts - 1) * _bytes(logits),
+        cost_estimate=cost(
+            4 * pairs * head.shape[1],
+            len(logits) * parts * pairs,
+            (arrays, toward_hidden, toward_head, (parts - 1) * logits),
         ),
         interpret=plan.interpret,
         name="linear_loss_gradients",
@@ -160,7 +160,3 @@ def _inside(
 
 def _parameters(plan: Plan, *dimensions: Any) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=dimensions, vmem_limit_bytes=plan.vmem)
-
-
-def _bytes(arrays: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))

@@ -21,6 +21,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
+from pallas_kernels.cost import cost
 
 INSTEAD = "'reference', or None to let it choose"
 TILE = 8192  # numbers of x in a block: of 32 a thread, backward makes 127 registers and spills none
@@ -86,7 +87,7 @@ def _apply_alone(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) ->
         out_specs=of_rows,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=triton.CompilerParams(num_warps=WARPS),
-        cost_estimate=_cost(8, x, x, *turns),
+        cost_estimate=cost(8 * x.size, 0, (x, x, turns)),
         interpret=plan.interpret,
         name="norm_rotary_forward",
     )(x, scale, *turns)
@@ -110,7 +111,7 @@ def _apply_backward(plan: Plan, kept: Any, cotangent: Rows) -> Any:
             jax.ShapeDtypeStruct((blocks, *scale.shape), jnp.float32),
         ),
         compiler_params=triton.CompilerParams(num_warps=WARPS),
-        cost_estimate=_cost(20, x, x, x, *turns),
+        cost_estimate=cost(20 * x.size, 0, (x, x, x, turns)),
         interpret=plan.interpret,
         name="norm_rotary_backward",
     )(cotangent, x, scale, *turns)
@@ -210,13 +211,4 @@ def _blocks(plan: Plan, x: Rows, turns: Turns) -> tuple[pl.BlockSpec, ...]:
         pl.BlockSpec((width,), lambda i: (0,)),
         pl.BlockSpec(turns[0].shape, lambda i: (0,)),
         pl.BlockSpec((None, width), lambda i: (i, 0)),
-    )
-
-
-def _cost(operations: int, *moved: Float[Array, "..."]) -> pl.CostEstimate:
-    """So many operations per number of the first array; every array is moved once."""
-    return pl.CostEstimate(
-        flops=operations * moved[0].size,
-        transcendentals=0,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
     )

@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
+from pallas_kernels.cost import cost
 
 INSTEAD = "'permuted', or None to let it choose"
 LANES = 128
@@ -92,7 +93,7 @@ def _apply_alone(
         out_specs=of_tokens,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=_parallel(),
-        cost_estimate=_cost(8, x, x, turns),
+        cost_estimate=cost(8 * x.size, 0, (x, x, turns)),
         interpret=plan.interpret,
         name="norm_rotary_forward",
     )(x, scale[None], turns)
@@ -120,7 +121,7 @@ def _apply_backward(plan: Plan, kept: Any, cotangent: Tokens) -> Any:
             jax.ShapeDtypeStruct((*grid, 1, plan.width), jnp.float32),
         ),
         compiler_params=_parallel(),
-        cost_estimate=_cost(20, x, x, x, turns),
+        cost_estimate=cost(20 * x.size, 0, (x, x, x, turns)),
         interpret=plan.interpret,
         name="norm_rotary_backward",
     )(cotangent, x, scale[None], turns)
@@ -198,12 +199,3 @@ def _blocks(plan: Plan, x: Tokens) -> tuple[tuple[int, int], Any, Any, Any]:
 
 def _parallel() -> pltpu.CompilerParams:
     return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"))
-
-
-def _cost(operations: int, *moved: Float[Array, "..."]) -> pl.CostEstimate:
-    """So many operations per number of the first array; every array is moved once."""
-    return pl.CostEstimate(
-        flops=operations * moved[0].size,
-        transcendentals=0,
-        bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
-    )
