@@ -7,21 +7,22 @@ import numpy as np
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
 
 
+def with_gradients(function, *arrays):
+    """Outputs of a function, and the gradients of `scalar` of them."""
+
+    def loss(*arrays):
+        out = function(*arrays)
+        return scalar(out), out
+
+    gradients, out = jax.jit(jax.grad(loss, tuple(range(len(arrays))), has_aux=True))(*arrays)
+    return out, gradients
+
+
 def value_and_gradients(function, *arrays):
-    """Outputs of a function in float64, and the gradients of `scalar` of them."""
-
-    @jax.jit
-    def both(*arrays):
-        def loss(*arrays):
-            out = function(*arrays)
-            return scalar(out), out
-
-        gradients, out = jax.grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays)
-        return out, gradients
-
+    """The same in float64."""
     with jax.enable_x64(True):
         arrays = [jnp.asarray(np.asarray(x, np.float64)) for x in arrays]
-        return jax.tree.map(np.asarray, both(*arrays))
+        return jax.tree.map(np.asarray, with_gradients(function, *arrays))
 
 
 def scalar(outputs):

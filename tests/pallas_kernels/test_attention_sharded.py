@@ -8,27 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AxisType
+from meshes import AXES, mesh_of
+from oracles import with_gradients
 
 from pallas_kernels import attention
 from pallas_kernels.attention import chunked
 from pallas_kernels.attention.sharded import sharded
 
 SCALE, HEADS = 0.3, 6
-AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "QUERY_BLOCK", 4)
     monkeypatch.setattr(chunked, "KEY_BLOCK", 4)
-
-
-def mesh_of(data, sequence):
-    kinds, devices = (AxisType.Auto,) * 3, jax.devices()[: data * sequence]
-    return jax.make_mesh(
-        (data, sequence, 1), tuple(AXES.values()), axis_types=kinds, devices=devices
-    )
 
 
 def inputs(length):
@@ -45,15 +38,6 @@ def packed(length):
     return jnp.asarray(rows)
 
 
-def with_gradients(op, arrays, **options):
-    def loss(*arrays):
-        out = op(*arrays, scale=SCALE, **options)
-        return oracles.scalar(out), out
-
-    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
-    return out, *gradients
-
-
 # Six heads do not divide over the sequence's devices.
 @pytest.mark.parametrize(
     ("sizes", "length"),
@@ -64,10 +48,11 @@ def with_gradients(op, arrays, **options):
 def test_the_parts_of_several_devices_equal_one_device(sizes, length, packed_rows):
     arrays, segments = inputs(length), packed(length) if packed_rows else None
     marks = {"query_segments": segments, "key_segments": segments}
-    want = with_gradients(attention, arrays, implementation="chunked", **marks)
+    options = {"scale": SCALE, "implementation": "chunked"}
+    want = with_gradients(functools.partial(attention, **options, **marks), *arrays)
     with jax.set_mesh(mesh_of(*sizes)):
-        run = functools.partial(sharded, segment_ids=segments, implementation="chunked")
-        got = with_gradients(run, arrays, **AXES)
+        run = functools.partial(sharded, segment_ids=segments, **options, **AXES)
+        got = with_gradients(run, *arrays)
     oracles.assert_close(got, want, 5e-6)
 
 
@@ -84,8 +69,8 @@ def test_every_device_multiplies_as_many_blocks_forward_and_backward(monkeypatch
     monkeypatch.setattr(chunked, "_blocks_seen", counted)
     length = 16 * devices
     with jax.set_mesh(mesh_of(1, devices)):
-        run = functools.partial(sharded, implementation="chunked")
-        jax.block_until_ready(with_gradients(run, inputs(length), **AXES))
+        run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
+        jax.block_until_ready(with_gradients(run, *inputs(length)))
         jax.effects_barrier()
     # 2n chunks of two blocks of queries each see, on average, half of the 4n blocks of keys; twice, there and back.
     number = length // 4

@@ -9,31 +9,24 @@ import numpy as np
 import oracles
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from meshes import AXES, mesh_of
 from test_decode_attention import collectives
 from test_lightning_attention import SCALE, decays, documents, inputs
 
 from pallas_kernels import dispatch, lightning_attention
 from pallas_kernels.lightning_attention.sharded import FORGOTTEN, sharded, short_halo
 
-AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
 TOKENS, MEMORY = ("data", "sequence", "tensor"), ("data", "tensor")
 KINDS = (AxisType.Auto,) * 3
-
-
-def mesh_of(*sizes):
-    devices = jax.devices()[: np.prod(sizes)]
-    return jax.make_mesh(sizes, tuple(AXES.values()), axis_types=KINDS, devices=devices)
 
 
 def with_gradients(op, arrays, log_decay, segments):
     """Outputs, last memory, and the gradients of both."""
 
-    def loss(*arrays):
-        q, k, v, state = arrays
-        out = op(q, k, v, log_decay, state, segments, scale=SCALE)
-        return oracles.scalar(out), out
+    def run(q, k, v, state):
+        return op(q, k, v, log_decay, state, segments, scale=SCALE)
 
-    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(*arrays)
+    out, gradients = oracles.with_gradients(run, *arrays)
     return *out, *gradients
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AxisType
+from meshes import AXES, mesh_of
+from oracles import with_gradients
 from test_decode_attention import collectives
 
 from pallas_kernels import attention
@@ -17,13 +18,6 @@ from pallas_kernels.norm_rotary import norm_rotary
 from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary_on_mesh
 
 SCALE = 0.3
-AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
-
-
-def on_mesh(*sizes):
-    kinds, devices = (AxisType.Auto,) * 3, jax.devices()[: np.prod(sizes)]
-    mesh = jax.make_mesh(sizes, tuple(AXES.values()), axis_types=kinds, devices=devices)
-    return jax.set_mesh(mesh)
 
 
 def inputs(heads, kv_heads, length=64):
@@ -40,14 +34,6 @@ def documents(length=64):
     return jnp.asarray(segments)
 
 
-def with_gradients(function, *arrays):
-    def loss(*arrays):
-        out = function(*arrays)
-        return oracles.scalar(out), out
-
-    return jax.jit(jax.grad(loss, tuple(range(len(arrays))), has_aux=True))(*arrays)
-
-
 # Heads that are dealt out over the sequence's devices, as they are or each key/value head repeated.
 @pytest.mark.parametrize(
     ("kv_heads", "sizes", "packed"), [(2, (1, 4, 1), True), (4, (2, 2, 2), False)]
@@ -59,14 +45,14 @@ def test_attention_with_exchanged_heads_equals_one_device(kv_heads, sizes, packe
     )
     parts = functools.partial(sharded, segment_ids=segments, scale=SCALE, **AXES)
     want = with_gradients(whole, *arrays)
-    with on_mesh(*sizes):
+    with jax.set_mesh(mesh_of(*sizes)):
         got = with_gradients(parts, *arrays)
     oracles.assert_close(got, want, 5e-6)
 
 
 def test_heads_are_changed_for_tokens_and_nothing_is_gathered():
     arrays = inputs(8, 4)
-    with on_mesh(1, 4, 1):
+    with jax.set_mesh(mesh_of(1, 4, 1)):
         run = functools.partial(sharded, scale=SCALE, **AXES)
         found = collectives(jax.jit(run).lower(*arrays).compile().as_text())
     assert set(found) == {"all-to-all"}
@@ -80,7 +66,7 @@ def test_a_prompt_read_against_a_cut_cache_equals_one_device_and_moves_no_key():
     want = jax.jit(functools.partial(attention, scale=SCALE))(
         q[:, :16], keys, values, **visible._asdict()
     )
-    with on_mesh(2, 2, 2):
+    with jax.set_mesh(mesh_of(2, 2, 2)):
         run = jax.jit(functools.partial(over_slots, scale=SCALE, **AXES))
         got = run(q[:, :16], keys, values, visible)
         text = run.lower(q[:, :16], keys, values, visible).compile().as_text()
@@ -94,7 +80,7 @@ def test_norm_and_rotary_over_several_devices_equal_one_and_say_nothing_to_each_
     whole = functools.partial(norm_rotary, angles=angles, eps=1e-6)
     parts = functools.partial(norm_rotary_on_mesh, angles=angles, eps=1e-6, **AXES)
     want = with_gradients(whole, x, scale)
-    with on_mesh(2, 2, 2):
+    with jax.set_mesh(mesh_of(2, 2, 2)):
         got = with_gradients(parts, x, scale)
         text = jax.jit(parts).lower(x, scale).compile().as_text()
     oracles.assert_close(got, want, 5e-6)
