@@ -51,6 +51,7 @@ MAY_IMPORT |= {
     "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.evaluate": ("config", "evals.config", "run", "runtime"),
+    "launch.time_decode": ("evals", "model.presets", "runtime"),
     "launch.plan": ("config", "plan", "runtime", "pallas_kernels.compile"),
     "launch.compare_torch": ("data", "halo", "model", "train"),
 }

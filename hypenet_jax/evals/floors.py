@@ -60,6 +60,18 @@ def floors(
     return report
 
 
+def over_floors(report: Report) -> Report:
+    """Rows "decode_over_floor" of a report of times and floors: how many times its floor each model took."""
+    rows = []
+    for floor in report.select("decode_seconds_floor").rows:
+        taken = report.select("decode_seconds", floor.model, floor.length).rows
+        rows += [
+            dataclasses.replace(floor, metric="decode_over_floor", value=time.value / floor.value)
+            for time in taken
+        ]
+    return Report(tuple(rows))
+
+
 def decode_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
     """One token after `length` others: all weights and all that is remembered are read once."""
     size = jnp.dtype(dtype).itemsize

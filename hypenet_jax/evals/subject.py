@@ -1,17 +1,19 @@
 """What is measured: a model with its parameters and its name; and how rows of tokens are dealt to batches."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import sharding_of
 
@@ -52,6 +54,20 @@ class Subject:
         assert isinstance(self.decoder, Decoder)
         decoder = self.decoder.clone(scan=False, remat="none")
         return Subject(self.name, decoder, unstack_layers(self.params))
+
+
+def random_subject(name: str, config: ModelConfig, dtype: DTypeLike) -> Subject:
+    """A model whose weights are random numbers of `dtype`, for what does not depend on them, such as times."""
+    decoder = Decoder(config, dtype, scan=False)
+    shapes = jax.eval_shape(functools.partial(init_params, decoder), jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        # 0.02 as models start: activations stay finite through any depth.
+        0.02 * jax.random.normal(key, leaf.shape, dtype)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return Subject(name, decoder, jax.tree.unflatten(tree, drawn))
 
 
 def batches_of(

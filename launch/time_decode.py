@@ -1,0 +1,91 @@
+"""Time of a new token after a long context, for published models by name; no checkpoint is needed.
+
+    python -m launch.time_decode qwen3_1p7b hypenet_2b --lengths 262144 524288 [--chip h200] [--out FILE]
+
+Weights and caches are random, which does not change the time. Models are timed in turns, so all of them and their
+caches are held together; name one alone where they do not fit. A length that does not fit becomes a row "failed".
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from hypenet_jax import runtime
+from hypenet_jax.evals.efficiency import decode_times
+from hypenet_jax.evals.floors import floors, over_floors
+from hypenet_jax.evals.report import Report, failure
+from hypenet_jax.evals.subject import Subject, random_subject
+from hypenet_jax.model import presets
+from launch.errors import CODES
+
+Preset = Literal[
+    "qwen3_0p6b",
+    "qwen3_1p7b",
+    "qwen3_4b",
+    "qwen3_8b",
+    "qwen3_14b",
+    "qwen3_32b",
+    "hypenet_2b",
+    "hypenet_5b",
+    "hypenet_9b",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    models: tyro.conf.Positional[tuple[Preset, ...]]
+    """The first is what the others are compared with."""
+    lengths: tuple[int, ...] = (65_536,)
+    """Tokens of context."""
+    rounds: int = 5
+    """Medians are taken over these, after one that compiles."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    chip: str | None = None
+    """Also the least time of this chip by its data sheet, and how many times that was taken: h200, v5e, ..."""
+    out: pathlib.Path | None = None
+    """JSON lines of the same rows."""
+
+
+def main(args: Arguments) -> None:
+    if not args.models:
+        raise ValueError("no model is named; for instance qwen3_1p7b hypenet_2b")
+    subjects = [
+        random_subject(name, getattr(presets, name)(), jnp.dtype(args.dtype))
+        for name in args.models
+    ]
+    report = Report()
+    for length in args.lengths:
+        found = _floors(subjects, length, args) + _times(subjects, length, args.rounds)
+        report += found + over_floors(found)
+        print(report.select(length=length).table(), flush=True)
+        if args.out is not None:
+            args.out.write_text(report.to_json_lines())
+
+
+def _floors(subjects: list[Subject], length: int, args: Arguments) -> Report:
+    if args.chip is None:
+        return Report()
+    found = Report()
+    for subject in subjects:
+        config, dtype = subject.decoder.config, subject.decoder.dtype
+        found += floors(subject.name, config, (length,), args.chip, dtype=dtype)
+    return found.select("decode_seconds_floor")
+
+
+def _times(subjects: list[Subject], length: int, rounds: int) -> Report:
+    try:
+        return decode_times(subjects, length, rounds=rounds)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        why = str(error).splitlines()[0]
+        return Report(tuple(failure(s.name, "decode", why, length) for s in subjects))
+
+
+if __name__ == "__main__":
+    with runtime.main_guard(CODES):
+        main(tyro.cli(Arguments, description=__doc__))
