@@ -10,6 +10,9 @@ from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import associative, chunked, gpu, reference, tpu
 
 Implementation = Literal["recurrent", "associative", "chunked", "gpu", "tpu"]
+Precision = Literal["split", "one_pass"]
+
+ROUNDING = ("gpu", "tpu")  # take a precision; the others compute in float32
 
 IMPLEMENTATIONS = {
     "recurrent": reference.recurrent,
@@ -30,12 +33,14 @@ def lightning_attention(
     *,
     scale: float,
     implementation: str | None = None,
+    precision: Precision = "split",
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """Linear attention with one constant decay per head.
 
     m_t = exp(log_decay) * m_(t-1) + k_t v_t^T ;  o_t = scale * q_t m_t
 
-    Everything is computed in float32. Gradients flow to q, k, v and state; log_decay is a constant.
+    Everything is computed in float32, to what `precision` says. Gradients flow to q, k, v and
+    state; log_decay is a constant.
 
     Args:
       log_decay: natural log of the factor per step, at most 0; one per head.
@@ -48,6 +53,9 @@ def lightning_attention(
       implementation: "recurrent", "associative", "chunked" (all anywhere), "gpu" (Hopper or newer) or
         "tpu" (fused kernels); None runs "recurrent" for one token, the kernels of this device where
         they can, else "chunked".
+      precision: of the kernels "gpu" and "tpu" for bfloat16 inputs. "split" multiplies float32
+        intermediates as the sum of two bfloat16 terms: relative error 3e-6 before the outputs are
+        rounded. "one_pass" may round them, for speed: 2e-3.
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:
@@ -61,7 +69,8 @@ def lightning_attention(
         state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     log_decay = jax.lax.stop_gradient(log_decay).astype(jnp.float32)
     state = state.astype(jnp.float32)
-    return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale)
+    rest = {"precision": precision} if name in ROUNDING else {}
+    return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale, **rest)
 
 
 def _preferred(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.lightning_attention import documents, lightning_attention
+from pallas_kernels.lightning_attention import Precision, documents, lightning_attention
 from pallas_kernels.mesh import MeshAxes, everywhere, on_each_device, parts
 from pallas_kernels.products import product
 
@@ -65,6 +65,7 @@ def sharded(
     heads: MeshAxes,
     sequence: MeshAxes = None,
     implementation: str | None = None,
+    precision: Precision = "split",
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """`lightning_attention` on the mesh of `jax.set_mesh`; arguments and results as there.
 
@@ -79,7 +80,8 @@ def sharded(
     """
     tokens, memory = PartitionSpec(batch, sequence, heads), PartitionSpec(batch, heads)
     rows = PartitionSpec(batch, sequence)
-    local = functools.partial(lightning_attention, scale=scale, implementation=implementation)
+    how = {"scale": scale, "implementation": implementation, "precision": precision}
+    local = functools.partial(lightning_attention, **how)
     if parts(sequence) > 1:
         local = functools.partial(_part_of_sequence, local, sequence)
     specs = (tokens, tokens, tokens, PartitionSpec(heads), memory, rows)

@@ -131,21 +131,6 @@ def test_what_the_kernels_cannot_run_is_refused():
     why("the mesh has several devices", on(data=2))
 
 
-def test_one_pass_is_off_by_the_rounding_of_what_it_multiplies():
-    q, k, v, state = random(shapes(1, 130, 2, 16))
-    log_decay = -jnp.asarray([0.5, 0.01])
-    want = oracles.recurrence(q, k, v, state, log_decay, None, 0.25)[1]
-
-    def error(precision):
-        run = functools.partial(gpu.gpu, segment_ids=None, scale=0.25, precision=precision)
-        with dispatch.interpreted():
-            return oracles.relative_error(jax.jit(run)(q, k, v, log_decay, state)[1], want)
-
-    errors = error("split"), error("one_pass")
-    assert errors[0] < 5e-6
-    assert 1e-4 < errors[1] < 4e-3
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(jnp.float32, 5e-6), (jnp.bfloat16, 5e-3)], ids=str
 )

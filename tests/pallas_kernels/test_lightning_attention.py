@@ -9,7 +9,7 @@ import oracles
 import pytest
 
 from pallas_kernels import UnsupportedError, dispatch, lightning_attention
-from pallas_kernels.lightning_attention import IMPLEMENTATIONS
+from pallas_kernels.lightning_attention import IMPLEMENTATIONS, ROUNDING
 
 SCALE = 0.25
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
@@ -237,6 +237,22 @@ def test_a_step_of_decoding_writes_into_the_memory_it_was_given(batch):
         assert given.is_deleted()
         outs, given = [*outs, out], state
     oracles.assert_close((jnp.concatenate(outs, axis=1), state), want, 5e-6)
+
+
+@every
+def test_one_pass_lets_the_kernels_round_and_only_them(implementation):
+    arrays = inputs(dtype=jnp.bfloat16)
+    want = definition(arrays, decays())[1]
+
+    def error(precision):
+        function = functools.partial(
+            lightning_attention, scale=SCALE, implementation=implementation, precision=precision
+        )
+        return oracles.relative_error(jax.jit(function)(*arrays[:3], decays(), arrays[3])[1], want)
+
+    errors = error("split"), error("one_pass")
+    assert errors[0] < 5e-6
+    assert 1e-4 < errors[1] < 4e-3 if implementation in ROUNDING else errors[1] == errors[0]
 
 
 @every
