@@ -1,10 +1,12 @@
 """Times every implementation of an op on this machine:  python -m pallas_kernels.bench [OP]
-[--shape TEXT] [--against fla] [--cpu-bars] [--json FILE]
+[--shape TEXT] [--dtypes D ...] [--modes M ...] [--implementations I ...] [--against fla]
+[--cpu-bars] [--json FILE]
 
 Beside each time stand its error against float64 (on inputs of the same shape but at most 1,024
 tokens), its ratio to the first implementation of the same lines, and its ratio to a floor: the time
 in which this machine copies the bytes that must be moved, or does the products, both measured in
-the same call. Rounds are interleaved, one sample of each implementation after the other.
+the same call. Rounds are interleaved, one sample of each implementation after the other. A mode's table
+is printed, and the JSON file written anew, as soon as the mode is measured.
 
 --against fla adds chunk_simple_gla of flash-linear-attention, which runs in a process of its own
 with PyTorch and Triton; --fla-python names the interpreter that has them, where it is not this one.
@@ -15,14 +17,16 @@ losses at least as long as theirs, and 5 times the scratch memory (10 GB).
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
 import sys
+from typing import NoReturn
 
 from pallas_kernels.bench import against_fla, report
-from pallas_kernels.bench.cases import BARS, CASES
-from pallas_kernels.bench.measure import measure, measure_machine
+from pallas_kernels.bench.cases import BARS, CASES, NoCaseError, chosen
+from pallas_kernels.bench.measure import Case, measure, measure_machine
 
 logger = logging.getLogger("pallas_kernels.bench")
 
@@ -33,36 +37,58 @@ def main(arguments: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     # Another process measures on the same device: take only the memory that is used.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if not options.against:
-        return _run(options, None)
+    fla = against_fla.started(options.fla_python) if options.against else contextlib.nullcontext()
     try:
-        with against_fla.started(options.fla_python) as fla:
-            _run(options, fla)
+        with fla as worker:
+            _run(options, worker)
     except against_fla.CannotRunError as error:
-        print(f"fla cannot run here: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _refuse(f"fla cannot run here: {error}")
+    except NoCaseError as error:
+        _refuse(f"nothing to time: {error}")
 
 
 def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
+    cases = _cases(options)
     machine = measure_machine(options.rounds)
-    rows, cases = [], BARS if options.cpu_bars else CASES
-    for op in [options.op] if options.op else cases:
-        others = {"fla": fla.contender} if fla and op == against_fla.OP else {}
-        for case in cases[op]():
-            if options.shape not in case.shape:
-                continue
-            made = measure(case, machine, options.rounds, others)
+    rows = []
+    for case in cases:
+        rivals = {"fla": fla} if fla and case.op == against_fla.OP else {}
+        for made in measure(case, machine, options.rounds, rivals):
             logger.info(report.table(made))
             rows += made
+            if options.json:
+                versions = fla.versions if fla else {}
+                options.json.write_text(report.as_json(rows, machine, versions))
     logger.info("%s\n%s", report.heading(machine), report.table(rows))
-    if options.json:
-        options.json.write_text(report.as_json(rows, machine, fla.versions if fla else {}))
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    by_op = BARS if options.cpu_bars else CASES
+    return chosen(
+        [case for op in ([options.op] if options.op else by_op) for case in by_op[op]()],
+        shape=options.shape,
+        dtypes=options.dtypes,
+        modes=options.modes,
+        implementations=options.implementations,
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pallas_kernels.bench", description=__doc__)
     parser.add_argument("op", nargs="?", choices=sorted(CASES), help="all ops where it is left out")
     parser.add_argument("--shape", default="", help="only shapes with this text, such as T16384")
+    for name, example in (
+        ("dtypes", "bfloat16"),
+        ("modes", "forward forward+gradient"),
+        ("implementations", "gpu chunked"),
+    ):
+        only = f"only these {name}, such as {example}"
+        parser.add_argument(f"--{name}", nargs="+", default=[], help=only)
     parser.add_argument("--cpu-bars", action="store_true", help=f"of {', '.join(BARS)}")
     parser.add_argument("--against", choices=["fla"], help=f"with {against_fla.OP}, or all ops")
     parser.add_argument("--fla-python", default=sys.executable, help="default: this interpreter")

@@ -1,7 +1,9 @@
 """This side of `fla_worker.py`: fla's chunk_simple_gla as one more contender, in another process."""
 
 import contextlib
+import functools
 import json
+import logging
 import pathlib
 import subprocess
 import tempfile
@@ -12,6 +14,8 @@ import jax
 import numpy as np
 
 from pallas_kernels.bench.measure import QUEUED_CALLS, Case, Contender, Mode, errors_of
+
+logger = logging.getLogger(__name__)
 
 OP = "lightning_attention"
 ARRAYS = ("q", "k", "v", "state", "d_out", "d_state")  # as a case has them; some have no memories
@@ -31,7 +35,10 @@ def started(python: str) -> Iterator["Fla"]:
             [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process,
     ):
-        yield Fla(process, pathlib.Path(folder))
+        try:
+            yield Fla(process, pathlib.Path(folder))
+        finally:
+            process.kill()  # it may be compiling
 
 
 class Fla:
@@ -43,32 +50,47 @@ class Fla:
 
     def __init__(self, process: subprocess.Popen[str], folder: pathlib.Path) -> None:
         self._process, self._folder = process, folder
-        self.versions: dict[str, str] = self._read()
+
+    @functools.cached_property
+    def versions(self) -> dict[str, str]:
+        """Of PyTorch, Triton and fla, once it has imported them."""
+        return self._read()
+
+    def begin(self, case: Case, mode: Mode) -> None:
+        """Lets fla compile for the case's shape, and does not wait for it."""
+        assert self.versions
+        self._send(do="compile", **_place(case, mode))
 
     def contender(self, case: Case, mode: Mode) -> Contender:
-        """fla on the case's shape, its errors taken on the case's own small inputs."""
-        place = {"mode": mode.name, "dtype": case.dtype}
+        """What was begun, its errors taken on the case's own small inputs."""
+        compiled, place = self._read(), _place(case, mode)
+        ready = self._ask(do="prepare", calls=QUEUED_CALLS, **place)
+        found = f"{compiled['variants']} variants compiled in {compiled['seconds']:.1f} s"
+        logger.info("fla: %s, tuned in %.1f s", found, ready["seconds"])
+        return Contender(self._sample, self._errors(case, mode), ready["temporaries"])
+
+    def _errors(self, case: Case, mode: Mode) -> dict[str, float]:
         path = self._folder / "arrays.npz"
-        given = [*case.small.arrays, *jax.tree.leaves(case.small.cotangent)]
+        given = [*case.small().arrays, *jax.tree.leaves(case.small().cotangent)]
         names = ARRAYS if len(given) == len(ARRAYS) else [x for x in ARRAYS if "state" not in x]
         arrays: dict[str, Any] = {
             name: np.asarray(x, np.float32) for name, x in zip(names, given, strict=True)
         }
         np.savez(path, **arrays)
-        self._ask(do="check", path=str(path), **place)
+        self._ask(do="check", path=str(path), mode=mode.name, dtype=case.dtype)
         with np.load(path) as results:
-            errors = errors_of(case, mode, [results[name] for name in mode.outputs])
-        shape = jax.eval_shape(case.make_inputs, 0).arrays[0].shape
-        ready = self._ask(do="prepare", shape=shape, calls=QUEUED_CALLS, **place)
-        return Contender(self._sample, errors, ready["temporaries"])
+            return errors_of(case, mode, [results[name] for name in mode.outputs])
 
     def _sample(self) -> float:
         return self._ask(do="time")["milliseconds"]
 
     def _ask(self, **request: Any) -> dict[str, Any]:
+        self._send(**request)
+        return self._read()
+
+    def _send(self, **request: Any) -> None:
         assert self._process.stdin is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
-        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -77,3 +99,8 @@ class Fla:
         if "cannot" in answer:
             raise CannotRunError(answer["cannot"])
         return answer
+
+
+def _place(case: Case, mode: Mode) -> dict[str, Any]:
+    shape = jax.eval_shape(case.make_inputs, 0).arrays[0].shape
+    return {"shape": shape, "mode": mode.name, "dtype": case.dtype}

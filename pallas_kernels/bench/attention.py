@@ -49,11 +49,12 @@ def _case(dtype: str, shape: tuple[int, int, int, int, int, int]) -> Case:
     return inputs.differentiable(
         op="attention",
         shape=f"B{batch} T{length} S{keys} N{heads} K{kv_heads} H{width}",
+        dtype=dtype,
         implementations=inputs.worth_timing(IMPLEMENTATIONS),
         function=function,
         names=("o", "dq", "dk", "dv"),
         flops=(2 * products, 7 * products),
         make_inputs=make_inputs,
-        small=make_inputs(0, 1, inputs.CHECKED_TOKENS),
+        small=lambda: make_inputs(0, 1, inputs.CHECKED_TOKENS),
         definition=definition,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.bench import float64
@@ -30,7 +30,9 @@ def worth_timing(implementations: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in implementations if on_cpu() or name not in DEFINITIONS)
 
 
-def random(seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[Float[Array, "..."]]:
+def random(
+    seed: int | Int[Array, ""], dtype: str, *shapes: tuple[int, ...]
+) -> list[Float[Array, "..."]]:
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
@@ -45,20 +47,23 @@ def differentiable(
     *,
     op: str,
     shape: str,
+    dtype: str,
     implementations: tuple[str, ...],
     function: Callable[[str], Callable[..., Any]],
     names: tuple[str, ...],
     flops: tuple[float, float],
     make_inputs: Callable[[int], Inputs],
-    small: Inputs,
+    small: Callable[[], Inputs],
     definition: Callable[..., Any],
 ) -> Case:
     """A case of one output, forward and with the gradients of all arrays; `definition` is in
     jax.numpy."""
 
+    small = functools.cache(small)
+
     @functools.cache
     def results() -> tuple[Any, Any]:
-        return float64.value_and_gradients(definition, small.arrays, small.cotangent)
+        return float64.value_and_gradients(definition, small().arrays, small().cotangent)
 
     def exact(mode: str) -> list[np.ndarray]:
         out, gradients = results()
@@ -68,4 +73,4 @@ def differentiable(
         Mode("forward", function, names[:1], flops[0]),
         Mode("forward+gradient", function, names, flops[1], gradient=True),
     )
-    return Case(op, shape, implementations, modes, make_inputs, small, exact)
+    return Case(op, shape, dtype, implementations, modes, make_inputs, small, exact)

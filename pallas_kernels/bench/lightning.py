@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,20 +11,22 @@ from pallas_kernels import lightning_attention
 from pallas_kernels.bench import float64, inputs
 from pallas_kernels.bench.measure import Case, Inputs, Mode
 from pallas_kernels.lightning_attention import IMPLEMENTATIONS
+from pallas_kernels.lightning_attention.gpu import gpu
 
 # B T N H. A row of the 2B model, two, one of the larger models, a training batch, a long context.
 SHAPES = ((1, 16384, 16, 128), (2, 16384, 16, 128), (1, 16384, 32, 128))
 SHAPES = (*SHAPES, (12, 512, 16, 128), (1, 131072, 16, 128))
 # The quickstart's layer, the shape of the CPU bars, and a row of the 2B model.
 SHAPES_ON_CPU = ((16, 128, 4, 32), (1, 4096, 8, 64), (1, 2048, 16, 128))
+ONE_PASS = "gpu_one_pass"  # `gpu` with precision="one_pass"
 CHUNK = 64  # of the products that the definition needs at least
 
 
 def cases() -> list[Case]:
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
-    names = inputs.worth_timing(IMPLEMENTATIONS)
-    whole_rows = [case(dtype, shape, names) for shape in shapes for dtype in inputs.dtypes()]
-    return whole_rows + [part_of_a_row(dtype, shapes[0], names) for dtype in inputs.dtypes()]
+    names = {dtype: _names(dtype) for dtype in inputs.dtypes()}
+    whole_rows = [case(dtype, shape, names[dtype]) for shape in shapes for dtype in names]
+    return whole_rows + [part_of_a_row(dtype, shapes[0], names[dtype]) for dtype in names]
 
 
 def cpu_bar() -> list[Case]:
@@ -33,6 +36,11 @@ def cpu_bar() -> list[Case]:
     return [dataclasses.replace(whole, modes=whole.modes[-1:])]
 
 
+def _names(dtype):
+    names = inputs.worth_timing(IMPLEMENTATIONS)
+    return (*names, ONE_PASS) if dtype == "bfloat16" else names
+
+
 def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
     batch, length, heads, width = shape
     log_decay, scale = _slopes(heads), width**-0.5
@@ -40,11 +48,15 @@ def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -
     def with_state(name):
         return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
 
+    @functools.partial(jax.jit, static_argnums=(1, 2))
     def make_inputs(seed, batch=batch, length=length):
         q, k, v, d_out = inputs.random(seed, dtype, *4 * ((batch, length, heads, width),))
         return Inputs((inputs.normed(q), inputs.normed(k), v), d_out)
 
-    small = make_inputs(0, 1, min(length, inputs.CHECKED_TOKENS))
+    @functools.cache
+    def small():
+        return make_inputs(0, 1, min(length, inputs.CHECKED_TOKENS))
+
     tokens = float(batch * length * heads * width)
     forward, gradient = tokens * 4 * (CHUNK + width), tokens * (14 * CHUNK + 12 * width)
     modes = (
@@ -60,8 +72,9 @@ def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -
     )
     label = f"B{batch} T{length} N{heads} H{width}"
     zeros = np.zeros((2, 1, heads, width, width))
-    exact = _exact(_between(small, *zeros), log_decay, scale)
-    return Case("lightning_attention", label, names, modes, make_inputs, small, exact)
+    exact = _exact(lambda: _between(small(), *zeros), log_decay, scale)
+    place = "lightning_attention", label, dtype
+    return Case(*place, names, modes, make_inputs, small, exact)
 
 
 def part_of_a_row(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
@@ -77,18 +90,22 @@ def part_of_a_row(dtype: str, shape: tuple[int, int, int, int], names: tuple[str
     _, with_state, gradient = whole.modes
     outputs = ("o", "state", "dq", "dk", "dv", "dstate")
     mode = Mode("state+gradient", with_state.function, outputs, gradient.flops, gradient=True)
-    small = between(whole.small, 0)
+
+    @functools.cache
+    def small():
+        return between(whole.small(), 0)
+
     return dataclasses.replace(
         whole,
         modes=(mode,),
-        make_inputs=lambda seed: between(whole.make_inputs(seed), seed),
+        make_inputs=jax.jit(lambda seed: between(whole.make_inputs(seed), seed)),
         small=small,
         exact=_exact(small, log_decay, scale),
     )
 
 
 def _slopes(heads):
-    return -jnp.exp2(-8 * jnp.arange(1, heads + 1) / heads)
+    return -np.exp2(-8 * np.arange(1, heads + 1, dtype=np.float32) / heads)
 
 
 def _between(given, first, d_last):
@@ -97,6 +114,12 @@ def _between(given, first, d_last):
 
 
 def _attend(q, k, v, state=None, *, log_decay, scale, implementation):
+    log_decay = jnp.asarray(log_decay)
+    if implementation == ONE_PASS:
+        if state is None:
+            state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[3]), jnp.float32)
+        rest = log_decay, state, None
+        return gpu(q, k, v, *rest, scale=scale, precision="one_pass")
     return lightning_attention(
         q, k, v, log_decay, state, scale=scale, implementation=implementation
     )
@@ -109,8 +132,8 @@ def _only_outputs(function):
 def _exact(small, log_decay, scale):
     @functools.cache
     def results():
-        arrays, cotangents = ([np.asarray(x[0]) for x in xs] for xs in small)
-        return float64.lightning(arrays, cotangents, np.asarray(log_decay), scale)
+        arrays, cotangents = ([np.asarray(x[0]) for x in xs] for xs in small())
+        return float64.lightning(arrays, cotangents, log_decay, scale)
 
     def exact(mode):
         out, state, gradients = results()

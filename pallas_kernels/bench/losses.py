@@ -69,12 +69,13 @@ def _cross_entropy(dtype: str, tokens: int, width: int, vocabulary: int) -> Case
     return inputs.differentiable(
         op="linear_cross_entropy",
         shape=f"T{tokens} D{width} V{vocabulary}",
+        dtype=dtype,
         implementations=inputs.worth_timing(CROSS_ENTROPY),
         function=function,
         names=("total", "dhidden", "dhead"),
         flops=(unit, 3 * unit),
         make_inputs=make_inputs,
-        small=make_inputs(0, min(tokens, CHECKED_TOKENS)),
+        small=lambda: make_inputs(0, min(tokens, CHECKED_TOKENS)),
         definition=definition,
     )
 
@@ -102,12 +103,13 @@ def _kl(dtype: str, tokens: int, width: int, vocabulary: int) -> Case:
     return inputs.differentiable(
         op="linear_kl",
         shape=f"T{tokens} D{width} V{vocabulary}",
+        dtype=dtype,
         implementations=inputs.worth_timing(KL),
         function=function,
         names=("total", "dhidden", "dhead", "dteacher", "dteacher_head"),
         flops=(2 * unit, 4 * unit),
         make_inputs=make_inputs,
-        small=make_inputs(0, min(tokens, CHECKED_TOKENS)),
+        small=lambda: make_inputs(0, min(tokens, CHECKED_TOKENS)),
         definition=definition,
     )
 
@@ -141,12 +143,13 @@ def _kl_top_k(dtype: str, tokens: int, width: int, vocabulary: int) -> Case:
     return inputs.differentiable(
         op="linear_kl_top_k",
         shape=f"T{tokens} D{width} V{vocabulary} k{K}",
+        dtype=dtype,
         implementations=inputs.worth_timing(KL_TOP_K),
         function=function,
         names=("total", "dhidden", "dhead", "dlog_probs"),
         flops=(unit, 3 * unit),
         make_inputs=make_inputs,
-        small=make_inputs(0, min(tokens, CHECKED_TOKENS)),
+        small=lambda: make_inputs(0, min(tokens, CHECKED_TOKENS)),
         definition=definition,
     )
 

@@ -4,8 +4,8 @@ import concurrent.futures
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -48,15 +48,12 @@ class Case:
 
     op: str
     shape: str
+    dtype: str
     implementations: tuple[str, ...]
     modes: tuple[Mode, ...]
     make_inputs: Callable[[int], Inputs]  # of a seed
-    small: Inputs
+    small: Callable[[], Inputs]  # made once, when it is needed
     exact: Callable[[str], list[np.ndarray]]
-
-    @property
-    def dtype(self) -> str:
-        return str(self.small.arrays[0].dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +86,15 @@ class Contender:
     temporaries: int | None
 
 
+@runtime_checkable
+class Rival(Protocol):
+    """Another library: `begin` lets it compile, beside ours, and `contender` waits for it."""
+
+    def begin(self, case: Case, mode: Mode) -> None: ...
+
+    def contender(self, case: Case, mode: Mode) -> Contender: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """What this machine reaches on a large copy and a large product."""
@@ -117,28 +123,39 @@ def measure_machine(rounds: int | None) -> Machine:
 
 
 def measure(
-    case: Case,
-    machine: Machine,
-    rounds: int | None,
-    others: Mapping[str, Callable[[Case, Mode], Contender]] | None = None,
-) -> list[Row]:
-    """Every mode of every implementation that runs here, in turns with `others`."""
+    case: Case, machine: Machine, rounds: int | None, rivals: Mapping[str, Rival] | None = None
+) -> Iterator[list[Row]]:
+    """Mode by mode, the rows of every implementation that runs here, in turns with `rivals`."""
+    rivals = rivals or {}
     names = [name for name in case.implementations if _runs_here(case, name)]
+    if not names:
+        return
     sets = _input_sets(case)
-    rows = []
     for mode in case.modes:
-        contenders = {name: make(case, mode) for name, make in (others or {}).items()}
-        contenders |= _contenders(case, mode, names, sets)
+        for rival in rivals.values():
+            rival.begin(case, mode)
+        start = time.monotonic()
+        ours = _contenders(case, mode, names, sets)
+        logger.info("%s: compiled in %.1f s", mode.name, time.monotonic() - start)
+        contenders = {n: rival.contender(case, mode) for n, rival in rivals.items()} | ours
         times = interleaved({n: c.sample for n, c in contenders.items()}, rounds)
-        first = float(np.median(next(iter(times.values()))))
         floor = machine.floor(mode, case.dtype, _moved(mode, names[0], sets[0]))
-        for name, values in times.items():
-            low, middle, high = np.quantile(values, (0.2, 0.5, 0.8)).tolist()
-            place = case.op, case.shape, case.dtype, mode.name, name
-            ratios = middle / first, middle / floor
-            made = contenders[name]
-            rows.append(Row(*place, middle, low, high, *ratios, made.errors, made.temporaries))
-    return rows
+        yield [_row(case, mode, name, times, contenders[name], floor) for name in contenders]
+
+
+def _row(
+    case: Case,
+    mode: Mode,
+    name: str,
+    times: Mapping[str, list[float]],
+    contender: Contender,
+    floor: float,
+) -> Row:
+    low, middle, high = np.quantile(times[name], (0.2, 0.5, 0.8)).tolist()
+    first = float(np.median(next(iter(times.values()))))
+    place = case.op, case.shape, case.dtype, mode.name, name
+    ratios = middle / first, middle / floor
+    return Row(*place, middle, low, high, *ratios, contender.errors, contender.temporaries)
 
 
 def interleaved(
@@ -184,20 +201,27 @@ def errors_of(case: Case, mode: Mode, got: Any) -> dict[str, float]:
 def _contenders(
     case: Case, mode: Mode, names: list[str], sets: list[Inputs]
 ) -> dict[str, Contender]:
-    """Ready to be timed; where there is an accelerator, its compiler works on all of them at once."""
-    workers = 1 if dispatch.platform() == "cpu" else len(names)
+    """Ready to be timed; an accelerator's compiler works on all programs at once, beside float64."""
+    jobs = [(name, given) for name in names for given in (case.small(), sets[0])]
+    workers = 1 if dispatch.platform() == "cpu" else 1 + len(jobs)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        made = pool.map(lambda name: _contender(case, mode, name, sets), names)
-        return dict(zip(names, made, strict=True))
+        pool.submit(case.exact, mode.name)
+        made = list(pool.map(lambda job: _compiled(mode, *job), jobs))
+    pairs = zip(made[::2], made[1::2], strict=True)
+    return {
+        name: _contender(case, mode, *pair, sets) for name, pair in zip(names, pairs, strict=True)
+    }
 
 
-def _contender(case: Case, mode: Mode, name: str, sets: list[Inputs]) -> Contender:
-    function = jax.jit(_runner(mode, name))
-    errors = errors_of(case, mode, function(*case.small))
-    compiled = function.lower(*sets[0]).compile()
-    analysis = compiled.memory_analysis()
+def _compiled(mode: Mode, name: str, given: Inputs) -> Any:
+    return jax.jit(_runner(mode, name)).lower(*given).compile()
+
+
+def _contender(case: Case, mode: Mode, small: Any, timed: Any, sets: list[Inputs]) -> Contender:
+    analysis = timed.memory_analysis()
     temporaries = None if analysis is None else analysis.temp_size_in_bytes
-    return Contender(sampler(compiled, sets), errors, temporaries)
+    errors = errors_of(case, mode, small(*case.small()))
+    return Contender(sampler(timed, sets), errors, temporaries)
 
 
 def _runner(mode: Mode, name: str) -> Callable[..., Any]:
@@ -229,8 +253,7 @@ def _moved(mode: Mode, name: str, inputs: Inputs) -> int:
 
 def _runs_here(case: Case, name: str) -> bool:
     try:
-        for mode in case.modes:
-            jax.eval_shape(_runner(mode, name), *case.small)
+        jax.eval_shape(_runner(case.modes[0], name), *case.small())
     except UnsupportedError as error:
         logger.info("left out: %s", error)
         return False

@@ -42,11 +42,12 @@ def _case(dtype: str, shape: tuple[int, int, int, int]) -> Case:
     return inputs.differentiable(
         op="norm_rotary",
         shape=f"B{batch} T{length} N{heads} H{width}",
+        dtype=dtype,
         implementations=inputs.worth_timing(IMPLEMENTATIONS),
         function=function,
         names=("o", "dx", "dscale", "dangles"),
         flops=(8 * numbers, 20 * numbers),
         make_inputs=make_inputs,
-        small=make_inputs(0, 1, min(length, inputs.CHECKED_TOKENS)),
+        small=lambda: make_inputs(0, 1, min(length, inputs.CHECKED_TOKENS)),
         definition=definition,
     )

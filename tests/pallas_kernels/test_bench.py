@@ -67,7 +67,7 @@ def test_an_implementation_of_another_device_is_left_out_and_named(caplog):
     case = dataclasses.replace(case, modes=case.modes[:1])
     machine = measure.Machine(1e9, {"float32": 1e10})
     with caplog.at_level("INFO", logger="pallas_kernels.bench"):
-        rows = measure.measure(case, machine, 3)
+        (rows,) = measure.measure(case, machine, 3)
     assert [row.implementation for row in rows] == ["chunked"]
     assert "left out: lightning_attention implementation 'gpu' needs a GPU" in caplog.text
 
