@@ -6,6 +6,7 @@ from pallas_kernels.dispatch import UnsupportedError
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
 from pallas_kernels.norm_rotary import norm_rotary
+from pallas_kernels.projection import projection
 
 __all__ = [
     "UnsupportedError",
@@ -16,4 +17,5 @@ __all__ = [
     "linear_kl",
     "linear_kl_top_k",
     "norm_rotary",
+    "projection",
 ]

@@ -79,13 +79,18 @@ class Layer(nn.Module):
             dtype=self.dtype,
             name="mixer",
         )
-        read = RMSNorm(shape, names, eps, name="mixer_norm")(x)
-        wrote, state = mixer(read, timeline, state)
-        x = x + wrote
+        norm, tap = RMSNorm(shape, names, eps, name="mixer_norm"), None
+        if self.tap:
+            read = norm(x)
+            wrote, state = mixer(read, timeline, state)
+            x, tap = x + wrote, Tap(read, wrote)
+        else:
+            x, state = mixer(x, timeline, state, norm.before_product(), residual=x)
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
-        x = x + mlp(RMSNorm(shape, names, eps, name="mlp_norm")(x))
+        norm = RMSNorm(shape, names, eps, name="mlp_norm")
+        x = mlp(x, norm.before_product(), residual=x)
         x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
-        return x, (state, Tap(read, wrote) if self.tap else None)
+        return x, (state, tap)
 
 
 class Decoder(nn.Module):

@@ -15,8 +15,9 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
 from hypenet_jax.sharding import constrain, mesh_axes
-from pallas_kernels.dispatch import platform
 from pallas_kernels.mesh import MeshAxes, on_each_device, parts
+from pallas_kernels.projection import Norm, projection
+from pallas_kernels.projection.reference import rows_merge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +37,9 @@ class Initialization:
     query_norm: float = 1.0
 
 
-def rows_merge() -> bool:
-    """Whether [B, T, D] may become [B*T, D] before a product.
-
-    XLA on CPU computes the weight gradient of a 3-D product 2x slower than of the 2-D one. On a mesh the merge would
-    gather a sharded sequence, so it is done only where there is no mesh to speak of.
-    """
-    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
-
-
 def unroll_runs() -> bool:
     """Whether a scan over layers is unrolled: a loop costs a CPU more than the compile time that it saves."""
     return rows_merge()
-
-
-def project(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
-    """y = x W."""
-    if not rows_merge():
-        return jnp.einsum("bti,io->bto", x, kernel)
-    batch, time, width = x.shape
-    return (x.reshape(batch * time, width) @ kernel).reshape(batch, time, kernel.shape[1])
 
 
 def parameter(
@@ -68,7 +52,7 @@ def parameter(
 
 
 class Linear(nn.Module):
-    """Linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
+    """The kernel of a linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
 
     Attributes:
       shape: of the kernel, input axes first.
@@ -84,14 +68,14 @@ class Linear(nn.Module):
     dtype: DTypeLike
     num_inputs: int = 1
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+    def setup(self) -> None:
         start = nn.initializers.normal(self.std)
-        kernel = parameter(self, "kernel", start, self.shape, self.names).astype(self.dtype)
+        self.kernel = parameter(self, "kernel", start, self.shape, self.names)
+
+    def matrix(self) -> Float[Array, "I O"]:
+        """The kernel with its inputs as one axis and its outputs as another, for `projection`."""
         inputs, outputs = self.shape[: self.num_inputs], self.shape[self.num_inputs :]
-        rows = x.reshape(*x.shape[:2], math.prod(inputs))
-        y = project(rows, kernel.reshape(math.prod(inputs), math.prod(outputs)))
-        return y.reshape(*x.shape[:2], *outputs)
+        return self.kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(outputs))
 
 
 class RMSNorm(nn.Module):
@@ -111,11 +95,16 @@ class RMSNorm(nn.Module):
     eps: float
     start: float = 1.0
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+    def setup(self) -> None:
         start = nn.initializers.constant(self.start)
-        scale = parameter(self, "scale", start, self.shape, self.names)
-        return rms_norm(x, scale, self.eps)
+        self.scale = parameter(self, "scale", start, self.shape, self.names)
+
+    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+        return rms_norm(x, self.scale, self.eps)
+
+    def before_product(self) -> Norm:
+        """The same norm of axes that are one, for `projection`."""
+        return Norm(self.scale.reshape(-1), self.eps)
 
 
 def rms_norm(
@@ -137,13 +126,19 @@ class GatedMLP(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Hidden) -> Hidden:
-        wide, narrow = (self.d_model, self.d_mlp), (self.d_mlp, self.d_model)
+    def __call__(
+        self, x: Hidden, norm: Norm | None = None, residual: Hidden | None = None
+    ) -> Hidden:
+        """residual + W_down (silu(W_gate norm(x)) * W_up norm(x)); what is None is left out."""
         inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
-        gate = Linear(wide, inward, self.start.std, self.dtype, name="gate")(x)
-        up = Linear(wide, inward, self.start.std, self.dtype, name="up")(x)
+        wide = functools.partial(
+            Linear, (self.d_model, self.d_mlp), inward, self.start.std, self.dtype
+        )
+        kernels = wide(name="gate").matrix(), wide(name="up").matrix()
+        gate, up = projection(x, kernels, norm=norm)
         std = self.start.std * self.start.output_gain
-        return Linear(narrow, outward, std, self.dtype, name="down")(nn.silu(gate) * up)
+        down = Linear((self.d_mlp, self.d_model), outward, std, self.dtype, name="down").matrix()
+        return projection(up, (down,), gate=gate, activation="silu", residual=residual)[0]
 
 
 class Embedding(nn.Module):

@@ -12,7 +12,8 @@ import pytest
 from hypenet_jax.plan.chips import CHIPS
 from hypenet_jax.plan.gpus import gpus
 from pallas_kernels import compile as aot
-from pallas_kernels import decode_attention, lightning_attention, norm_rotary
+from pallas_kernels import decode_attention, lightning_attention, norm_rotary, projection
+from pallas_kernels.projection import Norm
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
 pytestmark = [
@@ -70,6 +71,23 @@ def test_decode_attention_compiles(dtype):
     slots = array(1, dtype=jnp.int32)
     text = compiled(step, array(1, HEADS, WIDTH, dtype=dtype), cache, cache, slots)
     assert text.count(CALL) == 1
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
+def test_the_projections_of_a_layer_compile_to_one_kernel_each(dtype):
+    """What goes into the heads of a mixer, and what comes out of its MLP."""
+    one = functools.partial(array, 1, 1, dtype=dtype)
+    maps = tuple(array(2048, width, dtype=dtype) for width in (2048, 1024, 1024, 2048))
+    down = array(6144, 2048, dtype=dtype)
+
+    def both(x, scale, maps, up, gate, down):
+        heads = projection(x, maps, norm=Norm(scale, 1e-6), implementation="gpu")
+        options = {"activation": "silu", "residual": x, "implementation": "gpu"}
+        return heads, projection(up, (down,), gate=gate, **options)
+
+    text = compiled(both, one(2048), array(2048), maps, one(6144), one(6144), down)
+    assert text.count(CALL) == 2
+    assert not re.search(r"= \S+ (copy|transpose|fusion)\(", text[text.index("ENTRY") :])
 
 
 def test_norm_and_rotary_move_less_than_half_of_what_xla_makes_of_the_definition():

@@ -27,7 +27,9 @@ def make_mixer(
     dtype: DTypeLike,
     name: str | None = None,
 ) -> Any:
-    """The module of a spec: `(x, timeline, state) -> (y, state)`; state None means from the start, nothing kept.
+    """The module of a spec: `(x, timeline, state, norm, residual) -> (residual + mixer(norm(x)), state)`.
+
+    state None means from the start, nothing kept; norm or residual None are left out.
 
     Its type is Any because each mixer takes the state of its own kind alone, which a spec decides and a type cannot.
     """

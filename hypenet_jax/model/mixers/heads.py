@@ -6,7 +6,7 @@ The functions make parameters of the mixer that calls them; only mixers call the
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
+from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Queries
@@ -16,28 +16,40 @@ from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels.norm_rotary import rotate
 from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
+from pallas_kernels.projection import Norm, projection
+
+Gate = Float[Array, "B T O"]
+"""W_gate norm(x) of all heads end to end."""
 
 
-def project_qkv(
+def project_in(
     mixer: nn.Module,
     x: Hidden,
     num_heads: int,
     num_kv_heads: int,
     angles: Angles | None,
     *,
+    norm: Norm | None,
     qk_norm: bool,
-) -> tuple[Queries, Keys, Keys]:
-    """Queries, keys and values of every head; queries and keys RMS-normed per head where `qk_norm`, then rotated."""
-    q = _to_heads(mixer, "q", num_heads, axes.HEADS)(x)
-    k = _to_heads(mixer, "k", num_kv_heads, axes.KV_HEADS)(x)
-    v = _to_heads(mixer, "v", num_kv_heads, axes.KV_HEADS)(x)
+) -> tuple[Queries, Keys, Keys, Gate | None]:
+    """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`, all of norm(x).
+
+    Queries and keys are RMS-normed per head where `qk_norm`, then rotated.
+    """
+    queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
+    wanted = {"q": queries, "k": keys, "v": keys}
+    if mixer.spec.output_gate:
+        wanted["gate"] = queries
+    kernels = tuple(_to_heads(mixer, name, *heads) for name, heads in wanted.items())
+    q, k, v, *gate = projection(x, kernels, norm=norm)
+    width, eps = mixer.spec.head_dim, mixer.norm_eps
+    q, k, v = (y.reshape(*y.shape[:2], -1, width) for y in (q, k, v))
     if qk_norm:
-        width, eps = mixer.spec.head_dim, mixer.norm_eps
         q = HeadNorm(width, eps, axes.HEADS, mixer.start.query_norm, name="q_norm")(q, angles)
         k = HeadNorm(width, eps, axes.KV_HEADS, name="k_norm")(k, angles)
     elif angles is not None:
         q, k = rotate(q, angles), rotate(k, angles)
-    return q, k, v
+    return q, k, v, gate[0] if gate else None
 
 
 class Cuts(NamedTuple):
@@ -76,20 +88,24 @@ class HeadNorm(nn.Module):
         return norm_rotary(x, scale, angles, eps=self.eps, **cuts(x, self.heads_axis)._asdict())
 
 
-def output_gate(mixer: nn.Module, x: Hidden, num_heads: int) -> Queries:
-    """sigmoid(W_gate x), one number per head and dimension, from the mixer's input."""
-    return jax.nn.sigmoid(_to_heads(mixer, "gate", num_heads, axes.HEADS)(x))
-
-
-def project_out(mixer: nn.Module, heads: Queries) -> Hidden:
-    """Heads back to the width of the residual stream."""
+def project_out(
+    mixer: nn.Module,
+    heads: Queries,
+    gate: Gate | None,
+    *,
+    norm: Norm | None = None,
+    residual: Hidden | None,
+) -> Hidden:
+    """residual + W_o (norm(heads) * sigmoid(gate)), heads end to end; what is None is left out."""
     shape = (*heads.shape[2:], mixer.d_model)
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     std = mixer.start.std * mixer.start.output_gain
-    return Linear(shape, names, std, mixer.dtype, num_inputs=2, name="o")(heads)
+    kernel = Linear(shape, names, std, mixer.dtype, num_inputs=2, name="o").matrix()
+    joint = heads.reshape(*heads.shape[:2], len(kernel))
+    return projection(joint, (kernel,), norm=norm, gate=gate, residual=residual)[0]
 
 
-def _to_heads(mixer: nn.Module, name: str, num_heads: int, heads_axis: str) -> Linear:
+def _to_heads(mixer: nn.Module, name: str, num_heads: int, heads_axis: str) -> Float[Array, "D O"]:
     shape = (mixer.d_model, num_heads, mixer.spec.head_dim)
     names = (axes.EMBED, heads_axis, axes.HEAD_DIM)
-    return Linear(shape, names, mixer.start.std, mixer.dtype, name=name)
+    return Linear(shape, names, mixer.start.std, mixer.dtype, name=name).matrix()

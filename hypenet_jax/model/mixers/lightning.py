@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden
 from hypenet_jax.model.layers import Initialization, RMSNorm
-from hypenet_jax.model.mixers.heads import cuts, head_angles, output_gate, project_out, project_qkv
+from hypenet_jax.model.mixers.heads import cuts, head_angles, project_in, project_out
 from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import constrain
 from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
+from pallas_kernels.projection import Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,28 +96,34 @@ class LightningMixer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, timeline: Timeline, state: LightningState | None
+        self,
+        x: Hidden,
+        timeline: Timeline,
+        state: LightningState | None,
+        norm: Norm | None = None,
+        residual: Hidden | None = None,
     ) -> tuple[Hidden, LightningState | None]:
         spec = self.spec
         angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
-        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_heads, angles, qk_norm=spec.qk_norm)
+        count = spec.num_heads
+        q, k, v, gate = project_in(self, x, count, count, angles, norm=norm, qk_norm=spec.qk_norm)
         memory = None if state is None else _remember(state.memory, timeline)
         heads, memory = lightning_attention(
             q,
             k,
             v,
-            jnp.negative(slopes(spec.num_heads)),
+            jnp.negative(slopes(count)),
             memory,
             None if timeline.unbroken else timeline.documents,
             scale=spec.query_scale,
             **cuts(q)._asdict(),
         )
+        joint = None
         if spec.output_norm:
-            shape, names = (spec.num_heads, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
-            heads = RMSNorm(shape, names, self.norm_eps, name="output_norm")(heads)
-        if spec.output_gate:
-            heads = heads * output_gate(self, x, spec.num_heads)
-        return project_out(self, heads), None if state is None else LightningState(memory)
+            shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
+            joint = RMSNorm(shape, names, self.norm_eps, name="output_norm").before_product()
+        y = project_out(self, heads, gate, norm=joint, residual=residual)
+        return y, None if state is None else LightningState(memory)
 
 
 def _remember(memory: Float[Array, "B N H H"], timeline: Timeline) -> Float[Array, "B N H H"]:

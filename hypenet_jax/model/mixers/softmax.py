@@ -19,9 +19,8 @@ from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
     cuts,
     head_angles,
-    output_gate,
+    project_in,
     project_out,
-    project_qkv,
 )
 from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import constrain
@@ -30,6 +29,7 @@ from pallas_kernels.attention.sharded import over_slots
 from pallas_kernels.attention.sharded import sharded as self_attention
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.mesh import MeshAxes, on_each_device, parts
+from pallas_kernels.projection import Norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,19 +98,24 @@ class SoftmaxMixer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, timeline: Timeline, state: KVState | None
+        self,
+        x: Hidden,
+        timeline: Timeline,
+        state: KVState | None,
+        norm: Norm | None = None,
+        residual: Hidden | None = None,
     ) -> tuple[Hidden, KVState | None]:
         spec = self.spec
         angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
-        q, k, v = project_qkv(self, x, spec.num_heads, spec.num_kv_heads, angles, qk_norm=True)
+        q, k, v, gate = project_in(
+            self, x, spec.num_heads, spec.num_kv_heads, angles, norm=norm, qk_norm=True
+        )
         q = _scale_logits(q, timeline, spec.logit_scale)
         if state is not None:
             state = _write(state, k, v, timeline)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
         heads = _attend(q, k, v, timeline, spec.head_dim**-0.5)
-        if spec.output_gate:
-            heads = heads * output_gate(self, x, spec.num_heads)
-        return project_out(self, heads), state
+        return project_out(self, heads, gate, residual=residual), state
 
 
 def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Queries:
