@@ -69,7 +69,8 @@ def _summary(
     config: SuiteConfig, report: Report, checks: tuple[Check, ...]
 ) -> tuple[tuple[str, str], ...]:
     """The headline: how far it went, what held, and how much faster than the first model the others are."""
-    tiles = [("longest context", length_text(max(report.lengths, default=0)))]
+    measured = Report(tuple(row for row in report.rows if row.metric != "failed"))
+    tiles = [("longest context", length_text(max(measured.lengths, default=0)))]
     if checks:
         tiles.append(("statements that hold", f"{sum(c.passed for c in checks)} of {len(checks)}"))
     for metric, what in (("prefill_speedup", "prefill"), ("decode_speedup", "decode")):
