@@ -86,7 +86,7 @@ def _retrieval(results: Results) -> str:
     counts = range_text([row.count for row in rows.rows])
     note = (
         "Share of questions at the end of a text that are answered with what was planted in it. "
-        f"{counts} texts per point, the same for every model; whiskers are 95 % intervals."
+        f"{counts} texts per point, the same for every model; whiskers are 95\u00a0% intervals."
     )
     return section(
         "Finding a needle", note, beside(chart, length_table(results.models, rows, share_text))
@@ -116,7 +116,9 @@ def _perplexities(results: Results, metric: str, heading: str, note: str) -> str
         return ""
     y = linear_axis(finite, number_text)
     chart = by_length(results.models, rows, y, heading, "perplexity", None)
-    whiskers = "Whiskers are 95 % intervals over windows of text, cut off at the edge of the chart."
+    whiskers = (
+        "Whiskers are 95\u00a0% intervals over windows of text, cut off at the edge of the chart."
+    )
     table = length_table(results.models, rows, number_text)
     return section(heading, f"{note} {whiskers}", beside(chart, table))
 
