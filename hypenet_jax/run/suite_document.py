@@ -9,7 +9,6 @@ import jax
 
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.charts import Number
-from hypenet_jax.evals.config import Document, SuiteConfig
 from hypenet_jax.evals.page_parts import (
     bytes_text,
     interval_text,
@@ -18,6 +17,7 @@ from hypenet_jax.evals.page_parts import (
     share_text,
 )
 from hypenet_jax.evals.results import Check
+from hypenet_jax.evals.suite_config import Document, SuiteConfig
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Number], str]], ...] = (
     (

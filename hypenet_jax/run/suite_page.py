@@ -4,10 +4,10 @@ import math
 import pathlib
 
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.config import Claim, SuiteConfig
 from hypenet_jax.evals.page import write_page
 from hypenet_jax.evals.page_parts import length_text
 from hypenet_jax.evals.results import Check, Results
+from hypenet_jax.evals.suite_config import Claim, SuiteConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.run.report import curve_of, layer_scores
 from hypenet_jax.run.suite_document import write_document
