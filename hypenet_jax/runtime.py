@@ -246,6 +246,8 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         yield
     except Exception as error:
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), BUG)
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            code = DOES_NOT_FIT
         if code == BUG:
             traceback.print_exc()
         else:

@@ -10,5 +10,6 @@ CODES: dict[type[Exception], int] = {
     train_errors.CheckpointError: runtime.BAD_DATA,
     CheckpointError: runtime.BAD_DATA,
     OSError: runtime.BAD_DATA,
+    MemoryError: runtime.DOES_NOT_FIT,
     ValueError: runtime.BAD_CONFIG,
 }

@@ -13,7 +13,7 @@ import sys
 
 from hypenet_jax import runtime
 from hypenet_jax.config import load, resolved
-from hypenet_jax.evals.config import SuiteConfig
+from hypenet_jax.evals.suite_config import SuiteConfig
 from hypenet_jax.run.suite import measure
 from launch.errors import CODES
 
@@ -37,8 +37,13 @@ def main(arguments: list[str]) -> int:
 
 def suite_of(words: list[str]) -> SuiteConfig:
     """The config of a command line that begins with a config file or a model folder."""
-    if pathlib.Path(words[0]).is_dir():
+    first = pathlib.Path(words[0])
+    if first.is_dir():
         return load(str(OF_A_MODEL), SuiteConfig, ["--model", *words])
+    if not first.is_file():
+        raise ValueError(
+            f"{first} is neither a folder nor a file; name a Hugging Face folder, or a file like configs/evals/model.py"
+        )
     return load(words[0], SuiteConfig, words[1:])
 
 

@@ -33,7 +33,8 @@ MAY_IMPORT = {
 }
 # Where the rooms keep what a config is made of.
 SETTINGS = (
-    *("data", "evals.config", "sharding", "train.loop", "train.optimizer"),
+    *("data", "evals.config", "evals.suite_config"),
+    *("sharding", "train.loop", "train.optimizer"),
     *("halo.align", "halo.distill", "halo.finetune", "halo.select"),
     *("model.config", "model.presets", "model.layers", "model.mixers"),
 )
@@ -50,7 +51,7 @@ MAY_IMPORT |= {
     "launch.errors": ("runtime", "train.errors", "weights"),
     "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
     "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
-    "launch.evaluate": ("config", "evals.config", "run", "runtime"),
+    "launch.evaluate": ("config", "evals.suite_config", "run", "runtime"),
     "launch.time_decode": ("evals", "model.presets", "runtime"),
     "launch.plan": ("config", "plan", "runtime", "pallas_kernels.compile"),
     "launch.compare_torch": ("data", "halo", "model", "train"),

@@ -34,6 +34,13 @@ def test_other_errors_are_bugs_and_keep_their_traceback(capsys):
     assert "Traceback" in text
 
 
+def test_a_device_that_is_too_small_has_its_code(capsys):
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+    code, text = exit_code(error, capsys)
+    assert code == runtime.DOES_NOT_FIT
+    assert text == f"JaxRuntimeError: {error}\n"
+
+
 def test_a_main_that_ends_well_passes_through():
     with runtime.main_guard({}):
         pass

@@ -6,7 +6,7 @@ Perplexity of the same tokens after more and more context, the tasks in the mann
 import pathlib
 
 from hypenet_jax.data.sources import JsonLines, TextFiles, standard_library
-from hypenet_jax.evals.config import (
+from hypenet_jax.evals.suite_config import (
     ModelFolder,
     PerplexityConfig,
     RaceConfig,
@@ -45,7 +45,7 @@ def config(
         models=models,
         out=out,
         text=standard_library() if text is None else source_of(text),
-        perplexity=PerplexityConfig(lengths, position_length=max(lengths)),
+        perplexity=PerplexityConfig(lengths, position_length=max(lengths, default=None)),
         ruler=RulerConfig(tasks, lengths, cache=f"{out}/questions"),
         race=RaceConfig(lengths),
     )

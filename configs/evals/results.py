@@ -7,8 +7,8 @@ writes docs/results.md and a page.
 import math
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
-from hypenet_jax.evals.config import (
-    Bound,
+from hypenet_jax.evals.config import Bound
+from hypenet_jax.evals.suite_config import (
     Claim,
     Document,
     HeldOut,

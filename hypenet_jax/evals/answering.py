@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.evals.footprint import check_memory
 from hypenet_jax.evals.report import Report, failure, scored
 from hypenet_jax.evals.ruler import TASKS, match_all
 from hypenet_jax.evals.ruler_text import Question
@@ -72,6 +73,9 @@ def write(
 ) -> list[Written]:
     """What the model writes after each prompt, up to `budget` tokens; or what keeps it from it: a prompt that is empty
     or leaves no room for the budget within `length`, token ids that the model does not have, NaN.
+
+    Raises:
+      MemoryError: see `check_memory`.
     """
     vocabulary, longest = subject.decoder.config.vocab_size, length - budget
     whys = [objection(row, vocabulary, budget, length) for row in prompts]
@@ -97,6 +101,7 @@ def _answers(
     """Of a batch; a row whose logits become NaN has an error, and the others are as without it."""
     decoder, params = subject.decoder, subject.params
     assert isinstance(decoder, Decoder)
+    check_memory(decoder, len(tokens), tokens.shape[1] + budget)
     context = start_context(decoder, len(tokens), tokens.shape[1] + budget)
     context = prefill(decoder, params, context, tokens, segment_ids=segments)
     found = decode(decoder, params, context, max_new_tokens=budget, stop_token=stop)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypenet_jax.evals.footprint import bytes_rows, peak_rows
+from hypenet_jax.evals.footprint import bytes_rows, check_memory, peak_rows
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.subject import Model, Subject
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
@@ -36,10 +36,14 @@ def efficiency(
       "state_bytes" and "state_bytes_formula"; for every model but the first also "prefill_speedup" and
       "decode_speedup", how many times faster than the first it is. Times and ratios are medians over
       the rounds, their low and high the extremes.
+    Raises:
+      MemoryError: see `check_memory`.
     """
     single = [subject.with_single_layers() for subject in subjects]
     report = Report()
     for length in lengths:
+        for subject in single:
+            check_memory(subject.decoder, 1, length)
         if prefill:
             report += prefill_times(single, length, rounds=rounds)
         report += decode_times(single, length, rounds=rounds)

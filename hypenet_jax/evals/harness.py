@@ -23,6 +23,7 @@ from hypenet_jax.evals.harness_model import HarnessModel, Question
 from hypenet_jax.evals.likelihood import Likelihoods, likelihoods
 from hypenet_jax.evals.report import Report, Row, Z, wilson
 from hypenet_jax.evals.subject import Subject
+from hypenet_jax.evals.text import check_tokenizer
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.runtime import broadcast
 
@@ -71,11 +72,7 @@ def evaluate_with_harness(
         for what is not done here.
       FloatingPointError: the model computes NaN.
     """
-    if tokenizer.vocab_size > subject.decoder.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {subject.name} a "
-            f"vocabulary of {subject.decoder.config.vocab_size}; use the tokenizer of its folder"
-        )
+    check_tokenizer(tokenizer, subject.decoder.config, subject.name)
     subject = subject.with_single_layers() if isinstance(subject.decoder, Decoder) else subject
     if jax.process_index() > 0:
         return _follow(subject, tokenizer)

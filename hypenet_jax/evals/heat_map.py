@@ -20,9 +20,10 @@ def heat_map(rows: Sequence[Row], title: str) -> str:
     depths = sorted({row.depth for row in rows if row.depth is not None})
     parts = []
     for i, depth in enumerate(depths):
-        parts.append(_text(LEFT - 8, TOP + (i + 0.62) * CELL_HEIGHT, f"{depth:.0%}", "end"))
+        place = f"{100 * depth:g}%"
+        parts.append(_text(LEFT - 8, TOP + (i + 0.62) * CELL_HEIGHT, place, "end"))
         parts += [
-            _cell(row, lengths.index(row.length), i)
+            _cell(row, place, lengths.index(row.length), i)
             for row in rows
             if row.depth == depth and row.length is not None
         ]
@@ -37,13 +38,13 @@ def heat_map(rows: Sequence[Row], title: str) -> str:
     return f'<svg {box} role="img" aria-label="{said}">{"".join(parts)}</svg>'
 
 
-def _cell(row: Row, column: int, line: int) -> str:
+def _cell(row: Row, place: str, column: int, line: int) -> str:
     x, y = LEFT + column * CELL_WIDTH, TOP + line * CELL_HEIGHT
     share = min(max(row.value, 0.0), 1.0)
     box = f'x="{x + 1}" y="{y + 1}" width="{CELL_WIDTH - 2}" height="{CELL_HEIGHT - 2}" rx="3"'
-    note = f"{row.value:.2f} at {row.length} tokens, depth {row.depth:.0%}, {row.count} questions"
-    if row.low is not None and row.high is not None:
-        note += f" ({row.low:.2f} to {row.high:.2f})"
+    note = f"{row.value:.2f} at {row.length} tokens, depth {place}, {row.count} questions"
+    if row.interval:
+        note += " ({:.2f} to {:.2f})".format(*row.interval)
     text = _text(x + CELL_WIDTH / 2, y + 0.62 * CELL_HEIGHT, f"{row.value:.2f}", kind="cell")
     return (
         f'<g><rect class="s2 fill" {box} fill-opacity="{0.06 + 0.6 * share:.2f}"/>'

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Mask, Params, Segments, Tokens
 from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width, power_of_two
-from hypenet_jax.evals.perplexity import BLOCK
+from hypenet_jax.evals.predictions import BLOCK
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject
 from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.model.prefill import PREFILL_PART

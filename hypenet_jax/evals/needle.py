@@ -17,7 +17,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
-from hypenet_jax.evals.perplexity import top_tokens
+from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.reading import last_hidden
 from hypenet_jax.evals.report import Report, failure, scored, share
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of

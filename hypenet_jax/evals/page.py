@@ -1,5 +1,5 @@
-"""One HTML page that shows a conversion: numbers first, then charts, then how it was done. Nothing
-is loaded from outside.
+"""One HTML page that shows what was measured: numbers first, then charts, then how a conversion was done. Nothing is
+loaded from outside.
 """
 
 import dataclasses
@@ -24,14 +24,15 @@ from hypenet_jax.evals.page_parts import (
     figure,
     labelled_table,
     length_table,
+    number_text,
     plain_table,
+    range_text,
     section,
     share_text,
 )
 from hypenet_jax.evals.page_speed import speed
 from hypenet_jax.evals.page_style import STYLE
 from hypenet_jax.evals.page_tasks import depths, failures, harness, scales, tasks
-from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Curve, LayerScore, Results
 
 # A loss curve is drawn with at most this many points, each the mean of its neighbours.
@@ -79,14 +80,13 @@ def _retrieval(results: Results) -> str:
     rows = results.report.select("needle")
     if not rows.rows:
         return ""
-    values = [end for row in rows.rows for end in (row.value, row.low, row.high) if end is not None]
-    y = linear_axis([*values, 1.0], share_text, zero=True)
+    y = linear_axis((0.0, 1.0), share_text)
     chance = None if results.chance is None else (results.chance, "chance")
     chart = by_length(results.models, rows, y, "Needle accuracy", "accuracy", chance)
-    counts = sorted({row.count for row in rows.rows})
+    counts = range_text([row.count for row in rows.rows])
     note = (
         "Share of questions at the end of a text that are answered with what was planted in it. "
-        f"{_range(counts)} texts per point, the same for every model; whiskers are 95 % intervals."
+        f"{counts} texts per point, the same for every model; whiskers are 95\u00a0% intervals."
     )
     return section(
         "Finding a needle", note, beside(chart, length_table(results.models, rows, share_text))
@@ -94,36 +94,33 @@ def _retrieval(results: Results) -> str:
 
 
 def _perplexity(results: Results) -> str:
-    rows = results.report.select("perplexity")
-    rows = Report(tuple(row for row in rows.rows if row.length and row.low is not None))
-    finite = [row.value for row in rows.rows if math.isfinite(row.value)]
-    if not finite:
-        return ""
-    chart = by_length(
-        results.models, rows, linear_axis(finite, _short), "Perplexity", "perplexity", None
-    )
     note = (
-        "Perplexity of the same final tokens of held-out text, with more or less context before them. "
-        "Lower is better; the targets are the same at every length."
+        "Perplexity of the same final tokens of held-out text, with more or less context before them. Lower is better; "
+        "the targets are the same at every length and for every model."
     )
-    return section(
-        "Using a longer context", note, beside(chart, length_table(results.models, rows, _short))
-    )
+    return _perplexities(results, "perplexity", "Using a longer context", note)
 
 
 def _positions(results: Results) -> str:
-    rows = results.report.select("perplexity_by_position")
-    finite = [row.value for row in rows.rows if math.isfinite(row.value)]
-    if not finite:
-        return ""
-    y = linear_axis(finite, _short)
-    chart = by_length(results.models, rows, y, "Perplexity by position", "perplexity", None)
     note = (
         "Perplexity of the tokens whose position lies below the number and at or above half of it, in windows of "
         "one length: how much the model makes of what it has read so far."
     )
-    table = length_table(results.models, rows, _short)
-    return section("Along the context", note, beside(chart, table))
+    return _perplexities(results, "perplexity_by_position", "Along the context", note)
+
+
+def _perplexities(results: Results, metric: str, heading: str, note: str) -> str:
+    rows = results.report.select(metric)
+    finite = [row.value for row in rows.rows if math.isfinite(row.value)]
+    if not finite:
+        return ""
+    y = linear_axis(finite, number_text)
+    chart = by_length(results.models, rows, y, heading, "perplexity", None)
+    whiskers = (
+        "Whiskers are 95\u00a0% intervals over windows of text, cut off at the edge of the chart."
+    )
+    table = length_table(results.models, rows, number_text)
+    return section(heading, f"{note} {whiskers}", beside(chart, table))
 
 
 def _sliding(results: Results) -> str:
@@ -134,7 +131,7 @@ def _sliding(results: Results) -> str:
         "Perplexity of every token but the first ones, in windows of one length that move on by the stride: each "
         "token is predicted once, from at least the length less the stride."
     )
-    return section("Sliding over the text", note, labelled_table(rows, _short))
+    return section("Sliding over the text", note, labelled_table(rows, number_text))
 
 
 def _conversion(results: Results) -> str:
@@ -146,13 +143,13 @@ def _conversion(results: Results) -> str:
             for e in results.alignment
         ]  # fmt: skip
         title = "Imitating each layer"
-        chart = bar_chart(groups, title=title, labels=("layer", "relative error"), text=_short)
+        chart = bar_chart(groups, title=title, labels=("layer", "relative error"), text=number_text)
         key = legend((("first step", 0), ("last step", 2)), lines=False)
         parts.append(figure(key + chart, title))
     if results.selection:
         groups = [(str(s.layer), (_importance_bar(s),)) for s in results.selection]
         title = "Which layers keep softmax attention"
-        chart = bar_chart(groups, title=title, labels=("layer", "importance"), text=_short)
+        chart = bar_chart(groups, title=title, labels=("layer", "importance"), text=number_text)
         key = legend(
             (("keeps softmax attention", 1), ("becomes lightning attention", 0)), lines=False
         )
@@ -186,7 +183,10 @@ def _curve(curve: Curve) -> str:
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return ""
-    x, y = linear_axis(steps, lambda step: f"{step:,.0f}", zero=True), linear_axis(finite, _short)
+    x, y = (
+        linear_axis(steps, lambda step: f"{step:,.0f}", zero=True),
+        linear_axis(finite, number_text),
+    )
     x = dataclasses.replace(
         x, high=max(steps), ticks=[tick for tick in x.ticks if tick <= max(steps)]
     )
@@ -216,14 +216,6 @@ def _checks(results: Results) -> str:
     head = "".join(f"<th scope='col'>{name}</th>" for name in ("check", "value", "must be", ""))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return section("Checks", note, f"<div class='wide checks'>{table}</div>")
-
-
-def _short(value: Number) -> str:
-    return f"{value:.3g}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _mean(values: Sequence[Number]) -> float:

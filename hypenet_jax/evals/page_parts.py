@@ -1,7 +1,8 @@
 """Parts of a page: sections, figures and tables of escaped text, and numbers as people say them."""
 
 import html
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 
 from hypenet_jax.evals.charts import Axis, Number, Series, legend, length_axis, line_chart
 from hypenet_jax.evals.report import Report, Row
@@ -17,8 +18,8 @@ def length_table(
     second: Callable[[Row], str] | None = None,
     name: Callable[[Row], str] = lambda row: row.model,
 ) -> str:
-    """A line per model and a column per context length, or the other way round where the lengths are many: all is to
-    be seen without scrolling.
+    """A line per model and a column per context length, or the other way round where the lengths are many and the lines
+    fewer: all is to be seen without scrolling.
 
     `second` says more about a number, below it; `name` tells what else than the model of its rows a line is named by.
     """
@@ -28,7 +29,7 @@ def length_table(
         if mine:
             lines[model] = [_cell(mine.get(length), text, second) for length in rows.lengths]
     lengths = [length_text(length) for length in rows.lengths]
-    if len(lengths) * (2 if second else 1) > WIDEST:
+    if len(lengths) * (2 if second else 1) > WIDEST and len(lengths) >= len(lines):
         lines, lengths = (
             {length: [*cells] for length, *cells in zip(lengths, *lines.values(), strict=True)},
             [html.escape(model) for model in lines],
@@ -76,11 +77,10 @@ def by_length(
         mine = sorted((row for row in rows.rows if row.model == model), key=lambda row: row.key)
         if mine:
             lengths = [row.length for row in mine if row.length is not None]
-            values, sure = [row.value for row in mine], mine if intervals else []
-            ends = [(r.low, r.high) for r in sure if r.low is not None and r.high is not None]
-            series.append(
-                Series(model, slot, lengths, values, ends if len(ends) == len(mine) else ())
-            )
+            values = [row.value for row in mine]
+            ends = [row.interval for row in mine if row.interval and math.isfinite(row.interval[1])]
+            whole = intervals and len(ends) == len(mine)
+            series.append(Series(model, slot, lengths, values, ends if whole else ()))
     x = length_axis(rows.lengths, length_text)
     labels = ("context length in tokens", label)
     chart = line_chart(series, x, y, title=title, labels=labels, reference=reference)
@@ -114,20 +114,34 @@ def figure(chart: str, title: str = "") -> str:
     return f"<figure>{caption}{chart}</figure>"
 
 
+def number_text(value: Number) -> str:
+    """Three digits, and before the point all: 0.0123, 47.5, 1,370; 4.2e+07 of a model that diverged."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def interval_text(row: Row) -> str:
+    """0.893 to 1; nothing where no interval was computed."""
+    return "{:.3g} to {:.3g}".format(*row.interval) if row.interval else ""
+
+
+def range_text(counts: Collection[int]) -> str:
+    """32, or 32 to 256."""
+    least, most = min(counts), max(counts)
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def seconds_text(seconds: Number) -> str:
     """1.2 s, 35 ms, 0.74 ms, 80 µs."""
     if seconds >= 1:
-        return f"{seconds:.3g} s"
-    return f"{seconds * 1e3:.3g} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
+        return f"{number_text(seconds)} s"
+    return f"{number_text(seconds * 1e3)} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.3g} µs"
 
 
 def bytes_text(count: Number) -> str:
     """512 KiB, 4.1 MiB, 2 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1000 or unit == "GiB":
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    raise AssertionError
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = next((i for i in range(len(units)) if count < 1000 * 1024**i), len(units) - 1)
+    return f"{number_text(count / 1024**power)} {units[power]}"
 
 
 def share_text(value: Number) -> str:

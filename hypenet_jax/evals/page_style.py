@@ -35,7 +35,8 @@ th:first-child{text-align:left;padding-left:0;white-space:normal;min-width:7em}
 thead th{color:var(--soft);font-weight:500;white-space:normal;vertical-align:bottom}
 tbody th{font-weight:500}
 td small{display:block;color:var(--soft);font-size:12px;line-height:1.3}
-.checks :is(td,th):nth-child(3){text-align:left}
+.checks :is(td,th):nth-child(3),.reasons :is(td,th){text-align:left}
+.reasons td:last-child{white-space:normal;min-width:22em}
 .pass{color:var(--pass);font-weight:600}
 .fail{color:var(--fail);font-weight:600}
 svg text{font-family:inherit;font-size:12px;fill:var(--soft)}
@@ -48,7 +49,7 @@ svg .cell{fill:var(--ink);font-variant-numeric:tabular-nums}
 .s0{stroke:var(--s0);color:var(--s0)}.s1{stroke:var(--s1);color:var(--s1)}.s2{stroke:var(--s2);color:var(--s2)}
 .s3{stroke:var(--s3);color:var(--s3)}.s4{stroke:var(--s4);color:var(--s4)}.s5{stroke:var(--s5);color:var(--s5)}
 .fill{fill:currentColor;stroke:none}
-@media (max-width:520px){main{padding:24px 16px 48px}h1{font-size:25px}h3{font-size:16px;margin:18px 0 2px}
+@media (max-width:520px){main{padding:24px 16px 48px}h1{font-size:25px}
 .lead{font-size:16.5px}
 .tiles{grid-template-columns:repeat(2,1fr)}.tiles dd{font-size:19px}th,td{padding:5px 7px}}
 @media print{main{max-width:none;padding:0}}

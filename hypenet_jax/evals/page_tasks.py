@@ -4,8 +4,17 @@ import dataclasses
 import html
 
 from hypenet_jax.evals.heat_map import heat_map
-from hypenet_jax.evals.page_parts import figure, length_table, plain_table, section, share_text
-from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.page_parts import (
+    figure,
+    interval_text,
+    length_table,
+    length_text,
+    plain_table,
+    range_text,
+    section,
+    share_text,
+)
+from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Results
 
 
@@ -27,7 +36,7 @@ def depths(results: Results) -> str:
 
 
 def tasks(results: Results) -> str:
-    """A table per model: a line per task, a column per context length."""
+    """A table per model: its score by task and context length."""
     means = (
         dataclasses.replace(row, task="mean") for row in results.report.select("ruler_mean").rows
     )
@@ -40,11 +49,10 @@ def tasks(results: Results) -> str:
             parts.append(f"<div><h3>{html.escape(model)}</h3>{table}</div>")
     if not parts:
         return ""
-    counts = sorted({row.count for row in results.report.select("ruler").rows})
-    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    counts = range_text([row.count for row in results.report.select("ruler").rows])
     note = (
         "Share of the right answers that the model writes, in the manner of RULER. "
-        f"{many} questions per number, the same for models of one tokenizer."
+        f"{counts} questions per number, the same for models of one tokenizer."
     )
     return section("Tasks", note, "".join(parts))
 
@@ -58,7 +66,7 @@ def scales(report: Report) -> str:
         (
             row.label or "",
             f"{row.value:.4g}",
-            _ends(row),
+            interval_text(row),
             "best" if best and best[0].label == row.label else "",
         )
         for row in rows
@@ -76,16 +84,19 @@ def harness(report: Report) -> str:
     if not rows:
         return ""
     lines = [
-        (row.task or "", row.metric, row.model, f"{row.value:.4g}", _ends(row), str(row.count))
+        (
+            row.task or "",
+            row.metric,
+            row.model,
+            f"{row.value:.4g}",
+            interval_text(row),
+            str(row.count),
+        )
         for row in sorted(rows, key=lambda row: (row.task or "", row.metric))
     ]
     head = ("task", "metric", "model", "value", "95 % interval", "documents")
     note = "Prompts and metrics are those of the harness."
     return section("Tasks of lm-evaluation-harness", note, plain_table(head, lines))
-
-
-def _ends(row: Row) -> str:
-    return "" if row.low is None or row.high is None else f"{row.low:.4g} to {row.high:.4g}"
 
 
 def failures(report: Report) -> str:
@@ -94,9 +105,15 @@ def failures(report: Report) -> str:
     if not rows:
         return ""
     lines = [
-        (row.task or "", row.model, str(row.length or ""), str(row.count), row.label or "")
+        (
+            row.task or "",
+            row.model,
+            "" if row.length is None else length_text(row.length),
+            str(row.count),
+            row.label or "",
+        )
         for row in rows
     ]
     head = ("what", "model", "context", "samples", "why")
     note = f"{sum(row.count for row in rows)} samples; they count nowhere else on this page."
-    return section("Not measured", note, f"<div class='checks'>{plain_table(head, lines)}</div>")
+    return section("Not measured", note, f"<div class='reasons'>{plain_table(head, lines)}</div>")

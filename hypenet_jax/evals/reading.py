@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
+from hypenet_jax.evals.footprint import check_memory
 from hypenet_jax.evals.subject import Model, Subject
 from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.sharding import constrain
@@ -28,11 +29,14 @@ def hidden_parts(
 
     Yields:
       Position of the part's first token, and the part's hidden states.
+    Raises:
+      MemoryError: see `check_memory`.
     """
     length = tokens.shape[1]
     if length <= READ_PART:
         yield first, _whole(subject.decoder, subject.params, tokens, first)
         return
+    check_memory(subject.decoder, len(tokens), length)
     single = subject.with_single_layers()
     state = _empty(single.decoder, len(tokens), length)
     for start, stop in _spans(length, first):

@@ -48,6 +48,11 @@ class Row:
         depth = -1.0 if self.depth is None else self.depth
         return self.metric, self.task or "", self.model, self.label or "", length, depth
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Low and high; None where none was computed."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:

@@ -1,4 +1,4 @@
-"""All that the page of a conversion shows, as values."""
+"""All that a page shows, as values."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -59,8 +59,7 @@ class Results:
       models: names of models in the order of tables and colours; the first is the one others are
         compared with.
       summary: (label, value) pairs, the headline of the page.
-      report: rows of "needle", "perplexity", "prefill_seconds", "decode_seconds", "state_bytes"
-        are shown.
+      report: the numbers; each metric has its section, as far as it was measured.
       chance: needle accuracy of guessing.
       tokens: tokens that each stage was trained on, in order.
     """

@@ -87,16 +87,20 @@ class Haystacks:
 
 
 def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
-    """The first pieces, as many as have together at most `room` tokens."""
-    taken = []
+    """The first pieces, as many as have together at most `room` tokens.
+
+    Raises:
+      ValueError: not even the first one fits.
+    """
+    taken, left = [], room
     for piece in pieces:
-        room -= len(piece)
-        if room < 0:
+        left -= len(piece)
+        if left < 0:
             break
         taken.append(piece)
     if not taken:
         raise ValueError(
-            "the length leaves no room for a haystack between what is asked and what may be written; use a longer one"
+            f"what is asked and what may be written leave {room} tokens, no room for a haystack; use a longer length"
         )
     return taken
 

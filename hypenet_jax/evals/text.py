@@ -1,4 +1,4 @@
-"""The text that models read: tokens of a folder of documents, or what a prepared corpus held out."""
+"""The text that models read, as tokens: a folder of documents, or what a prepared corpus held out."""
 
 import numpy as np
 from jaxtyping import Int
@@ -6,18 +6,19 @@ from jaxtyping import Int
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.data.sources import Source, documents
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.config import HeldOut
+from hypenet_jax.evals.suite_config import HeldOut
+from hypenet_jax.model.config import ModelConfig
 
 
 def text_tokens(
     source: Source | HeldOut, tokenizer: Tokenizer, at_most: int
 ) -> Int[np.ndarray, " n"]:
-    """The first `at_most` tokens of a source, each document followed by the end token; documents that are not UTF-8
-    are left out.
+    """The first `at_most` tokens of a source, each document followed by the end token; documents that are empty or not
+    UTF-8 are left out.
 
     Raises:
-      FileNotFoundError: there is no such text.
-      ValueError: a corpus that was prepared with another tokenizer.
+      FileNotFoundError: there is no such folder, or no such file in it.
+      ValueError: no document holds text, or a corpus was prepared with another tokenizer.
     """
     if isinstance(source, HeldOut):
         prepared = open_prepared(source.folder)
@@ -30,7 +31,20 @@ def text_tokens(
     for document in documents(source):
         if count >= at_most:
             break
-        if document.text is not None:
+        if document.text:
             pieces += [tokenizer.encode(document.text), end]
             count += len(pieces[-2]) + 1
-    return np.concatenate([*pieces, end[:0]])[:at_most]
+    if not pieces:
+        raise ValueError(
+            f"no document in {source.folder} holds text: all are empty or not UTF-8; name a folder of text"
+        )
+    return np.concatenate(pieces)[:at_most]
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
+    """Raises ValueError: the tokenizer has ids that the model does not know."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model} a vocabulary of "
+            f"{config.vocab_size}; use the tokenizer that the model was trained with"
+        )

@@ -151,12 +151,12 @@ def objection(
     if prompt.min() < 0 or prompt.max() >= vocabulary:
         return (
             f"token ids from {prompt.min()} to {prompt.max()} are not all in the vocabulary of {vocabulary}: "
-            "it is the tokenizer of another model"
+            "it is the tokenizer of another model; use this model's own"
         )
     if longest is not None and len(prompt) + new_tokens > longest:
         return (
             f"{len(prompt)} tokens of prompt and {new_tokens} new ones "
-            f"exceed the maximum length {longest}"
+            f"exceed the maximum length {longest}; shorten the prompt, or allow more"
         )
     return None
 

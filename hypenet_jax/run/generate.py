@@ -10,6 +10,7 @@ import numpy as np
 from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
+from hypenet_jax.evals.footprint import check_memory
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import Generation, decode
@@ -17,7 +18,7 @@ from hypenet_jax.model.prefill import objection, prefill, start_context
 from hypenet_jax.model.sampling import GREEDY, Sampling
 from hypenet_jax.run.prompts import Completion, Prompt
 from hypenet_jax.run.speed import Speed
-from hypenet_jax.weights import load_hf
+from hypenet_jax.weights import load_hf, read_config
 from hypenet_jax.weights.hf_config import read_json
 
 
@@ -60,6 +61,12 @@ def open_writer(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens {max_new_tokens} writes nothing; use at least 1")
+    if max_length is not None and max_length <= max_new_tokens:
+        raise ValueError(
+            f"max_length {max_length} has no room for a prompt and {max_new_tokens} new tokens; use at least "
+            f"{max_new_tokens + 1}, or fewer new tokens"
+        )
+    read_config(folder)
     tokenizer = load_tokenizer(folder)
     decoder, params = load_hf(folder, dtype=dtype)
     ends = end_ids(folder) or (tokenizer.end_id,)
@@ -109,12 +116,14 @@ def complete(
     rows = [tokens[index] for index in good]
     for batch in batches_by_width([len(row) for row in rows], writer.tokens_per_batch):
         indices = [good[row] for row in batch.rows]
-        written = _write(writer, batch, rows, good, speed, on_text)
         texts = [_text_of(prompts[index]) for index in indices]
-        yield {
-            index: _completion(writer, text, written, place)
-            for place, (index, text) in enumerate(zip(indices, texts, strict=True))
-        }
+        try:
+            written = _write(writer, batch, rows, good, speed, on_text)
+            done = [_completion(writer, text, written, row) for row, text in enumerate(texts)]
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            done = [Completion(text, error=why) for text in texts]
+        yield dict(zip(indices, done, strict=True))
 
 
 def _text_of(prompt: Prompt) -> str:
@@ -139,6 +148,7 @@ def _write(
 ) -> Generation:
     """Continues the rows of one batch, which draw by the numbers of `draws`."""
     tokens, real = batch.stack(rows)
+    check_memory(writer.decoder, batch.size, batch.width + writer.max_new_tokens)
     with speed.prefill.timed():
         context = start_context(writer.decoder, batch.size, batch.width + writer.max_new_tokens)
         context = prefill(writer.decoder, writer.params, context, tokens, segment_ids=real)

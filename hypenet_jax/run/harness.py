@@ -6,7 +6,7 @@ import pathlib
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.config import ModelFolder, SuiteConfig
+from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
 from hypenet_jax.run.quality import Entrant, attempt
 from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json

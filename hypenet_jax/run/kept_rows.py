@@ -13,8 +13,8 @@ import jax
 from hypenet_jax import runtime
 from hypenet_jax.config import resolved
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.config import SuiteConfig
 from hypenet_jax.evals.report import report_from_json_lines
+from hypenet_jax.evals.suite_config import SuiteConfig
 
 
 @dataclasses.dataclass(frozen=True)

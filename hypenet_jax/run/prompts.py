@@ -25,9 +25,18 @@ class Completion:
 
 
 def read_prompts(path: pathlib.Path) -> list[Prompt]:
-    """One prompt per line, or from a .jsonl file the "prompt" of each line; blank lines are passed over."""
-    numbered = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    """One prompt per line, or from a .jsonl file the "prompt" of each line; blank lines are passed over.
+
+    Raises:
+      ValueError: the file is not UTF-8, or has no line that is not blank.
+    """
+    try:
+        numbered = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); convert it") from None
     lines = [(number, line) for number, line in numbered if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompt; write one per line")
     if path.suffix not in (".jsonl", ".json"):
         return [line for _, line in lines]
     return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
@@ -55,8 +64,11 @@ class CompletionFile:
         """Opens the partial file, or starts it with the settings that its lines come from.
 
         Raises:
-          ValueError: it was started with other settings.
+          ValueError: it was started with other settings, or `out` is a folder.
         """
+        if out.is_dir():
+            raise ValueError(f"{out} is a folder; name a file to write to")
+        out.parent.mkdir(parents=True, exist_ok=True)
         self.out, self.partial = out, out.with_name(out.name + ".partial")
         self.done: dict[int, Completion] = {}
         # JSON has lists alone: what is written is compared with what is read.

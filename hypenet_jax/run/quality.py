@@ -16,11 +16,11 @@ from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals import Report, Row, Subject, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.answering import task_scores
-from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.perplexity import perplexity_by_position, perplexity_of_text
 from hypenet_jax.evals.report import failure
 from hypenet_jax.evals.ruler_cache import cached_questions
 from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
+from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder
@@ -35,7 +35,10 @@ log = logging.getLogger("hypenet_jax")
 # Text read for a suite: windows are spread over the longest context and this many tokens.
 TEXT_TOKENS = 2**20
 # What a measurement may raise because of what it was given; other errors are bugs.
-EXPECTED = (ValueError, FloatingPointError, FileNotFoundError, jax.errors.JaxRuntimeError)
+EXPECTED = (
+    *(ValueError, FloatingPointError, FileNotFoundError),
+    *(MemoryError, jax.errors.JaxRuntimeError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +117,9 @@ def attempt(model: str, what: str, length: int, measured: Callable[[], Report]) 
     try:
         return measured()
     except EXPECTED as error:
-        log.warning("%s of %s at %d: %s", what, model, length, error)
-        return Report((failure(model, what, f"{type(error).__name__}: {error}", length),))
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        log.warning("%s of %s at %d: %s", what, model, length, why)
+        return Report((failure(model, what, why, length),))
 
 
 def perplexities(config: SuiteConfig, entrant: Entrant) -> Report:

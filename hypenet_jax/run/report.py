@@ -8,6 +8,7 @@ from typing import Any
 from hypenet_jax.config import HaloConfig, RunConfig, resolved
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.page import write_page
+from hypenet_jax.evals.page_parts import length_text
 from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
@@ -86,13 +87,12 @@ def _results(config: HaloConfig, report: Report, checks: list[Check]) -> Results
         summary=(
             ("checks passed", f"{passed} of {len(checks)}"),
             ("held-out perplexity against the teacher", f"{gap:+.1%}"),
-            (
-                f"prefill at {longest} tokens",
-                f"{report.value('prefill_speedup', asked.student, longest):.1f}x the teacher's speed",
-            ),
-            (
-                f"decode at {longest} tokens",
-                f"{report.value('decode_speedup', asked.student, longest):.1f}x the teacher's speed",
+            *(
+                (
+                    f"{what} at {length_text(longest)} against the teacher",
+                    f"{report.value(f'{what}_speedup', asked.student, longest):.1f}\u00d7 as fast",
+                )
+                for what in ("prefill", "decode")
             ),
             ("layers that keep softmax attention", ", ".join(map(str, selection.softmax_layers))),
         ),

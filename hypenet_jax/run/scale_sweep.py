@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.config import SuiteConfig
+from hypenet_jax.evals.suite_config import SuiteConfig
 from hypenet_jax.run.kept_rows import KeptRows
 from hypenet_jax.run.quality import Entrant, needles, open_entrant, perplexity_at, tasks
 from hypenet_jax.weights import CheckpointError
@@ -38,9 +38,7 @@ def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     if not asked.constants:
         return Report()
     label = asked.model or config.models[-1].label
-    one = next((one for one in config.models if one.label == label), None)
-    if one is None:
-        raise ValueError(f"no model {label!r} to search a scale for; there are {config.models}")
+    one = next(one for one in config.models if one.label == label)
     entrant, report = open_entrant(config, one, mesh), Report()
     kept = kept.of(entrant.fingerprint)
     for scale in (None, *(f"hype {a:g}" for a in asked.constants)):

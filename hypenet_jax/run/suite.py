@@ -8,13 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
-from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.floors import floors
+from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
 from hypenet_jax.run.fingerprint import answers_fingerprint
-from hypenet_jax.run.harness import check_harness, harness_scores
+from hypenet_jax.run.harness import harness_scores
 from hypenet_jax.run.kept_rows import KeptRows, kept_rows
 from hypenet_jax.run.quality import (
     Entrant,
@@ -26,9 +25,9 @@ from hypenet_jax.run.quality import (
     tasks,
 )
 from hypenet_jax.run.scale_sweep import sweep
+from hypenet_jax.run.suite_checks import check_suite
 from hypenet_jax.run.suite_page import write_suite
 from hypenet_jax.sharding import make_mesh, on_mesh
-from hypenet_jax.weights import read_config
 
 log = logging.getLogger("hypenet_jax")
 
@@ -40,12 +39,9 @@ def measure(config: SuiteConfig) -> Report:
     was cut off goes on after the last measurement that it finished.
 
     Raises:
-      CheckpointError, FileNotFoundError, ValueError: see `check_harness` and `open_entrant`.
+      CheckpointError, FileNotFoundError, ValueError: see `check_suite` and `open_entrant`.
     """
-    check_harness(config)
-    for one in config.models:  # before hours of measuring the first ones
-        read_config(one.folder)
-        load_tokenizer(one.folder)
+    check_suite(config)
     mesh, kept, report = make_mesh(config.mesh), kept_rows(config), Report()
     with on_mesh(mesh):
         for one in config.models:

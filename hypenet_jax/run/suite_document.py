@@ -9,9 +9,15 @@ import jax
 
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.charts import Number
-from hypenet_jax.evals.config import Document, SuiteConfig
-from hypenet_jax.evals.page_parts import bytes_text, length_text, seconds_text, share_text
+from hypenet_jax.evals.page_parts import (
+    bytes_text,
+    interval_text,
+    length_text,
+    seconds_text,
+    share_text,
+)
 from hypenet_jax.evals.results import Check
+from hypenet_jax.evals.suite_config import Document, SuiteConfig
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Number], str]], ...] = (
     (
@@ -115,8 +121,8 @@ def _cell(row: Row | None, report: Report, text: Callable[[Number], str]) -> str
     if row is None:
         return ""
     shown = text(row.value)
-    if row.metric == "needle" and row.low is not None and row.high is not None:
-        return f"{shown} ({text(row.low)} to {text(row.high)})"
+    if row.metric == "needle" and row.interval:
+        return f"{shown} ({' to '.join(map(text, row.interval))})"
     faster = report.select(row.metric.replace("_seconds", "_speedup"), row.model, row.length).rows
     return f"{shown} ({faster[0].value:.1f}x)" if faster and faster[0] != row else shown
 
@@ -126,13 +132,9 @@ def _sweep(report: Report) -> list[str]:
     if not rows:
         return []
     metric, length = rows[0].task, rows[0].length
-    lines = [(row.label or "", f"{row.value:.4g}", _interval(row)) for row in rows]
+    lines = [(row.label or "", f"{row.value:.4g}", interval_text(row)) for row in rows]
     note = f"{metric} of {rows[0].model} at {length} tokens."
     return ["## The constant of the logit scale", note, _table(("a", metric or "", "95 %"), lines)]
-
-
-def _interval(row: Row) -> str:
-    return "" if row.low is None or row.high is None else f"{row.low:.3g} to {row.high:.3g}"
 
 
 def _length(document: Document, length: int) -> str:

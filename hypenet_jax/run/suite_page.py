@@ -4,10 +4,10 @@ import math
 import pathlib
 
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.config import Claim, SuiteConfig
 from hypenet_jax.evals.page import write_page
 from hypenet_jax.evals.page_parts import length_text
 from hypenet_jax.evals.results import Check, Results
+from hypenet_jax.evals.suite_config import Claim, SuiteConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.run.report import curve_of, layer_scores
 from hypenet_jax.run.suite_document import write_document
@@ -69,7 +69,8 @@ def _summary(
     config: SuiteConfig, report: Report, checks: tuple[Check, ...]
 ) -> tuple[tuple[str, str], ...]:
     """The headline: how far it went, what held, and how much faster than the first model the others are."""
-    tiles = [("longest context", length_text(max(report.lengths, default=0)))]
+    measured = Report(tuple(row for row in report.rows if row.metric != "failed"))
+    tiles = [("longest context", length_text(max(measured.lengths, default=0)))]
     if checks:
         tiles.append(("statements that hold", f"{sum(c.passed for c in checks)} of {len(checks)}"))
     for metric, what in (("prefill_speedup", "prefill"), ("decode_speedup", "decode")):

@@ -183,7 +183,7 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
 
 def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, tmp_path):
     from hypenet_jax.data.sources import TextFiles
-    from hypenet_jax.evals.config import HarnessConfig, ModelFolder, RulerConfig, SuiteConfig
+    from hypenet_jax.evals.suite_config import HarnessConfig, ModelFolder, RulerConfig, SuiteConfig
     from hypenet_jax.run.suite import measure
 
     for task in local_tasks():

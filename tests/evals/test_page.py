@@ -5,7 +5,14 @@ import pytest
 
 from hypenet_jax.evals.charts import length_axis, linear_axis
 from hypenet_jax.evals.page import render_page, write_page
-from hypenet_jax.evals.page_parts import bytes_text, length_text, seconds_text
+from hypenet_jax.evals.page_parts import (
+    bytes_text,
+    length_table,
+    length_text,
+    number_text,
+    seconds_text,
+    share_text,
+)
 from hypenet_jax.evals.report import Report, Row, share
 from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 
@@ -88,6 +95,11 @@ def test_numbers_are_written_with_their_units():
     assert [bytes_text(b) for b in (12, 4096, 4.2e6, 3e9)] == [
         "12 B", "4 KiB", "4.01 MiB", "2.79 GiB",
     ]  # fmt: skip
+    assert [seconds_text(s) for s in (1353.2, 0.99996)] == ["1,353 s", "1,000 ms"]
+    assert [bytes_text(b) for b in (1010 * 2**30, 3e15)] == ["0.986 TiB", "2,728 TiB"]
+    assert [number_text(n) for n in (0.01234, 47.52, 1370.4, 4.2e7)] == [
+        "0.0123", "47.5", "1,370", "4.2e+07",
+    ]  # fmt: skip
     lengths = (128, 2048, 3000, 2**20, 2**20 + 2**10)
     assert [length_text(n) for n in lengths] == ["128", "2K", "3000", "1M", "1025K"]
 
@@ -99,6 +111,24 @@ def test_lengths_below_a_chart_are_few_and_the_longest_is_among_them():
         assert len(ticks) == min(longest, 10)
         assert ticks[-1] == lengths[-1]
         assert set(ticks) <= set(lengths)
+
+
+@pytest.mark.parametrize(("tasks", "first"), [(2, "4K"), (12, "task 0")])
+def test_lines_of_a_table_are_lengths_where_these_are_many_and_names_where_those_are_more(
+    tasks, first
+):
+    names = tuple(f"task {i}" for i in range(tasks))
+    rows = [Row("ruler", "a", 0.5, 4, 2**i, task=name) for name in names for i in range(12, 21)]
+    table = length_table(names, Report(tuple(rows)), share_text, name=lambda row: row.task or "")
+    assert re.findall(r"<th scope='row'>([^<]*)", table)[0] == first
+    assert table.count("<td>0.50</td>") == 9 * tasks
+
+
+def test_an_interval_without_end_has_no_whisker(results):
+    report = Report((Row("perplexity", MODELS[0], 40.0, 64, 128, 0.0, float("inf")),))
+    page = render_page(dataclasses.replace(results, report=report))
+    assert "perplexity" in page
+    assert "whisker" not in page.split("</style>")[1]
 
 
 @pytest.mark.parametrize("values", [[101.1, 101.2], [101.1], [-3.0, -3.0], [0.0], [1.0, 4e5]])

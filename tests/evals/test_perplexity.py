@@ -9,16 +9,14 @@ from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
 from hypenet_jax.evals import reading
 from hypenet_jax.evals.perplexity import (
-    _losses,
     _perplexity,
-    final_losses,
     held_out,
     perplexity_by_length,
     perplexity_by_position,
     perplexity_of_text,
-    token_losses,
     window_ends,
 )
+from hypenet_jax.evals.predictions import _losses, final_losses, token_losses
 from hypenet_jax.evals.reading import last_hidden
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 

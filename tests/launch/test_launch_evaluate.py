@@ -9,10 +9,11 @@ import pytest
 
 from hypenet_jax.config import ConfigError, RunConfig, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
-from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.config import SuiteConfig
+from hypenet_jax.data.tokenizer import TrainedTokenizer, load_tokenizer, train_tokenizer
 from hypenet_jax.evals.report import report_from_json_lines
 from hypenet_jax.evals.ruler import TASKS
+from hypenet_jax.evals.suite_config import SuiteConfig
+from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.mixers import SoftmaxSpec
@@ -99,7 +100,19 @@ def test_without_a_model_the_use_is_said(capsys):
     assert "python -m launch.evaluate MODEL" in capsys.readouterr().out
 
 
-def test_a_model_that_is_not_there_ends_with_its_code():
+def test_a_model_that_is_not_there_ends_with_its_code(capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["absent"])
     assert stopped.value.code == BAD_CONFIG
+    assert "absent is neither a folder nor a file" in capsys.readouterr().err
+
+
+def test_a_folder_whose_documents_hold_no_text_is_refused(folder, tmp_path):
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="holds text: all are empty or not UTF-8"):
+        text_tokens(TextFiles(str(tmp_path), ("*.txt",)), tokenizer, 100)
+    (tmp_path / "words.txt").write_text("the cat")
+    tokens = text_tokens(TextFiles(str(tmp_path), ("*.txt",)), tokenizer, 100)
+    assert tokenizer.decode(tokens) == "the cat<|endoftext|>"

@@ -23,7 +23,7 @@ from hypenet_jax.run import answer
 from hypenet_jax.run import generate as room
 from hypenet_jax.run.prompts import CompletionFile, read_prompts
 from hypenet_jax.run.speed import COMPILING, Pace, Speed
-from hypenet_jax.weights import save_hf
+from hypenet_jax.weights import CheckpointError, save_hf
 from launch import generate
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,6 +173,8 @@ def test_each_line_typed_is_continued_until_the_input_ends(folder, monkeypatch, 
         ({"prompt": ("",)}, "1 of 1 failed; prompt 1: the prompt is empty"),
         ({"prompt": ("a",), "max_new_tokens": 0}, "at least 1"),
         ({"prompt": ("a",), "top_p": 2.0}, "top_p"),
+        ({"prompt": ("a",), "max_length": 128}, "no room for a prompt and 128 new tokens"),
+        ({"prompt": ("a",), "max_new_tokens": 2**44}, "1 of 1 failed; prompt 1: MemoryError"),
     ],
 )
 def test_what_cannot_be_continued_is_one_clear_error(folder, monkeypatch, options, said):
@@ -192,6 +194,29 @@ def test_a_line_that_is_no_prompt_says_so_in_its_place(tmp_path):
     assert read_prompts(plain) == ["a b", "{}"]
 
 
+def test_a_file_without_prompts_and_a_folder_to_write_to_are_refused(tmp_path):
+    file = tmp_path / "asked.txt"
+    for content, said in ((b" \n", "holds no prompt"), (b"\xff\xfe", "not UTF-8")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_prompts(file)
+    with pytest.raises(ValueError, match="is a folder"):
+        CompletionFile(tmp_path, {})
+    CompletionFile(tmp_path / "new" / "out.jsonl", {})
+    assert (tmp_path / "new" / "out.jsonl.partial").is_file()
+
+
+def test_a_batch_that_the_device_has_no_room_for_fails_and_the_others_go_on(writer, monkeypatch):
+    def small(decoder, rows, capacity):
+        if capacity > 32 + writer.max_new_tokens:
+            raise MemoryError("too small")
+
+    monkeypatch.setattr(room, "check_memory", small)
+    done = complete(writer, [PROMPTS[0], "y" * 40])
+    assert (done[0].error, done[0].tokens) == (None, 6)
+    assert done[1].error == "MemoryError: too small"
+
+
 def test_a_folder_without_tokenizer_is_an_error(tmp_path):
     save_hf(
         tmp_path / "bare",
@@ -201,3 +226,5 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         room.open_writer(tmp_path / "bare", max_new_tokens=1)
+    with pytest.raises(CheckpointError, match=r"absent.*a checkpoint folder holds config\.json"):
+        room.open_writer(tmp_path / "absent", max_new_tokens=1)

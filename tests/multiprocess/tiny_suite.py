@@ -13,7 +13,8 @@ from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
 
 from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.config import (
+from hypenet_jax.evals.reading import READ_PART
+from hypenet_jax.evals.suite_config import (
     ModelFolder,
     NeedleConfig,
     PerplexityConfig,
@@ -22,7 +23,6 @@ from hypenet_jax.evals.config import (
     SuiteConfig,
     SweepConfig,
 )
-from hypenet_jax.evals.reading import READ_PART
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization

@@ -1,0 +1,50 @@
+"""What a suite is refused for before anything is measured: mistakes that would show after hours, or not at all."""
+
+from collections.abc import Collection
+
+from hypenet_jax.chips import RATES
+from hypenet_jax.data.tokenizer import load_tokenizer
+from hypenet_jax.evals.ruler import TASKS
+from hypenet_jax.evals.suite_config import SuiteConfig
+from hypenet_jax.evals.text import check_tokenizer
+from hypenet_jax.run.harness import check_harness
+from hypenet_jax.weights import read_config
+
+
+def check_suite(config: SuiteConfig) -> None:
+    """Refuses what cannot be measured as it is asked for.
+
+    Raises:
+      CheckpointError, FileNotFoundError: a folder is not that of a model, or has no tokenizer.
+      ValueError: a task, chip or model is not known; a tokenizer has ids that its model does not know; perplexities of
+        different vocabularies would stand beside each other; or see `check_harness`.
+    """
+    labels = [one.label for one in config.models]
+    _check_known("tasks", config.ruler.tasks, TASKS)
+    _check_known("chips", config.race.chips, RATES)
+    _check_known("models", (config.sweep.model or labels[-1],), labels)
+    check_harness(config)
+    for one in config.models:
+        check_tokenizer(load_tokenizer(one.folder), read_config(one.folder), one.label)
+    _check_vocabularies(config)
+
+
+def _check_known(what: str, asked: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(asked) - set(known))
+    if unknown:
+        raise ValueError(f"no {what} {unknown}; there are {', '.join(known)}")
+
+
+def _check_vocabularies(config: SuiteConfig) -> None:
+    """Perplexities compare where they are of the same tokens."""
+    asked = config.perplexity
+    if not (asked.lengths or asked.position_length or asked.sliding_length):
+        return
+    reading = [one for one in config.models if one.reads]
+    words = [load_tokenizer(one.folder).backend.get_vocab() for one in reading]
+    other = [one.label for one, own in zip(reading, words, strict=True) if own != words[0]]
+    if other:
+        raise ValueError(
+            f"{other} have another vocabulary than {reading[0].label!r}: their perplexities would be of different "
+            "tokens; measure them apart, or give them reads=False in a config"
+        )
