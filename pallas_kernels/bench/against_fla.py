@@ -102,5 +102,5 @@ class Fla:
 
 
 def _place(case: Case, mode: Mode) -> dict[str, Any]:
-    shape = jax.eval_shape(case.make_inputs, 0).arrays[0].shape
+    shape = jax.eval_shape(lambda: case.make_inputs(0)).arrays[0].shape
     return {"shape": shape, "mode": mode.name, "dtype": case.dtype}

@@ -202,4 +202,5 @@ def _dtype(name: str, dtype: str) -> str:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder: `lightning` is a library's name too
     main()

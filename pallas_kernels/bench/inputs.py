@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.bench import float64
@@ -30,13 +30,12 @@ def worth_timing(implementations: Collection[str]) -> tuple[str, ...]:
     return tuple(name for name in implementations if on_cpu() or name not in DEFINITIONS)
 
 
-def random(
-    seed: int | Int[Array, ""], dtype: str, *shapes: tuple[int, ...]
-) -> list[Float[Array, "..."]]:
+def random(seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[Float[Array, "..."]]:
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+@jax.jit
 def normed(x: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
     """Divided by its root mean square, as queries and keys are."""
     x32 = x.astype(jnp.float32)

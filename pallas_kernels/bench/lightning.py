@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,7 +47,6 @@ def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -
     def with_state(name):
         return functools.partial(_attend, log_decay=log_decay, scale=scale, implementation=name)
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
     def make_inputs(seed, batch=batch, length=length):
         q, k, v, d_out = inputs.random(seed, dtype, *4 * ((batch, length, heads, width),))
         return Inputs((inputs.normed(q), inputs.normed(k), v), d_out)
@@ -98,7 +96,7 @@ def part_of_a_row(dtype: str, shape: tuple[int, int, int, int], names: tuple[str
     return dataclasses.replace(
         whole,
         modes=(mode,),
-        make_inputs=jax.jit(lambda seed: between(whole.make_inputs(seed), seed)),
+        make_inputs=lambda seed: between(whole.make_inputs(seed), seed),
         small=small,
         exact=_exact(small, log_decay, scale),
     )

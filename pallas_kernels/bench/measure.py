@@ -111,14 +111,16 @@ def measure_machine(rounds: int | None) -> Machine:
     small = dispatch.platform() == "cpu"
     words, side = (16 << 20, 1024) if small else (256 << 20, 8192)
     array = jnp.ones(words, jnp.float32)
-    copy = sampler(jax.jit(lambda x: x + 1), [(array,)])
-    products = {}
+    jobs: dict[str, Any] = {"copy": (lambda x: x + 1, array)}
     for dtype in ("float32", "bfloat16"):
         square = jax.random.normal(jax.random.key(0), (side, side), dtype)
-        products[dtype] = sampler(jax.jit(jnp.dot), [(square, square)])
-    times = interleaved({"copy": copy, **products}, rounds)
+        jobs[dtype] = jnp.dot, square, square
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        made = pool.map(lambda job: sampler(jax.jit(job[0]), [job[1:]]), jobs.values())
+        samplers = dict(zip(jobs, made, strict=True))
+    times = interleaved(samplers, rounds)
     best = {name: 1e-3 * min(values) for name, values in times.items()}
-    speeds = {name: 2 * side**3 / best[name] for name in products}
+    speeds = {name: 2 * side**3 / best[name] for name in ("float32", "bfloat16")}
     return Machine(2 * array.nbytes / best["copy"], speeds)
 
 
@@ -207,10 +209,8 @@ def _contenders(
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         pool.submit(case.exact, mode.name)
         made = list(pool.map(lambda job: _compiled(mode, *job), jobs))
-    pairs = zip(made[::2], made[1::2], strict=True)
-    return {
-        name: _contender(case, mode, *pair, sets) for name, pair in zip(names, pairs, strict=True)
-    }
+    each = zip(names, made[::2], made[1::2], strict=True)
+    return {name: _contender(case, mode, *programs, sets) for name, *programs in each}
 
 
 def _compiled(mode: Mode, name: str, given: Inputs) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels import dispatch
 from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure, rotary
-from pallas_kernels.bench.cases import CASES
+from pallas_kernels.bench.cases import CASES, chosen
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +137,7 @@ def test_where_pytorch_is_missing_fla_ends_the_command_in_one_line(tmp_path, mon
     (tmp_path / "torch.py").write_text("raise ImportError(\"No module named 'torch'\")")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SystemExit) as end:
-        command.main(["lightning_attention", "--against", "fla"])
+        command.main(["lightning_attention", "--against", "fla", "--implementations", "chunked"])
     assert end.value.code == 2
     assert capsys.readouterr().err == "fla cannot run here: No module named 'torch'\n"
 
@@ -157,3 +157,58 @@ def test_a_cpu_bar_sets_the_chunked_loss_against_its_definition(tmp_path, monkey
     with pytest.raises(SystemExit):
         command.main(["attention", "--cpu-bars"])
     assert "--cpu-bars times lightning_attention, linear_cross" in capsys.readouterr().err
+
+
+def test_names_cut_the_cases_down_and_keep_their_order(monkeypatch):
+    monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
+    asked = {"dtypes": ["bfloat16"], "modes": ["forward+gradient", "forward"]}
+    names = ["gpu_one_pass", "chunked"]
+    kept = chosen(lightning.cases(), shape="T16384 N16", implementations=names, **asked)
+    assert [case.shape for case in kept] == ["B1 T16384 N16 H128", "B2 T16384 N16 H128"]
+    for case in kept:
+        assert case.dtype == "bfloat16"
+        assert [mode.name for mode in case.modes] == ["forward", "forward+gradient"]
+        assert case.implementations == ("chunked", "gpu_one_pass")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("--shape T9", "no shape has 'T9'; there are B2 T40 N2 H8, B1 T24 N2 H8"),
+        ("--dtypes int8", "no dtype is 'int8'; there are float32"),
+        (
+            "--modes gradient",
+            "no mode is 'gradient'; there are forward, forward+state, forward+gradient, state+gradient",
+        ),
+        (
+            "--implementations fla",
+            "no implementation is 'fla'; there are recurrent, associative, chunked, gpu, tpu",
+        ),
+        ("--shape T24 --modes state+gradient", "no mode is 'state+gradient'; there are forward, "),
+    ],
+)
+def test_what_no_case_has_is_refused_with_what_there_is(asked, answer, capsys):
+    with pytest.raises(SystemExit) as end:
+        command.main(["lightning_attention", *asked.split()])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"nothing to time: {answer}")
+
+
+def test_looking_at_cases_computes_nothing(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("inputs were made")
+
+    monkeypatch.setattr(inputs, "random", refuse)
+    for cases in CASES.values():
+        assert cases()
+
+
+def test_one_pass_is_the_gpu_kernels_with_rounded_intermediates():
+    case = lightning.case("bfloat16", (1, 40, 2, 16), ("gpu", lightning.ONE_PASS))
+    with dispatch.interpreted():
+        errors = [
+            measure.errors_of(case, mode, mode.function(name)(*case.small().arrays))["o"]
+            for mode in case.modes[:1]
+            for name in case.implementations
+        ]
+    assert errors[0] < errors[1] < 1e-2

@@ -3,8 +3,11 @@ Neither PyTorch nor Triton is needed: stand-ins take their places."""
 
 import contextlib
 import json
+import os
 import sys
+import threading
 import types
+from typing import Any
 
 import pytest
 
@@ -57,7 +60,7 @@ def test_fla_compiles_for_the_shape_that_is_timed_is_tuned_there_and_only_then_c
 ):
     rows = json.loads(bench(tmp_path, "forward").read_text())["rows"]
     assert [row["implementation"] for row in rows] == ["fla", "chunked"]
-    assert [row["temporaries"] for row in rows][0] == 7
+    assert rows[0]["temporaries"] == 7
     requests = [json.loads(line) for line in asked.read_text().splitlines()]
     assert [x["do"] for x in requests] == ["compile", "prepare", "check", "time", "time"]
     for request in requests[:2]:
@@ -71,9 +74,90 @@ def test_what_was_measured_is_written_though_a_later_mode_fails(
 ):
     monkeypatch.setenv("LAST", "6")  # the second mode's `prepare`
     with pytest.raises(SystemExit) as end:
-        bench(tmp_path, "forward", "forward+gradient")
+        bench(tmp_path, "forward", "forward+state")
     assert end.value.code == 2
     assert capsys.readouterr().err == "fla cannot run here: exit code 3\n"
     content = json.loads((tmp_path / "rows.json").read_text())
     assert [row["mode"] for row in content["rows"]] == ["forward", "forward"]
     assert content["versions"]["torch"] == "0"
+
+
+class Autotuner:
+    """Three variants that compile only all at once, and what was chosen for some types."""
+
+    active: Any = None  # the mode that compiles in threads
+
+    def __init__(self):
+        self.cache, self.compiled = {}, 0
+        self.together = threading.Barrier(3, timeout=20)
+
+    def run(self, *tensors, warmup, grid):
+        raise AssertionError("a kernel ran")
+
+    def warmup(self, *tensors, grid):
+        def compile_one():
+            self.together.wait()
+            self.compiled += 1
+
+        return [Autotuner.active.submit(compile_one) for _ in range(3)]
+
+
+@contextlib.contextmanager
+def async_compile_mode(pool, *, ignore_errors):
+    assert ignore_errors
+    Autotuner.active = pool
+    yield
+    Autotuner.active = None
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """The other process's side, with stand-ins of PyTorch, Triton and fla, and two kernels."""
+    torch = types.SimpleNamespace(
+        __version__="0",
+        cuda=types.SimpleNamespace(is_available=lambda: True),
+        autograd=types.SimpleNamespace(set_multithreading_enabled=contextlib.nullcontext),
+    )
+    autotuner = types.SimpleNamespace(Autotuner=Autotuner)
+    triton = types.SimpleNamespace(
+        __version__="0",
+        testing=types.SimpleNamespace(do_bench=lambda call, warmup=25, rep=100: (warmup, rep)),
+        runtime=types.SimpleNamespace(autotuner=autotuner),
+        AsyncCompileMode=async_compile_mode,
+    )
+    simple_gla = types.SimpleNamespace(chunk_simple_gla=None)
+    stand_ins = {"torch": torch, "triton": triton, "fla.ops.simple_gla": simple_gla}
+    stand_ins |= {"fla": types.SimpleNamespace(__version__="0"), "fla.ops": types.ModuleType("ops")}
+    for name, module in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setenv("FLA_CACHE_RESULTS", "1")
+    made = fla_worker.Worker()
+    kernels = Autotuner(), Autotuner()
+    monkeypatch.setattr(made, "_inputs", lambda *place: {})
+    monkeypatch.setattr(made, "_call", lambda mode: [k.run(warmup=False, grid=1) for k in kernels])
+    return made, kernels
+
+
+def test_all_variants_compile_at_the_same_time_and_no_kernel_runs(worker):
+    made, kernels = worker
+    assert made.compile([1, 64, 2, 8], "forward", "bfloat16")["variants"] == 6
+    made.pool.shutdown()
+    assert [kernel.compiled for kernel in kernels] == [3, 3]
+    with pytest.raises(AssertionError, match="a kernel ran"):
+        kernels[0].run(warmup=False, grid=1)
+
+
+def test_variants_chosen_at_another_shape_are_forgotten_and_those_of_this_one_kept(worker):
+    made, kernels = worker
+    made.compile([1, 64, 2, 8], "forward", "bfloat16")
+    for kernel in kernels:
+        kernel.cache["bfloat16"] = "a variant"
+    made.compile([1, 64, 2, 8], "forward+gradient", "bfloat16")
+    assert [kernel.cache for kernel in kernels] == 2 * [{"bfloat16": "a variant"}]
+    made.compile([1, 128, 2, 8], "forward", "bfloat16")
+    assert [kernel.cache for kernel in kernels] == [{}, {}]
+
+
+def test_triton_measures_each_variant_for_a_shorter_time_and_reads_no_choice_from_disk(worker):
+    assert sys.modules["triton"].testing.do_bench(None) == (5, 20)
+    assert os.environ["FLA_CACHE_RESULTS"] == "0"
