@@ -210,7 +210,7 @@ def _contenders(
         pool.submit(case.exact, mode.name)
         made = list(pool.map(lambda job: _compiled(mode, *job), jobs))
     each = zip(names, made[::2], made[1::2], strict=True)
-    return {name: _contender(case, mode, *programs, sets) for name, *programs in each}
+    return {name: _contender(case, mode, small, whole, sets) for name, small, whole in each}
 
 
 def _compiled(mode: Mode, name: str, given: Inputs) -> Any:
