@@ -10,6 +10,7 @@ is printed, and the JSON file written anew, as soon as the mode is measured.
 
 --against fla adds chunk_simple_gla of flash-linear-attention, which runs in a process of its own
 with PyTorch and Triton; --fla-python names the interpreter that has them, where it is not this one.
+`fla_upcast` is the same on bfloat16 tokens that are cast to float32, as HALO's own code calls it.
 
 --cpu-bars times forward and gradient at the shapes for which a CPU has bars: the token scan takes at
 least 8 times as long as the chunks of lightning attention, and its tree at most twice; the defining
@@ -22,6 +23,7 @@ import logging
 import os
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import NoReturn
 
 from pallas_kernels.bench import against_fla, report
@@ -37,27 +39,37 @@ def main(arguments: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO)
     # Another process measures on the same device: take only the memory that is used.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    fla = against_fla.started(options.fla_python) if options.against else contextlib.nullcontext()
     try:
-        with fla as worker:
-            _run(options, worker)
+        with contextlib.ExitStack() as stack:
+            _run(options, _rivals(options, stack))
     except against_fla.CannotRunError as error:
         _refuse(f"fla cannot run here: {error}")
     except NoCaseError as error:
         _refuse(f"nothing to time: {error}")
 
 
-def _run(options: argparse.Namespace, fla: against_fla.Fla | None) -> None:
+def _rivals(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, against_fla.Fla]:
+    """fla as it comes, and as HALO's own code calls it."""
+    upcasts = {"fla": False, "fla_upcast": True} if options.against else {}
+    return {
+        name: stack.enter_context(against_fla.started(options.fla_python, upcast=upcast))
+        for name, upcast in upcasts.items()
+    }
+
+
+def _run(options: argparse.Namespace, fla: Mapping[str, against_fla.Fla]) -> None:
     cases = _cases(options)
     machine = measure_machine(options.rounds)
     rows = []
     for case in cases:
-        rivals = {"fla": fla} if fla and case.op == against_fla.OP else {}
+        rivals = fla if case.op == against_fla.OP else {}
+        if case.dtype == "float32":
+            rivals = {name: rival for name, rival in rivals.items() if name == "fla"}
         for made in measure(case, machine, options.rounds, rivals):
             logger.info(report.table(made))
             rows += made
             if options.json:
-                versions = fla.versions if fla else {}
+                versions = fla["fla"].versions if fla else {}
                 options.json.write_text(report.as_json(rows, machine, versions))
     logger.info("%s\n%s", report.heading(machine), report.table(rows))
 

@@ -27,12 +27,17 @@ class CannotRunError(RuntimeError):
 
 
 @contextlib.contextmanager
-def started(python: str) -> Iterator["Fla"]:
-    """fla in a process of that interpreter, until the end of the block."""
+def started(python: str, *, upcast: bool = False) -> Iterator["Fla"]:
+    """fla in a process of that interpreter, until the end of the block.
+
+    Args:
+      upcast: casts q, k, v to float32 and the outputs back, as HALO's own code calls it.
+    """
+    command = [python, str(WORKER), *(["--upcast"] if upcast else [])]
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process,
     ):
         try:

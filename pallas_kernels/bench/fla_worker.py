@@ -11,6 +11,8 @@ answers:
   check    runs the inputs in an .npz file, with the variants chosen, and writes the outputs back
            into it
   time     replays the graph once: milliseconds per call
+
+With --upcast, every call casts q, k, v to float32 and the outputs back.
 """
 
 import concurrent.futures
@@ -78,6 +80,7 @@ class Worker:
         self.pool = concurrent.futures.ThreadPoolExecutor()
         self.kernels: set[Any] = set()
         self.shape: list[int] = []
+        self.upcast = "--upcast" in sys.argv
         self.graph: Any = None
 
     def compile(self, shape: list[int], mode: str, dtype: str) -> dict[str, Any]:
@@ -153,12 +156,13 @@ class Worker:
         d_state: Any = None,
     ) -> dict[str, Any]:
         out, last = self.attend(
-            *(q, k, v),
+            *(x.float() if self.upcast else x for x in (q, k, v)),
             g_gamma=slopes,
             scale=q.shape[3] ** -0.5,
             initial_state=state,
             output_final_state="state" in mode,
         )
+        out = out.to(q.dtype)
         results = {"o": out, "state": last} if "state" in mode else {"o": out}
         if "gradient" not in mode:
             return results

@@ -7,12 +7,12 @@ import os
 import sys
 import threading
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from pallas_kernels.bench import __main__ as command
-from pallas_kernels.bench import against_fla, fla_worker, lightning, measure
+from pallas_kernels.bench import against_fla, fla_worker, inputs, lightning, measure
 
 # Answers as the worker does, writes down what it was asked, and ends after so many requests.
 STAND_IN = """
@@ -43,7 +43,7 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setenv("ASKED", str(path))
     monkeypatch.setenv("LAST", "-1")
     monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8),))
-    machine = measure.Machine(1e9, {"float32": 1e10})
+    machine = measure.Machine(1e9, {"float32": 1e10, "bfloat16": 1e10})
     monkeypatch.setattr(command, "measure_machine", lambda rounds: machine)
     return path
 
@@ -67,6 +67,42 @@ def test_fla_compiles_for_the_shape_that_is_timed_is_tuned_there_and_only_then_c
         assert request["shape"] == [2, 40, 2, 8]
     for request in requests[:3]:
         assert (request["mode"], request["dtype"]) == ("forward", "float32")
+
+
+def test_bfloat16_is_also_compared_with_fla_as_the_official_code_calls_it(
+    tmp_path, asked, monkeypatch
+):
+    monkeypatch.setattr(inputs, "dtypes", lambda: ("bfloat16",))
+    rows = json.loads(bench(tmp_path, "forward").read_text())["rows"]
+    assert [row["implementation"] for row in rows] == ["fla", "fla_upcast", "chunked"]
+
+
+class Tensor(NamedTuple):
+    dtype: str
+    shape: tuple[int, ...] = (1, 2, 3, 4)
+
+    def to(self, dtype):
+        return Tensor(dtype)
+
+    def float(self):
+        return Tensor("float32")
+
+
+def test_the_official_code_casts_tokens_to_float32_and_outputs_back(worker):
+    made, _ = worker
+    made.upcast, taken = True, []
+
+    def attend(*tokens, output_final_state, **rest):
+        taken.extend(x.dtype for x in tokens)
+        return Tensor("float32"), Tensor("float32")
+
+    made.attend = attend
+    half = Tensor("bfloat16")
+    results = fla_worker.Worker._call(
+        made, "forward+state", q=half, k=half, v=half, d_out=half, slopes=None
+    )
+    assert taken == ["float32"] * 3
+    assert (results["o"].dtype, results["state"].dtype) == ("bfloat16", "float32")
 
 
 def test_what_was_measured_is_written_though_a_later_mode_fails(
