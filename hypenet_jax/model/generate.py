@@ -159,15 +159,27 @@ def row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Arra
         if len(key) != batch:
             raise ValueError(f"{len(key)} keys for {batch} rows; give one per row, or one for all")
         return key
+    return _fold_rows(key, batch)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _fold_rows(key: PRNGKeyArray, batch: int) -> Key[Array, "B"]:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
 
 
 def start_writing(context: Context, count: int, stops: tuple[int, ...]) -> Writing:
     """What the loop starts from, with room for `count` new tokens."""
-    batch = context.logits.shape[0]
+    nothing = _nothing_written(context.logits.shape[0], count, stops[0] if stops else 0)
+    return Writing(context=context, **nothing)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _nothing_written(batch: int, count: int, filler: int) -> dict[str, Array]:
+    """The small fields of `Writing`: one program, for each call of its own costs more than it computes."""
     done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
-    written = jnp.full((batch, count), stops[0] if stops else 0, jnp.int32)
-    return Writing(jnp.int32(0), context, done, broken, written, jnp.zeros((batch,), jnp.int32))
+    written = jnp.full((batch, count), filler, jnp.int32)
+    lengths = jnp.zeros((batch,), jnp.int32)
+    return dict(step=jnp.int32(0), done=done, broken=broken, written=written, lengths=lengths)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
