@@ -33,6 +33,11 @@ class Prepared:
         """Smallest vocabulary that a model of this text needs."""
         return self.manifest["vocab_size"]
 
+    @property
+    def text_fingerprint(self) -> str:
+        """Of the files that it was made of."""
+        return self.manifest["asked"]["source_fingerprint"]
+
     def num_tokens(self, split: Split) -> int:
         return self.manifest["splits"][split]["tokens"]
 

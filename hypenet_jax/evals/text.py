@@ -45,6 +45,6 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, model: str) -> No
     """Raises ValueError: the tokenizer has ids that the model does not know."""
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model {model} a vocabulary of "
+            f"the tokenizer of {model!r} has ids up to {tokenizer.vocab_size - 1}, the model a vocabulary of "
             f"{config.vocab_size}; use the tokenizer that the model was trained with"
         )

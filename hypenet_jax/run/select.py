@@ -57,7 +57,8 @@ def select(run: RunConfig, *, stop: Callable[[int], bool] = lambda layer: False)
     teacher, frozen = load_teacher(run, mesh)
     aligned, handoff = aligned_mixers(run, run.stage.start_from, teacher, mesh)
     swept = SweptDecoder(teacher)
-    origin = origin_of(run, handoff.fingerprint, teacher_fingerprint(run))
+    text = prepared.text_fingerprint
+    origin = origin_of(run, handoff.fingerprint, teacher_fingerprint(run), text)
     kept = _Scored(run.folder / "scores.json", origin, teacher.config.num_layers)
 
     def score(params: Params) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """One stage from its config to its final weights; the same call goes on where a run was cut off."""
 
 import logging
+import pathlib
 import shutil
 from collections.abc import Callable
 
@@ -29,6 +30,9 @@ from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf
 
 log = logging.getLogger("hypenet_jax")
+
+# Beside the settings in what a stage writes: the fingerprint of the text that it read.
+TEXT = "text_fingerprint"
 
 # What may change between two starts of one run: where things lie, and how often they are saved.
 FREE = (
@@ -63,7 +67,8 @@ def train(run: RunConfig, *, stop: Callable[[int], bool] = lambda step: False) -
     stage, optimizer, where = parts.stage, parts.optimizer, parts.shardings
     state = create_state(start.params, stage.trainable, optimizer, where)
     # loop -----------------------------------------------------------------------------------------
-    origin = origin_of(run, start.parent, teacher_fingerprint(run))
+    teacher, text = teacher_fingerprint(run), prepared.text_fingerprint
+    origin = origin_of(run, start.parent, teacher, text)
     checkpoints = Checkpoints(run.folder / "checkpoints", origin)
     steps = run.training.loop.steps
     sinks: list[Sink] = [MetricsFile(run.folder / "metrics.jsonl"), progress(steps, run.name)]
@@ -114,7 +119,7 @@ def is_done(run: RunConfig) -> bool:
     """Whether this very run has left its final weights.
 
     Raises:
-      CheckpointError: another config has, or it started from other weights than its parent's of now.
+      CheckpointError: another config has, or it started from other weights or read another text than those of now.
     """
     final = run.folder / "final"
     there = final.exists()
@@ -124,10 +129,18 @@ def is_done(run: RunConfig) -> bool:
         return False
     handoff = read_handoff(final, run.name)
     about = {"stage": handoff.stage, "config": handoff.config, "parent": handoff.parent}
-    # A teacher that is gone cannot have changed.
+    # A teacher or a text that is gone cannot have changed.
     teacher = teacher_fingerprint(run) or handoff.config.get(TEACHER)
-    check_origin(about, origin_of(run, _parent_of(run, handoff), teacher), str(final))
+    text = _text_of(run) or handoff.config.get(TEXT)
+    check_origin(about, origin_of(run, _parent_of(run, handoff), teacher, text), str(final))
     return True
+
+
+def _text_of(run: RunConfig) -> str | None:
+    """Fingerprint of the text that was prepared for the run; None where that is gone."""
+    folder = pathlib.Path(run.data.corpus.folder)
+    there = (folder / "manifest.json").is_file()
+    return open_prepared(folder).text_fingerprint if there else None
 
 
 def _parent_of(run: RunConfig, handoff: Handoff) -> str | None:
@@ -138,9 +151,9 @@ def _parent_of(run: RunConfig, handoff: Handoff) -> str | None:
     return read_handoff(run.final_of(name), name).fingerprint
 
 
-def origin_of(run: RunConfig, parent: str | None, teacher: str | None) -> Origin:
-    """Whose weights a run writes: its settings, the weights that it starts from, and those of its teacher."""
-    return Origin(run.name, {**resolved(run), TEACHER: teacher}, parent, FREE)
+def origin_of(run: RunConfig, parent: str | None, teacher: str | None, text: str | None) -> Origin:
+    """Whose weights a run writes: its settings, the weights that it starts from, and those of its teacher and text."""
+    return Origin(run.name, {**resolved(run), TEACHER: teacher, TEXT: text}, parent, FREE)
 
 
 def prepared_data(run: RunConfig) -> Prepared:

@@ -8,11 +8,12 @@ import sys
 import jax
 import pytest
 
+from hypenet_jax.data import prepare
 from hypenet_jax.evals.config import Candidate, EvaluateConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.run import convert
 from hypenet_jax.run.models import teacher_fingerprint
-from hypenet_jax.run.train import origin_of
+from hypenet_jax.run.train import TEXT, origin_of
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.handoff import load_params, save_params
 
@@ -76,7 +77,8 @@ def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
     run = copy.run("align")
     params, handoff = load_params(run.folder / "final", "align")
     other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), handoff.fingerprint
-    origin = origin_of(run, handoff.parent, teacher_fingerprint(run))
+    text = handoff.config[TEXT]
+    origin = origin_of(run, handoff.parent, teacher_fingerprint(run), text)
     save_params(run.folder / "final", other, origin)
     with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
         convert(copy, start=after)
@@ -114,6 +116,19 @@ def test_mixers_are_not_used_with_another_teacher_than_they_imitate(copy):
         convert(copy, only="distill")
 
 
-def test_a_finished_stage_outlives_its_teacher(copy):
+def test_a_finished_stage_outlives_its_teacher_and_its_data(copy):
     shutil.rmtree(copy.run("teacher").hf_folder)
+    shutil.rmtree(copy.runs[0].data.corpus.folder)
     convert(copy, only="distill")
+
+
+def test_a_stage_that_was_cut_off_does_not_go_on_with_another_text(copy, monkeypatch):
+    run = copy.run("finetune")
+    shutil.rmtree(run.folder / "final")
+    shutil.rmtree(run.data.corpus.folder)
+    monkeypatch.setattr(prepare, "source_fingerprint", lambda source: "of other files")
+    other = r"text_fingerprint: \w+ saved, of other files now"
+    with pytest.raises(CheckpointError, match=f"finetune.checkpoints step 2: .*{other}"):
+        convert(copy, only="finetune")
+    with pytest.raises(CheckpointError, match=f"distill.final: .*{other}"):
+        convert(copy, only="distill")
