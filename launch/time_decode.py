@@ -41,6 +41,8 @@ class Arguments:
     """The first is what the others are compared with."""
     lengths: tuple[int, ...] = (65_536,)
     """Tokens of context."""
+    steps: int = 64
+    """Tokens written after each context, in one call."""
     rounds: int = 5
     """Medians are taken over these, after one that compiles."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -59,7 +61,7 @@ def main(args: Arguments) -> None:
     ]
     report = Report()
     for length in args.lengths:
-        found = _floors(subjects, length, args) + _times(subjects, length, args.rounds)
+        found = _floors(subjects, length, args) + _times(subjects, length, args)
         report += found + over_floors(found)
         print(report.select(length=length).table(), flush=True)
         if args.out is not None:
@@ -76,9 +78,9 @@ def _floors(subjects: list[Subject], length: int, args: Arguments) -> Report:
     return found.select("decode_seconds_floor")
 
 
-def _times(subjects: list[Subject], length: int, rounds: int) -> Report:
+def _times(subjects: list[Subject], length: int, args: Arguments) -> Report:
     try:
-        return decode_times(subjects, length, rounds=rounds)
+        return decode_times(subjects, length, rounds=args.rounds, steps=args.steps)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -19,6 +19,7 @@ def arguments(tmp_path, monkeypatch) -> time_decode.Arguments:
     return time_decode.Arguments(
         models=("qwen3_1p7b", "hypenet_2b"),
         lengths=(40, 48),
+        steps=32,
         rounds=1,
         chip="h200",
         out=tmp_path / "rows.jsonl",
@@ -42,10 +43,10 @@ def test_every_length_gets_times_their_ratio_and_how_far_the_floor_is(arguments,
 def test_a_length_that_does_not_fit_is_a_row_and_the_others_are_timed(arguments, monkeypatch):
     times = time_decode.decode_times
 
-    def full_at_48(subjects, length, *, rounds):
+    def full_at_48(subjects, length, **options):
         if length == 48:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes")
-        return times(subjects, length, rounds=rounds)
+        return times(subjects, length, **options)
 
     monkeypatch.setattr(time_decode, "decode_times", full_at_48)
     time_decode.main(arguments)
