@@ -5,14 +5,20 @@ Forward, with every memory [H, H] in float32:
    what has not faded to 0 by then.
 2. A product with the decays between spans turns that into the memory before each span (XLA).
 3. `attend`: outputs of every span from the memory before it.
-Backward mirrors 1 and 2 with queries and output gradients, runs `attend` once more for the gradient
-of the queries (do, v, k in place of q, k, v), and `key_value_gradients` from the last token to the
-first. No array of scores or of chunk memories goes through HBM; at B1 T16384 N16 H128 in bfloat16,
-where one such array is 67 MB, forward moves at most 0.42 GB and backward 0.83 GB.
+Backward mirrors 1 and 2 with queries and output gradients, then runs `attend` three times: for the
+gradients of the queries (do, v, k in place of q, k, v), and from the last token to the first for
+those of the values and of the keys. No array of scores or of chunk memories goes through HBM; at B1
+T16384 N16 H128 in bfloat16, where one such array is 67 MB, forward moves at most 0.42 GB and
+backward 0.97 GB.
+
+In two terms, two blocks of threads share a multiprocessor, each with half the columns of a memory:
+one multiplies while the other rounds, masks or waits. One term leaves less to wait for, and float32
+no room: there a block owns a whole memory and is alone.
 
 Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there. A block uses up to
-197 KiB of shared memory and all registers of a multiprocessor (Triton 3.5, sm_90, H128).
+be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there. A multiprocessor's
+blocks use up to 226 KiB of its shared memory and all of its registers (XLA of JAX 0.10.2 and 0.11.2,
+sm_90, H128).
 """
 
 import functools
@@ -29,9 +35,10 @@ from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan
 from pallas_kernels.products import product
 
 INSTEAD = "'chunked', or None to let it choose"
-MAX_WIDTH = 128  # a wider memory does not fit into the registers of one block
-BLOCKS = 128  # an H100 has 132 multiprocessors, and the registers of each hold one block
-CHUNK = {"bfloat16": 64, "float32": 16}  # the most that leaves the memory in registers
+MAX_WIDTH = 128  # a wider memory does not fit into the registers of a multiprocessor
+BLOCKS = 128  # an H100 has 132 multiprocessors, and the registers of each hold one memory
+TYPES = ("bfloat16", "float32")
+CHUNK = 64  # the most for which the scores leave the memory in registers
 MIN_CHUNKS = 2  # of a span: with one, the spans' memories would be as much to read as their tokens
 UNDERFLOW = -104.0  # exp of less is 0 in float32
 
@@ -56,7 +63,7 @@ def gpu(
 
     Args:
       precision: for bfloat16 inputs. "split" multiplies float32 intermediates as the sum of two
-        bfloat16 terms: relative error 3e-6 before the outputs are rounded. "one_pass" rounds them:
+        bfloat16 terms: relative error 5e-6 before the outputs are rounded. "one_pass" rounds them:
         2e-3, and half the products. float32 inputs are multiplied in three TF32 products.
     Raises:
       UnsupportedError: not a Hopper or Blackwell GPU, heads that are too wide, types that are
@@ -75,20 +82,20 @@ def gpu_refusal(q: Tokens, k: Tokens, v: Tokens) -> str | None:
     if q.shape[3] > MAX_WIDTH:
         return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[3]}"
     types = sorted({str(x.dtype) for x in (q, k, v)})
-    if len(types) > 1 or types[0] not in CHUNK:
+    if len(types) > 1 or types[0] not in TYPES:
         return f"takes q, k, v all bfloat16 or all float32, not {', '.join(types)}"
     return dispatch.gpu_refusal(dispatch.HOPPER)
 
 
 def _plan(q: Tokens, scale: float, *, terms: int) -> Plan:
     batch, length, heads, width = q.shape
-    chunk = CHUNK[str(q.dtype)]
-    all_chunks = pl.cdiv(length, chunk)
+    all_chunks = pl.cdiv(length, CHUNK)
     spans = max(1, min(round(BLOCKS / (batch * heads)), all_chunks // MIN_CHUNKS))
     chunks = pl.cdiv(all_chunks, spans)
     spans = pl.cdiv(all_chunks, chunks)
+    parts = 2 if width > 64 and terms == 2 and q.dtype == jnp.bfloat16 else 1
     interpret = dispatch.interprets()
-    return Plan(batch, length, heads, width, chunk, chunks, spans, scale, terms, interpret)
+    return Plan(batch, length, heads, width, CHUNK, chunks, spans, parts, scale, terms, interpret)
 
 
 def _marks(segment_ids: Int[Array, "B T"], plan: Plan) -> Marks:
@@ -131,12 +138,8 @@ def _backward(plan: Plan, saved: Any, cotangents: tuple[Tokens, Memory]) -> tupl
     after = _carried(q, d_out, d_last, log_decay, marks, plan, backward=True)
     rest = after, marks, log_decay, plan
     d_q, _ = gpu_kernels.attend(d_out, v, k, before, marks, log_decay, plan, transposed=True)
-    if q.dtype == jnp.float32:
-        # Both walks in one kernel would not leave the memory in registers.
-        d_v, d_state = gpu_kernels.attend(k, q, d_out, *rest, backward=True)
-        d_k, _ = gpu_kernels.attend(v, d_out, q, *rest, backward=True, transposed=True)
-    else:
-        d_k, d_v, d_state = gpu_kernels.key_value_gradients(q, k, v, d_out, *rest)
+    d_v, d_state = gpu_kernels.attend(k, q, d_out, *rest, backward=True)
+    d_k, _ = gpu_kernels.attend(v, d_out, q, *rest, backward=True, transposed=True)
     return d_q, d_k, d_v, d_state, None, None
 
 

@@ -1,7 +1,9 @@
-"""The three Triton kernels of lightning attention.
+"""The two Triton kernels of lightning attention.
 
-A block of threads owns one head of one span of tokens and keeps one memory, [H, H] in float32, in
-registers while it walks the span chunk by chunk.
+A block of threads owns one span of one head and some columns of its memory, which it keeps in
+registers, in float32 and transposed, while it walks the span chunk by chunk. Laid out so, a memory
+and what a chunk writes to it are left operands of their products, which the matrix unit of a Hopper
+GPU takes from registers; only scores pass through shared memory.
 """
 
 import functools
@@ -50,7 +52,7 @@ def written(
         outputs=_memories(plan, plan.spans),
         out_specs=specs.span_memory,
         flops=plan.terms * plan.width,
-        stages=3,
+        stages=2 if a.dtype == jnp.float32 else 3,
         name="written",
     )
 
@@ -84,35 +86,10 @@ def attend(
         in_specs=(specs.marks(marks), specs.whole, *3 * (specs.tokens,), specs.span_memory),
         outputs=(jax.ShapeDtypeStruct(x.shape, x.dtype), _memories(plan)),
         out_specs=(specs.tokens, specs.memory),
-        flops=(1 + plan.terms) * plan.chunk + 2 * plan.terms * plan.width,
-        stages=2 if x.dtype == jnp.float32 else 3,
+        flops=(plan.parts + plan.terms) * plan.chunk + 2 * plan.terms * plan.width,
+        # With halves, two blocks share the shared memory of a multiprocessor.
+        stages=2 if plan.parts > 1 or x.dtype == jnp.float32 else 3,
         name="attend",
-    )
-
-
-def key_value_gradients(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
-    d_out: Float[Array, "B T N H"],
-    after: Float[Array, "B N S H H"],
-    marks: Marks | None,
-    log_decay: Float[Array, "N"],
-    plan: Plan,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """dk, dv and the gradient of the first memory: both backward walks of `attend` in one, which
-    reads the four arrays once."""
-    specs, tokens = _Specs(plan), jax.ShapeDtypeStruct(q.shape, q.dtype)
-    return _call(
-        _key_value_gradients,
-        plan,
-        inputs=(marks, log_decay, q, k, v, d_out, after),
-        in_specs=(specs.marks(marks), specs.whole, *4 * (specs.tokens,), specs.span_memory),
-        outputs=(tokens, tokens, _memories(plan)),
-        out_specs=(specs.tokens, specs.tokens, specs.memory),
-        flops=(2 + 2 * plan.terms) * plan.chunk + 3 * plan.terms * plan.width,
-        stages=2,
-        name="key_value_gradients",
     )
 
 
@@ -128,7 +105,7 @@ def _written(
     plan: Plan,
     backward: bool,
 ) -> None:
-    head, slot = pl.program_id(0), pl.program_id(1)
+    part, head, slot = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     boundary = (slot + int(backward)) * plan.tokens
     decay, count = log_decay[head], tiles.count_before(marks, boundary, plan)
 
@@ -138,13 +115,14 @@ def _written(
         real = tiles.is_real(marks, start, counts, plan)
         fade = tiles.fade(decay, jnp.abs(counts - count))
         fade = jnp.where(tiles.belongs(marks, start, boundary, plan), fade, 0.0)
-        x, y = tiles.read_tokens(a, start, real, plan), tiles.read_tokens(b, start, real, plan)
-        return memory + tiles.product(x, factor * fade[:, None] * y, (0, 0), plan)
+        keys = [tiles.read_tokens(a, start, real, plan)]
+        values = (factor * fade)[:, None] * tiles.read_tokens(b, start, real, plan, part)
+        return tiles.product(tiles.terms(values, a.dtype, plan), keys, (0, 0), plan, onto=memory)
 
     factor = plan.scale if backward else 1.0
     is_edge = slot == (plan.spans - 1 if backward else 0)
-    first = tiles.read_memory(edge, plan, only_if=is_edge)
-    tiles.write_memory(out, jax.lax.fori_loop(0, needed[slot], step, first), plan)
+    first = tiles.read_memory(edge, plan, part, only_if=is_edge)
+    tiles.write_memory(out, jax.lax.fori_loop(0, needed[slot], step, first), plan, part)
 
 
 def _attend(
@@ -161,87 +139,52 @@ def _attend(
     backward: bool,
     transposed: bool,
 ) -> None:
-    head, span = pl.program_id(0), pl.program_id(1)
+    part, head, span = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     decay, chunks = log_decay[head], tiles.chunks_here(span, plan)
+    inner = functools.partial(tiles.inner, marks, decay, plan=plan, backward=backward)
+    same = inner(jnp.zeros((), jnp.int32)) if marks is None else None
 
     def step(i, memory):
         chunk = chunks - 1 - i if backward else i
         start = span * plan.tokens + chunk * plan.chunk
-        fade = tiles.decays(marks, decay, start, plan, backward=backward)
-        reading, writing = fade.entering, fade.leaving
-        if backward:
-            reading, writing = writing, reading
-        read = (tiles.read_tokens(ref, start, fade.real, plan) for ref in (x, y, z))
-        readers, keys, values = read
-        scores = tiles.product(readers, keys, (1, 1), plan) * fade.within
-        inside = tiles.product(scores, values, (1, 0), plan)
-        carried = reading[:, None] * tiles.product(readers, memory, (1, 0), plan)
-        tiles.write_tokens(out, start, inside + carried, plan)
-        new = tiles.product(keys, writing[:, None] * values, (0, 0), plan)
-        return fade.across * memory + new
+        within, entering = inner(start) if same is None else same
+        leaving, across = tiles.outer(marks, decay, start, plan)
+        reading, writing = (leaving, entering) if backward else (entering, leaving)
+        real = tiles.is_real(marks, start, tiles.counts_through(marks, start, plan), plan)
+        # What needs no tokens comes before they are read: they are still on their way.
+        held = tiles.terms(memory, x.dtype, plan)
+        readers, keys = ([tiles.read_tokens(ref, start, real, plan)] for ref in (x, y))
+        carried = reading[None, :] * tiles.product(held, readers, (1, 1), plan)
+        scores = within * tiles.product(keys, readers, (1, 1), plan)
+        values = tiles.read_tokens(z, start, real, plan, part)
+        scores = tiles.terms(scores, x.dtype, plan)
+        both = tiles.product([values], scores, (0, 0), plan, onto=carried)
+        tiles.write_tokens(out, start, both, plan, part)
+        new = tiles.terms(writing[:, None] * values, x.dtype, plan)
+        return tiles.product(new, keys, (0, 0), plan, onto=across * memory)
 
-    memory = tiles.read_memory(before, plan)
-    memory = memory.T if transposed else memory
+    memory = tiles.read_memory(before, plan, part, transposed=transposed)
     memory = jax.lax.fori_loop(0, chunks, step, memory)
 
     @pl.when(span == (0 if backward else plan.spans - 1))
     def _():
-        tiles.write_memory(last, memory, plan)
-
-
-def _key_value_gradients(
-    marks: Marks | None,
-    log_decay: Ref,
-    q: Ref,
-    k: Ref,
-    v: Ref,
-    d_out: Ref,
-    after: Ref,
-    d_k: Ref,
-    d_v: Ref,
-    d_state: Ref,
-    *,
-    plan: Plan,
-) -> None:
-    head, span = pl.program_id(0), pl.program_id(1)
-    decay, chunks = log_decay[head], tiles.chunks_here(span, plan)
-
-    def step(i, memory):
-        start = span * plan.tokens + (chunks - 1 - i) * plan.chunk
-        fade = tiles.decays(marks, decay, start, plan, backward=True)
-        read = (tiles.read_tokens(ref, start, fade.real, plan) for ref in (q, k, v, d_out))
-        queries, keys, values, d_outs = read
-        leaving = fade.leaving[:, None]
-        scores = tiles.product(keys, queries, (1, 1), plan) * fade.within
-        d_values = tiles.product(scores, d_outs, (1, 0), plan)
-        d_values = d_values + leaving * tiles.product(keys, memory, (1, 0), plan)
-        tiles.write_tokens(d_v, start, d_values, plan)
-        d_scores = tiles.product(values, d_outs, (1, 1), plan) * fade.within
-        d_keys = tiles.product(d_scores, queries, (1, 0), plan)
-        d_keys = d_keys + leaving * tiles.product(values, memory, (1, 1), plan)
-        tiles.write_tokens(d_k, start, d_keys, plan)
-        new = tiles.product(queries, fade.entering[:, None] * d_outs, (0, 0), plan)
-        return fade.across * memory + new
-
-    memory = jax.lax.fori_loop(0, chunks, step, tiles.read_memory(after, plan))
-
-    @pl.when(span == 0)
-    def _():
-        tiles.write_memory(d_state, memory, plan)
+        tiles.write_memory(last, memory, plan, part)
 
 
 class _Specs:
-    """What one block of the grid (heads, spans, rows) sees of each array."""
+    """What one block of the grid (parts, heads, spans, rows) sees of each array."""
 
     def __init__(self, plan: Plan) -> None:
         width, columns = plan.width, plan.spans * plan.tokens + 1
-        self._marks = pl.BlockSpec((None, columns), lambda n, s, b: (b, 0))
-        self.whole = pl.BlockSpec((plan.heads,), lambda n, s, b: (0,))
-        self.needed = pl.BlockSpec((None, None, plan.spans), lambda n, s, b: (b, n, 0))
-        self.tokens = pl.BlockSpec((None, plan.length, None, width), lambda n, s, b: (b, 0, n, 0))
-        self.memory = pl.BlockSpec((None, None, width, width), lambda n, s, b: (b, n, 0, 0))
+        self._marks = pl.BlockSpec((None, columns), lambda p, n, s, b: (b, 0))
+        self.whole = pl.BlockSpec((plan.heads,), lambda p, n, s, b: (0,))
+        self.needed = pl.BlockSpec((None, None, plan.spans), lambda p, n, s, b: (b, n, 0))
+        self.tokens = pl.BlockSpec(
+            (None, plan.length, None, width), lambda p, n, s, b: (b, 0, n, 0)
+        )
+        self.memory = pl.BlockSpec((None, None, width, width), lambda p, n, s, b: (b, n, 0, 0))
         self.span_memory = pl.BlockSpec(
-            (None, None, None, width, width), lambda n, s, b: (b, n, s, 0, 0)
+            (None, None, None, width, width), lambda p, n, s, b: (b, n, s, 0, 0)
         )
 
     def marks(self, marks: Marks | None) -> Any:
@@ -265,18 +208,18 @@ def _call(
     stages: int,
     name: str,
 ) -> Any:
-    """Runs a kernel over (heads, spans, rows): blocks that run together read neighbouring heads,
-    which lie side by side. `flops` is a half of those per token, head and column."""
+    """Runs a kernel over (parts, heads, spans, rows): blocks that run together read the same tokens
+    of a head or neighbouring heads, which lie side by side. `flops` is a half of those per token, head and column."""
     tokens = plan.batch * plan.heads * plan.length
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
-        grid=(plan.heads, plan.spans, plan.batch),
+        grid=(plan.parts, plan.heads, plan.spans, plan.batch),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=outputs,
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(
-            num_warps=8 if plan.width > 32 else 4, num_stages=stages
+            num_warps=8 if plan.part > 64 else 4, num_stages=stages
         ),
         cost_estimate=cost(
             2 * tokens * plan.width * flops, tokens * (plan.chunk + 2), (inputs, outputs)

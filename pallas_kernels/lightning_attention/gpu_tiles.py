@@ -7,6 +7,7 @@ masked where they are read and written.
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +17,13 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 Ref = Any  # an array of Pallas, read and written by index
+LOG2_E = 1.4426950408889634
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How one call is cut: `spans` of `chunks` chunks of `chunk` tokens, the last ones short."""
+    """How one call is cut: `spans` of `chunks` chunks of `chunk` tokens, the last ones short, and
+    the columns of a memory in `parts`."""
 
     batch: int
     length: int
@@ -29,6 +32,7 @@ class Plan:
     chunk: int
     chunks: int
     spans: int
+    parts: int
     scale: float
     terms: int
     interpret: bool
@@ -43,6 +47,11 @@ class Plan:
         """Columns of a tile: a power of two, and what the matrix units take at least."""
         return max(16, pl.next_power_of_2(self.width))
 
+    @property
+    def part(self) -> int:
+        """Columns of a memory that one block of threads owns."""
+        return self.columns // self.parts
+
 
 class Marks(NamedTuple):
     """Documents and padding, read before each token t: S is one more than the tokens of all
@@ -52,52 +61,54 @@ class Marks(NamedTuple):
     document: Int[Array, "B S"]  # of the last real token
 
 
-class Decays(NamedTuple):
-    """Factors by which memory fades around a chunk; the scale of the outputs is in the first two.
+class Inner(NamedTuple):
+    """Factors, with the scale of the outputs, for what the queries of a chunk see."""
 
-    Rows of `within` are the tokens that receive: queries, or if backward keys.
-    """
-
-    within: Float[Array, "C C"]  # from token to token; 0 where one does not see the other
+    within: Float[Array, "C C"]  # from token to token, or 0; columns receive: keys, if backward
     entering: Float[Array, "C"]  # from the memory before the chunk to a token
-    leaving: Float[Array, "C"]  # from a token to the memory after the chunk
-    across: Float[Array, ""]  # from the memory before the chunk to that after it
-    real: Bool[Array, "C"]  # which tokens are not padding
 
 
-def decays(
+class Outer(NamedTuple):
+    """Factors for the memory after a chunk."""
+
+    leaving: Float[Array, "C"]  # from a token
+    across: Float[Array, ""]  # from the memory before the chunk
+
+
+def inner(
     marks: Marks | None,
     decay: Float[Array, ""],
     start: Int[Array, ""],
     plan: Plan,
     *,
     backward: bool,
-) -> Decays:
-    count, end = counts_through(marks, start, plan), start + plan.chunk
-    before, after = count_before(marks, start, plan), count_before(marks, end, plan)
-    order = jnp.arange(plan.chunk)
-    gaps, seen = count[:, None] - count[None, :], order[:, None] >= order[None, :]
+) -> Inner:
+    """Without marks those of every chunk are those at start 0."""
+    count, order = counts_through(marks, start, plan), jnp.arange(plan.chunk)
+    gaps, seen = count[None, :] - count[:, None], order[None, :] >= order[:, None]
     if backward:
-        gaps, seen = -gaps, order[:, None] <= order[None, :]
-    within, across = fade(decay, gaps), fade(decay, after - before)
-    entering = jnp.where(belongs(marks, start, start, plan), fade(decay, count - before), 0.0)
-    leaving = jnp.where(belongs(marks, start, end, plan), fade(decay, after - count), 0.0)
+        gaps, seen = -gaps, order[None, :] <= order[:, None]
+    entering = fade(decay, count - count_before(marks, start, plan))
     if marks is not None:
         document = marks.document[pl.ds(start + 1, plan.chunk)]
-        seen = seen & (document[:, None] == document[None, :])
+        seen = seen & (document[None, :] == document[:, None])
+        entering = jnp.where(belongs(marks, start, start, plan), entering, 0.0)
+    return Inner(plan.scale * jnp.where(seen, fade(decay, gaps), 0.0), plan.scale * entering)
+
+
+def outer(marks: Marks | None, decay: Float[Array, ""], start: Int[Array, ""], plan: Plan) -> Outer:
+    count, end = counts_through(marks, start, plan), start + plan.chunk
+    before, after = count_before(marks, start, plan), count_before(marks, end, plan)
+    leaving, across = fade(decay, after - count), fade(decay, after - before)
+    if marks is not None:
+        leaving = jnp.where(belongs(marks, start, end, plan), leaving, 0.0)
         across = jnp.where(marks.document[start] == marks.document[end], across, 0.0)
-    return Decays(
-        within=plan.scale * jnp.where(seen, within, 0.0),
-        entering=plan.scale * entering,
-        leaving=leaving,
-        across=across,
-        real=is_real(marks, start, count, plan),
-    )
+    return Outer(leaving, across)
 
 
 def fade(decay: Float[Array, ""], steps: Int[Array, "*S"]) -> Float[Array, "*S"]:
     """Steps are clamped before exp: what is masked afterwards must not overflow."""
-    return jnp.exp(decay * jnp.maximum(steps, 0).astype(jnp.float32))
+    return jnp.exp2(LOG2_E * decay * jnp.maximum(steps, 0).astype(jnp.float32))
 
 
 def count_before(marks: Marks | None, token: Int[Array, ""], plan: Plan) -> Int[Array, ""]:
@@ -133,26 +144,35 @@ def chunks_here(span: Int[Array, ""], plan: Plan) -> Int[Array, ""]:
     return jnp.minimum(plan.chunks, pl.cdiv(plan.length, plan.chunk) - span * plan.chunks)
 
 
+def terms(x: Float[Array, "..."], dtype: Any, plan: Plan) -> list[Float[Array, "..."]]:
+    """What stands for a float32 tile in products with tokens: itself, or where those are bfloat16 as
+    many `terms` of that type, whose sum is close to it.
+
+    The first are cut, not rounded: to round single numbers, for what is left of them, takes a GPU
+    eight times as long as to round pairs.
+    """
+    if dtype == jnp.float32:
+        return [x]
+    found = []
+    for _ in range(plan.terms - 1):
+        bits = jax.lax.bitcast_convert_type(x, jnp.int32) & -0x10000
+        cut = jax.lax.bitcast_convert_type(bits, jnp.float32)
+        found.append(cut.astype(dtype))
+        x = x - cut
+    return [*found, x.astype(dtype)]
+
+
 def product(
-    a: Float[Array, "..."], b: Float[Array, "..."], contracted: tuple[int, int], plan: Plan
+    a: list[Float[Array, "..."]],
+    b: list[Float[Array, "..."]],
+    contracted: tuple[int, int],
+    plan: Plan,
+    onto: Float[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
-    """Product into float32. Tokens as stored are exact; what was computed from them is float32, and
-    where the tokens are narrower it is split into `terms` parts of their type."""
-    if a.dtype == b.dtype:
-        return _dot(a, b, contracted, plan)
-    if a.dtype == jnp.float32:
-        pairs = [(part, b) for part in _parts(a, b.dtype, plan.terms)]
-    else:
-        pairs = [(a, part) for part in _parts(b, a.dtype, plan.terms)]
-    return functools.reduce(jnp.add, (_dot(*pair, contracted, plan) for pair in pairs))
-
-
-def _parts(x: Float[Array, "..."], dtype: Any, terms: int) -> list[Float[Array, "..."]]:
-    parts = []
-    for _ in range(terms):
-        parts.append(x.astype(dtype))
-        x = x - parts[-1].astype(jnp.float32)
-    return parts
+    """Product into float32 of two sums of terms, added onto a tile one by one: the matrix unit adds
+    as it multiplies."""
+    added = [_dot(x, y, contracted, plan) for x, y in itertools.product(a, b)]
+    return functools.reduce(jnp.add, added if onto is None else [onto, *added])
 
 
 def _dot(
@@ -169,37 +189,57 @@ def _dot(
     )
 
 
-def _columns(plan: Plan) -> tuple[Any, Bool[Array, "H"]]:
-    """Where the columns of a head are, and which of a tile's are the head's."""
-    inside = jnp.arange(plan.columns) < plan.width
-    if plan.columns == plan.width:
-        return pl.ds(0, plan.columns), inside
-    # A slice past the end is refused where its start is a Python number; the mask keeps it inside.
-    return pl.ds(jnp.zeros((), jnp.int32), plan.columns), inside
-
-
 def read_tokens(
-    ref: Ref, start: Int[Array, ""], real: Bool[Array, "C"], plan: Plan
+    ref: Ref,
+    start: Int[Array, ""],
+    real: Bool[Array, "C"],
+    plan: Plan,
+    part: Int[Array, ""] | None = None,
 ) -> Float[Array, "C H"]:
-    columns, inside = _columns(plan)
-    mask = real[:, None] & inside[None, :]
-    return triton.load(ref.at[pl.ds(start, plan.chunk), columns], mask=mask, other=0.0)
+    """A chunk of a head, or of a part of its columns."""
+    tokens, columns = start + jnp.arange(plan.chunk), _columns(plan, part)
+    mask = real[:, None] & (columns < plan.width)[None, :]
+    return triton.load(ref.at[tokens[:, None], columns[None, :]], mask=mask, other=0.0)
 
 
-def write_tokens(ref: Ref, start: Int[Array, ""], x: Float[Array, "C H"], plan: Plan) -> None:
-    columns, inside = _columns(plan)
-    mask = (start + jnp.arange(plan.chunk) < plan.length)[:, None] & inside[None, :]
-    triton.store(ref.at[pl.ds(start, plan.chunk), columns], x.astype(ref.dtype), mask=mask)
+def write_tokens(
+    ref: Ref, start: Int[Array, ""], x: Float[Array, "V C"], plan: Plan, part: Int[Array, ""]
+) -> None:
+    """Writes a tile that has the tokens as columns."""
+    tokens, columns = start + jnp.arange(plan.chunk), _columns(plan, part)
+    mask = (columns < plan.width)[:, None] & (tokens < plan.length)[None, :]
+    triton.store(ref.at[tokens[None, :], columns[:, None]], x.astype(ref.dtype), mask=mask)
 
 
 def read_memory(
-    ref: Ref, plan: Plan, only_if: Bool[Array, ""] | bool = True
-) -> Float[Array, "H H"]:
-    columns, inside = _columns(plan)
-    mask = inside[:, None] & inside[None, :] & only_if
-    return triton.load(ref.at[columns, columns], mask=mask, other=0.0)
+    ref: Ref,
+    plan: Plan,
+    part: Int[Array, ""],
+    *,
+    transposed: bool = False,
+    only_if: Bool[Array, ""] | bool = True,
+) -> Float[Array, "V H"]:
+    """The columns of a part (rows, if transposed) as rows."""
+    at, inside = _memory(ref, plan, part, transposed)
+    return triton.load(at, mask=inside & only_if, other=0.0)
 
 
-def write_memory(ref: Ref, x: Float[Array, "H H"], plan: Plan) -> None:
-    columns, inside = _columns(plan)
-    triton.store(ref.at[columns, columns], x, mask=inside[:, None] & inside[None, :])
+def write_memory(ref: Ref, x: Float[Array, "V H"], plan: Plan, part: Int[Array, ""]) -> None:
+    at, inside = _memory(ref, plan, part, transposed=False)
+    triton.store(at, x, mask=inside)
+
+
+def _memory(
+    ref: Ref, plan: Plan, part: Int[Array, ""], transposed: bool
+) -> tuple[Any, Bool[Array, "V H"]]:
+    """Where a part of a memory is, as its rows, and what of it is inside."""
+    own, all_of = _columns(plan, part)[:, None], _columns(plan, None)[None, :]
+    at = ref.at[own, all_of] if transposed else ref.at[all_of, own]
+    return at, (own < plan.width) & (all_of < plan.width)
+
+
+def _columns(plan: Plan, part: Int[Array, ""] | None) -> Int[Array, "H"]:
+    """Those of a tile: some may be past the head's width."""
+    if part is None:
+        return jnp.arange(plan.columns)
+    return part * plan.part + jnp.arange(plan.part)

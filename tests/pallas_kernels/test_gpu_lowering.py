@@ -55,21 +55,19 @@ def lowered(function, *arguments):
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize(
-    ("dtype", "forward", "both"), [(jnp.bfloat16, 2, 5), (jnp.float32, 2, 6)], ids=str
-)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("width", [16, 128])
-def test_every_kernel_lowers(dtype, forward, both, packed, width):
+def test_every_kernel_lowers(dtype, packed, width):
     arguments = shapes(dtype=dtype, packed=packed, width=width)
     with on():
-        assert lowered(attention, *arguments).count(CALL) == forward
-        assert lowered(with_gradients, *arguments).count(CALL) == both
+        assert lowered(attention, *arguments).count(CALL) == 2
+        assert lowered(with_gradients, *arguments).count(CALL) == 6
 
 
 def test_heads_that_fill_the_gpu_need_no_spans():
     with on():
-        assert lowered(with_gradients, *shapes(batch=12, length=512)).count(CALL) == 3
+        assert lowered(with_gradients, *shapes(batch=12, length=512)).count(CALL) == 4
 
 
 @pytest.mark.parametrize(("length", "heads", "width"), [(1000, 5, 96), (130, 3, 8), (1, 1, 4)])
@@ -105,7 +103,7 @@ def test_every_call_says_what_it_costs(monkeypatch):
     tensor, memories = 2 * 16384 * 16 * 128, 4 * 16 * 128 * 128
     assert costs["calls"] == 2
     assert costs["bytes"] == pytest.approx(6 * tensor + 18 * memories, rel=1e-3)
-    assert costs["flops"] == 2 * 16384 * 16 * 128 * (2 * 128 + 3 * 64 + 4 * 128)
+    assert costs["flops"] == 2 * 16384 * 16 * 128 * (2 * 128 + 4 * 64 + 4 * 128)
 
 
 def test_none_chooses_the_kernels_where_they_run():
@@ -132,14 +130,20 @@ def test_what_the_kernels_cannot_run_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(jnp.float32, 5e-6), (jnp.bfloat16, 5e-3)], ids=str
+    ("dtype", "tolerance", "length", "width"),
+    [
+        (jnp.float32, 5e-6, 523, 6),
+        (jnp.bfloat16, 5e-3, 523, 6),
+        (jnp.bfloat16, 5e-3, 330, 72),  # a memory in two parts, the second short
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("packed", [False, True])
-def test_many_spans_and_ragged_ends_match_float64(packed, dtype, tolerance):
+def test_many_spans_and_ragged_ends_match_float64(packed, dtype, tolerance, length, width):
     """Spans of several chunks, a last one that is short, and a head that fades to 0 on the way."""
-    q, k, v, state = random(shapes(1, 523, 3, 6, dtype))
+    q, k, v, state = random(shapes(1, length, 3, width, dtype))
     log_decay = -jnp.asarray([3.0, 0.6, 0.002])
-    segments = np.ones((1, 523), np.int32)
+    segments = np.ones((1, length), np.int32)
     segments[0, 100:190], segments[0, 300:420], segments[0, 420:] = 0, 5, 2
     segments = segments if packed else None
     function = functools.partial(
