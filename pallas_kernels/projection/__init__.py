@@ -50,6 +50,6 @@ def projection(
 
 
 def _preferred(x: Float[Array, "B T I"], kernels: tuple[Float[Array, "I _"], ...]) -> str:
-    if dispatch.platform() == "gpu" and gpu.gpu_refusal(x) is None and gpu.wins(kernels):
+    if dispatch.platform() == "gpu" and gpu.gpu_refusal(x) is None:
         return "gpu"
     return "reference"
