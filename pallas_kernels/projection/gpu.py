@@ -5,8 +5,8 @@ products to memory and summed them in a second kernel, 16 us on an H200 where re
 gate were kernels of their own, of which each costs more than a microsecond.
 
 A block of threads takes one tile of one matrix, all of which is on its way at once: while it waits, others of the same
-multiprocessor read and add theirs. What tiles below each other add up to is summed by XLA, and the residual with them.
-Everything in between is float32.
+multiprocessor read and add theirs. What tiles below each other add up to is left to XLA, as are gate and residual: it
+sums where the results are used.
 
 Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
 be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
@@ -14,7 +14,7 @@ be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,15 @@ class Plan:
         return pl.cdiv(self.depth, self.rows)
 
 
+class _Inputs(NamedTuple):
+    """What the kernel reads."""
+
+    left: Float[Array, "I"]  # norm(left) is multiplied with the matrices
+    kernels: tuple[Float[Array, "I _"], ...]
+    scale: Float[Array, "I"] | None
+    source: Float[Array, "I"] | None  # whose mean square divides
+
+
 def gpu(
     operands: Operands, eps: float, activation: Activation
 ) -> tuple[Float[Array, "B T _"], ...]:
@@ -77,29 +86,25 @@ def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
 
 
 def _run(plan: Plan, operands: Operands) -> tuple[Float[Array, "B T _"], ...]:
-    kernels, residual, dtype = operands.kernels, operands.residual, operands.x.dtype
-    flat = jax.tree.map(_line, operands._replace(kernels=(), residual=None))
-    flat = flat._replace(kernels=kernels)
+    x, kernels, scale, gate, residual = operands
+    gated = x if gate is None else x * ACTIVATIONS[plan.activation](gate)
+    inputs = _Inputs(gated[0, 0], kernels, scale, None if scale is None else x[0, 0])
     shapes = tuple(
         jax.ShapeDtypeStruct((plan.tiles, kernel.shape[1]), jnp.float32) for kernel in kernels
     )
     (parts,) = pl.pallas_call(
         functools.partial(_walk, plan),
         grid=(sum(map(_blocks, kernels)), plan.tiles),
-        in_specs=(jax.tree.map(_whole, flat),),
+        in_specs=(jax.tree.map(_whole, inputs),),
         out_specs=(jax.tree.map(_whole, shapes),),
         out_shape=(shapes,),
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-        cost_estimate=cost(2 * sum(kernel.size for kernel in kernels), 0, (flat, shapes)),
+        cost_estimate=cost(2 * sum(kernel.size for kernel in kernels), 0, (inputs, shapes)),
         interpret=plan.interpret,
         name="projection",
-    )(flat)
+    )(inputs)
     rest = 0.0 if residual is None else residual[0, 0].astype(jnp.float32)
-    return tuple((rest + jnp.sum(y, axis=0)).astype(dtype)[None, None] for y in parts)
-
-
-def _line(x: Float[Array, "..."]) -> Float[Array, "_"]:
-    return x.reshape(-1)
+    return tuple((rest + jnp.sum(y, axis=0)).astype(x.dtype)[None, None] for y in parts)
 
 
 def _whole(x: Any) -> pl.BlockSpec:
@@ -123,17 +128,17 @@ _project: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))
 _project.defvjp(_forward, _backward)
 
 
-def _walk(plan: Plan, operands: Operands, parts: tuple[Ref, ...]) -> None:
+def _walk(plan: Plan, inputs: _Inputs, parts: tuple[Ref, ...]) -> None:
     """The block's tile of the one matrix that has it."""
     block, down = pl.program_id(0), pl.program_id(1)
-    for kernel, part in zip(operands.kernels, parts, strict=True):
-        tile = functools.partial(_tile, plan, operands, kernel, part, (down, block))
+    for kernel, part in zip(inputs.kernels, parts, strict=True):
+        tile = functools.partial(_tile, plan, inputs, kernel, part, (down, block))
         pl.when((block >= 0) & (block < _blocks(kernel)))(tile)
         block = block - _blocks(kernel)
 
 
 def _tile(
-    plan: Plan, operands: Operands, kernel: Ref, part: Ref, place: tuple[Int[Array, ""], ...]
+    plan: Plan, inputs: _Inputs, kernel: Ref, part: Ref, place: tuple[Int[Array, ""], ...]
 ) -> None:
     """Adds up one tile; its place is counted in tiles, downwards and to the right."""
     top, left = place[0] * plan.rows, place[1] * COLUMNS
@@ -142,12 +147,10 @@ def _tile(
     inside = left + jnp.arange(COLUMNS) < kernel.shape[1]
     # Asked for first: nothing that follows waits before all is on its way.
     weights = triton.load(kernel.at[rows, columns], mask=real[:, None] & inside[None], other=0.0)
-    x = _load(operands.x.at[rows], real)
-    if operands.gate is not None:
-        x = x * ACTIVATIONS[plan.activation](_load(operands.gate.at[rows], real))
-    if operands.scale is not None:
-        x = x * _load(operands.scale.at[rows], real) * _inverse_norm(plan, operands.x)
-    y = jnp.sum(x[:, None] * weights.astype(jnp.float32), axis=0)
+    left = _load(inputs.left.at[rows], real)
+    if inputs.scale is not None:
+        left = left * _load(inputs.scale.at[rows], real) * _inverse_norm(plan, inputs.source)
+    y = jnp.sum(left[:, None] * weights.astype(jnp.float32), axis=0)
     triton.store(part.at[place[0], columns], y, mask=inside)
 
 
