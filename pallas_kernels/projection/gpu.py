@@ -62,7 +62,7 @@ class _Inputs(NamedTuple):
 def gpu(
     operands: Operands, eps: float, activation: Activation
 ) -> tuple[Float[Array, "B T _"], ...]:
-    """Rounds the results alone to x's dtype; gradients are those of the definition.
+    """Rounds x times its gate, and the results, to x's dtype; gradients are those of the definition.
 
     Raises:
       UnsupportedError: not a data-centre GPU from Ampere on, several tokens or rows, neither bfloat16 nor float32, or
@@ -71,9 +71,7 @@ def gpu(
     why = gpu_refusal(operands.x)
     if why is not None:
         raise dispatch.unsupported("projection", "gpu", why, INSTEAD)
-    depth, size = operands.x.shape[2], operands.x.dtype.itemsize
-    rows = min(TILE_BYTES // (COLUMNS * size), pl.next_power_of_2(depth))
-    return _project(Plan(eps, activation, depth, rows, dispatch.interprets()), operands)
+    return _project(_plan(operands.x, eps, activation), operands)
 
 
 def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
@@ -83,6 +81,12 @@ def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
     if x.shape[:2] != (1, 1):
         return f"takes one token of one row, and x has {x.shape[0]} rows of {x.shape[1]}"
     return dispatch.gpu_refusal(dispatch.AMPERE)
+
+
+def _plan(x: Any, eps: float, activation: Activation) -> Plan:
+    depth = x.shape[2]
+    rows = min(TILE_BYTES // (COLUMNS * x.dtype.itemsize), pl.next_power_of_2(depth))
+    return Plan(eps, activation, depth, rows, dispatch.interprets())
 
 
 def _run(plan: Plan, operands: Operands) -> tuple[Float[Array, "B T _"], ...]:
