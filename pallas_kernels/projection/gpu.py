@@ -8,6 +8,10 @@ A block of threads takes one tile of one matrix, all of which is on its way at o
 multiprocessor read and add theirs. What tiles below each other add up to is left to XLA, as are gate and residual: it
 sums where the results are used.
 
+On an H200 the projections of a mixer, four maps of [2048, 2048] in and one out (42 MB), take 23 us instead of 44, those
+of an MLP of width 6,144 (75 MB) 33 us, as XLA's. Tiles of 8 to 64 KiB, of 32 to 512 columns, by 4 to 16 warps:
+mixer 23 to 31 us, MLP 33 to 47.
+
 Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
 be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
 """
@@ -29,7 +33,7 @@ from pallas_kernels.projection.reference import ACTIVATIONS, Activation, Operand
 INSTEAD = "'reference', or None to let it choose"
 COLUMNS = 64  # of a tile: rows of 128 bytes in bfloat16
 TILE_BYTES = 32 * 2**10
-WARPS = 8
+WARPS = 4
 
 Ref = Any  # an array in HBM, read and written by index
 
