@@ -36,20 +36,20 @@ def projection(
       residual: added to every product.
       implementation: "reference" (anywhere), or "gpu" (A100 or newer): one kernel for one token of one
         row, which reads every matrix once and writes nothing but the results. None runs "gpu" where it
-        can and is faster, else "reference".
+        can, else "reference".
     Returns:
       One array in x's dtype for every kernel.
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
     """
-    preferred = _preferred(x, kernels)
+    preferred = _preferred(x)
     name = dispatch.choose("projection", implementation, IMPLEMENTATIONS, preferred)
     operands = Operands(x, kernels, norm and norm.scale, gate, residual)
     eps = 0.0 if norm is None else norm.eps
     return IMPLEMENTATIONS[name](operands, eps, activation)
 
 
-def _preferred(x: Float[Array, "B T I"], kernels: tuple[Float[Array, "I _"], ...]) -> str:
-    if dispatch.platform() == "gpu" and gpu.gpu_refusal(x) is None and gpu.wins(kernels):
+def _preferred(x: Float[Array, "B T I"]) -> str:
+    if dispatch.platform() == "gpu" and gpu.gpu_refusal(x) is None:
         return "gpu"
     return "reference"

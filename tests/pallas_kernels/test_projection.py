@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ forms = pytest.mark.parametrize("form", list(FORMS.values()), ids=list(FORMS))
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles to a block, the last one not full; interpreted."""
-    monkeypatch.setattr(gpu, "TILES_BYTES", 4 * 32)
+    monkeypatch.setattr(gpu, "TILE_BYTES", 32 * gpu.COLUMNS * 4)
     with dispatch.interpreted():
         yield
 
@@ -100,7 +99,7 @@ def test_bfloat16_loses_only_roundings(implementation):
     got = run(arrays, implementation)
     assert {y.dtype for y in got} == {jnp.dtype(jnp.bfloat16)}
     want = definition(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
-    oracles.assert_close(got, want, 8e-3 if implementation == "reference" else 4e-3)
+    oracles.assert_close(got, want, 8e-3)
 
 
 @pytest.mark.parametrize(("depth", "width"), [(1, 1), (32, 16), (33, 17), (200, 130)])
@@ -109,18 +108,13 @@ def test_any_size_equals_the_reference(depth, width):
     oracles.assert_close(run(arrays, "gpu"), run(arrays, "reference"), 2e-6)
 
 
-@pytest.mark.parametrize(
-    ("widths", "rows", "columns"), [((2048,) * 4, 256, 32), ((2048,), 1024, 16)], ids=str
-)
-def test_the_2b_model_gives_every_multiprocessor_a_block(widths, rows, columns, monkeypatch):
+@pytest.mark.parametrize(("depth", "width"), [(2048, 2048), (2048, 6144), (6144, 2048)])
+def test_the_2b_model_gives_every_multiprocessor_two_tiles_at_least(depth, width, monkeypatch):
     monkeypatch.undo()
-    kernels = tuple(jax.ShapeDtypeStruct((2048, width), jnp.bfloat16) for width in widths)
-    x = jax.ShapeDtypeStruct((1, 1, 2048), jnp.bfloat16)
-    operands = cast(Any, gpu.Operands)(x, kernels, None, None, None)
-    plan = gpu._plan(operands, 0.0, "sigmoid")
-    assert (plan.rows, plan.columns) == (rows, columns)
-    assert gpu._blocks(kernels, columns) >= 128
-    assert gpu._blocks(kernels, columns) * rows * columns * 2 == gpu.TILES_BYTES
+    kernel = jax.ShapeDtypeStruct((depth, width), jnp.bfloat16)
+    plan = gpu._plan(jax.ShapeDtypeStruct((1, 1, depth), jnp.bfloat16), 0.0, "silu")
+    assert plan.rows * gpu.COLUMNS * 2 == gpu.TILE_BYTES
+    assert plan.tiles * gpu._blocks(kernel) >= 256
 
 
 def on(kind="NVIDIA H200", platform="cuda", **axes):
@@ -143,13 +137,11 @@ def test_one_token_is_one_kernel_without_copies(form):
     assert not any("stablehlo.pad" in line or "transpose" in line for line in text.splitlines())
 
 
-def test_several_rows_a_mesh_older_gpus_and_large_matrices_run_the_reference(monkeypatch):
+def test_several_rows_a_mesh_and_older_gpus_run_the_reference():
     assert CALL in lowered(inputs(), data=1)
     assert CALL not in lowered(inputs(rows=2))
     assert CALL not in lowered(inputs(), data=2)
     assert CALL not in lowered(inputs(), "Tesla V100-SXM2-16GB")
-    monkeypatch.setattr(gpu, "SMALL", 75 * 24)
-    assert CALL not in lowered(inputs("ngr"))
 
 
 def test_what_the_kernel_cannot_run_is_refused_with_what_would():

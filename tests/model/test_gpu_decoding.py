@@ -1,0 +1,49 @@
+"""What a GPU runs for one token of one row: the kernels of a layer, and that they compute the same."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
+from tiny_decoders import CAPACITY
+
+from hypenet_jax.model.decoder import Decoder, decode_state
+from pallas_kernels import dispatch
+
+# JAX 0.11 says at every lowering that Pallas for Triton will go; the kernels' files say why it is used.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+H200 = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", 1, "cuda"))
+
+
+def step(config, dtype):
+    """A token after a state, as a new function: what was traced before would not be traced again."""
+    decoder = Decoder(config, dtype, scan=False)
+
+    def run(params, state):
+        tokens = jnp.ones((state.lengths.size, 1), jnp.int32)
+        return decoder.apply({"params": params}, tokens, state=state).hidden
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize(("rows", "projections"), [(1, 16), (2, 0)])
+def test_a_layer_projects_one_token_of_one_row_by_four_kernels(hybrid, rows, projections):
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), hybrid.params)
+    state = decode_state(hybrid.config, rows, CAPACITY)
+    with jax.sharding.use_abstract_mesh(H200):
+        traced = step(hybrid.config, jnp.bfloat16).trace(params, state)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count('name = "projection"') == projections
+    assert text.count('name = "decode_attention"') == 2
+
+
+def test_the_projections_kernel_is_as_the_definition_in_a_whole_model(hybrid, monkeypatch):
+    state = decode_state(hybrid.config, 1, CAPACITY, jnp.float32)
+    want = step(hybrid.config, jnp.float32)(hybrid.params, state)
+    module = sys.modules["pallas_kernels.projection"]  # its name in the package is the op
+    monkeypatch.setattr(module, "_preferred", lambda *arguments: "gpu")
+    with dispatch.interpreted():
+        got = step(hybrid.config, jnp.float32)(hybrid.params, state)
+    np.testing.assert_allclose(got, want, atol=2e-5)
