@@ -51,7 +51,7 @@ class Haystacks:
     tokenizer: Tokenizer
     sentences: Sequence[Piece]
 
-    def noise(self, rng: np.random.Generator) -> Iterator[Piece]:
+    def noise(self) -> Iterator[Piece]:
         """One and the same line of small talk."""
         return itertools.repeat(self.tokenizer.encode(NOISE))
 
