@@ -92,15 +92,16 @@ def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
     Raises:
       ValueError: not even the first one fits.
     """
-    taken, left = [], room
+    taken = []
     for piece in pieces:
-        left -= len(piece)
-        if left < 0:
+        room -= len(piece)
+        if room < 0:
             break
         taken.append(piece)
     if not taken:
         raise ValueError(
-            f"what is asked and what may be written leave {room} tokens, no room for a haystack; use a longer length"
+            "the length leaves no room for a haystack between what is asked and what may be written; use one that is "
+            f"longer by {-room} tokens or more"
         )
     return taken
 
