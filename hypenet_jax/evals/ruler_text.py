@@ -101,7 +101,7 @@ def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
     if not taken:
         raise ValueError(
             "the length leaves no room for a haystack between what is asked and what may be written; use one that is "
-            f"longer by {-room} tokens or more"
+            f"longer by about {-room} tokens"
         )
     return taken
 
