@@ -83,8 +83,8 @@ def linear_axis(values: Sequence[Number], text: Text, *, zero: bool = False) -> 
 
 
 def log_axis(values: Sequence[Number], text: Text, *, binary: bool = False) -> Axis:
-    """A logarithmic axis with ticks 1, 2, 5, 10 ..., or at powers of two; fewer of them where those
-    are too many.
+    """A logarithmic axis with ticks 1, 2, 5, 10 ..., or at powers of two; fewer of them where those are too many, and
+    those of a linear axis where they are too few.
     """
     low, high = min(values) / 1.15, max(values) * 1.15
     base = 2 if binary else 10
@@ -97,16 +97,21 @@ def log_axis(values: Sequence[Number], text: Text, *, binary: bool = False) -> A
         found = [d * float(base) ** e for e in exponents if e % every == 0 for d in digits]
         finest_first.append([tick for tick in found if low <= tick <= high])
     few = [ticks for ticks in finest_first if len(ticks) <= MOST_TICKS]
-    return Axis(low, high, True, few[0] if few else finest_first[-1], text)
+    ticks = few[0] if few else finest_first[-1]
+    if len(ticks) < 2:
+        ticks = [tick for tick in linear_axis(values, text).ticks if low <= tick <= high]
+    return Axis(low, high, True, ticks, text)
 
 
 def length_axis(lengths: Sequence[int], text: Text) -> Axis:
-    """Context lengths on a log2 scale, each length a tick, or where these are many every second or third down from
-    the longest."""
+    """Context lengths on a log2 scale: the longest is a tick, and down from it each that leaves room for its number."""
     low, high = min(lengths) / 1.1, max(lengths) * 1.1
-    ticks = sorted(set(lengths))
-    every = -(-len(ticks) // MOST_LENGTHS)
-    return Axis(low, high, True, ticks[::-1][::every][::-1], text)
+    apart = (high / low) ** (1 / MOST_LENGTHS)
+    ticks: list[int] = []
+    for length in sorted(set(lengths), reverse=True):
+        if not ticks or ticks[-1] / length >= apart:
+            ticks.append(length)
+    return Axis(low, high, True, ticks[::-1], text)
 
 
 def line_chart(

@@ -14,7 +14,7 @@ import numpy as np
 
 from hypenet_jax.evals.footprint import bytes_rows, check_memory, peak_rows
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.evals.subject import Model, Subject
+from hypenet_jax.evals.subject import Model, Subject, random_like
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.generate import decode
 from hypenet_jax.model.prefill import Context, start_context
@@ -126,13 +126,7 @@ def filled_state(decoder: Model, length: int) -> DecodeState:
     """A state of one row whose caches are full of random numbers, as after `length` tokens."""
     # Shapes alone: zeros beside the random numbers would double the memory that a length needs.
     state = jax.eval_shape(lambda: decode_state(decoder.config, 1, length, decoder.dtype))
-    leaves, tree = jax.tree.flatten(state.layers)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    random = [
-        jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return DecodeState(jax.tree.unflatten(tree, random), cursor_at(length, length))
+    return DecodeState(random_like(state.layers), cursor_at(length, length))
 
 
 def cursor_at(capacity: int, written: int) -> Cursor:

@@ -115,12 +115,12 @@ def scores(
     ask: LastLogits, asked: Questions, tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> Float[np.ndarray, " R"]:
     """1 for each question that is answered right, 0 for one that is not, NaN where the logits hold one."""
-    parts = []
+    found = []
     for batch, real in batches_of(asked.tokens, tokens_per_batch):
         logits = np.asarray(ask(batch))[:real]
-        right = np.argmax(logits, axis=-1) == asked.answers[sum(map(len, parts)) :][:real]
-        parts.append(np.where(np.isnan(logits).any(axis=-1), np.nan, right))
-    return np.concatenate(parts)
+        found.append(np.where(np.isnan(logits).any(axis=-1), np.nan, np.argmax(logits, axis=-1)))
+    tokens = np.concatenate(found)
+    return np.where(np.isnan(tokens), np.nan, tokens == asked.answers)
 
 
 def last_logits(subject: Subject) -> LastLogits:

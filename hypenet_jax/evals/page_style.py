@@ -15,12 +15,12 @@ h3{font-size:16px;margin:18px 0 2px}
 .lead{font-size:18px;color:var(--soft);margin:0 0 24px;max-width:70ch}
 .note{color:var(--soft);margin:0 0 14px;max-width:75ch}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:0}
-.columns{align-items:start}
 .tiles div{background:var(--card);border-radius:8px;padding:12px 14px;display:flex;flex-direction:column}
 .tiles dt{font-size:13.5px;line-height:1.35;color:var(--soft)}
 .tiles dd{margin:auto 0 0;padding-top:4px;font-size:22px;font-weight:600;line-height:1.25;
 font-variant-numeric:tabular-nums}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:28px 36px}
+.columns{display:grid;align-items:start;gap:28px 36px;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr))}
 .columns>div{min-width:0}
 figure{margin:0 0 10px;max-width:560px}
 figcaption{font-weight:600;margin-bottom:2px}

@@ -103,7 +103,9 @@ def perplexity_of_text(
       ValueError: a stride that leaves no context, or a text shorter than a window.
     """
     if not 1 <= stride < length:
-        raise ValueError(f"stride {stride} is not between 1 and {length - 1}")
+        raise ValueError(
+            f"stride {stride} leaves no context in windows of {length} tokens; use 1 to {length - 1}"
+        )
     if len(text) < length:
         raise ValueError(f"{len(text)} tokens of text do not fill a window of {length}; give more")
     # A view: windows overlap, and copies of all of them would be many times the text.

@@ -161,13 +161,14 @@ def scored(
 ) -> Report:
     """Rows of the scores, 0 to 1, of questions whose depths are spread evenly: all together, and `metric`_by_depth.
 
-    NaN is a question that failed; it does not count.
+    Question i of n lies at depth (i + 1/2) / n, and counts for the part of the context that this is in. NaN is a
+    question that failed; it does not count.
     """
     places: list[tuple[float | None, str, np.ndarray]] = [(None, metric, found)]
     if by_depth:
+        part = (np.arange(len(found)) + 0.5) / len(found) * DEPTHS // 1
         places += [
-            ((i + 0.5) / DEPTHS, f"{metric}_by_depth", part)
-            for i, part in enumerate(np.array_split(found, DEPTHS))
+            ((i + 0.5) / DEPTHS, f"{metric}_by_depth", found[part == i]) for i in range(DEPTHS)
         ]
     rows = []
     for depth, name, part in places:

@@ -97,7 +97,7 @@ class Needles:
 
     def _hay(self, haystacks: Haystacks, rng: np.random.Generator) -> Iterator[Piece]:
         if self.haystack == "noise":
-            return haystacks.noise(rng)
+            return haystacks.noise()
         return haystacks.text(rng) if self.haystack == "text" else self._others(haystacks, rng)
 
     def _others(self, haystacks: Haystacks, rng: np.random.Generator) -> Iterator[Piece]:
@@ -124,7 +124,7 @@ class VariableTracking:
         planted = list(zip(places.tolist(), self._lines(chain, value), strict=True))
         head = f"{solved}\n\nFollow the assignments of variables in the text below.\n"
         tail = self._question(value)
-        tokens = haystacks.assemble(head, haystacks.noise(rng), planted, tail, length)
+        tokens = haystacks.assemble(head, haystacks.noise(), planted, tail, length)
         return Question(tokens, tuple(chain))
 
     def _solved(self, names: Sequence[str], value: str) -> str:

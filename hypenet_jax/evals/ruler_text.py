@@ -51,7 +51,7 @@ class Haystacks:
     tokenizer: Tokenizer
     sentences: Sequence[Piece]
 
-    def noise(self, rng: np.random.Generator) -> Iterator[Piece]:
+    def noise(self) -> Iterator[Piece]:
         """One and the same line of small talk."""
         return itertools.repeat(self.tokenizer.encode(NOISE))
 
@@ -92,15 +92,16 @@ def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
     Raises:
       ValueError: not even the first one fits.
     """
-    taken, left = [], room
+    taken = []
     for piece in pieces:
-        left -= len(piece)
-        if left < 0:
+        room -= len(piece)
+        if room < 0:
             break
         taken.append(piece)
     if not taken:
         raise ValueError(
-            f"what is asked and what may be written leave {room} tokens, no room for a haystack; use a longer length"
+            "the length leaves no room for a haystack between what is asked and what may be written; use one that is "
+            f"longer by about {-room} tokens"
         )
     return taken
 

@@ -65,7 +65,7 @@ class CommonWords:
         fits = often * sizes[: self.common].sum() + rare + numbered[lines] <= room
         if not fits.any():
             raise ValueError(
-                f"{room} tokens have no room for {self.common} words {often} times each; use a longer length"
+                f"{max(room, 0)} tokens have no room for {self.common} words {often} times each; use a longer length"
             )
         return int(fits.sum())
 
@@ -125,6 +125,6 @@ class FrequentWords:
         counts = np.floor(low * shares).astype(np.int64)
         if counts[3] <= counts[4]:
             raise ValueError(
-                f"{room} tokens are too few for three words to be more frequent than the others; use a longer length"
+                f"{max(room, 0)} tokens are too few for three words to stand out from the others; use a longer length"
             )
         return counts

@@ -60,14 +60,19 @@ def random_subject(name: str, config: ModelConfig, dtype: DTypeLike) -> Subject:
     """A model whose weights are random numbers of `dtype`, for what does not depend on them, such as times."""
     decoder = Decoder(config, dtype, scan=False)
     shapes = jax.eval_shape(functools.partial(init_params, decoder), jax.random.key(0))
+    # 0.02 as models start: activations stay finite through any depth.
+    return Subject(name, decoder, random_like(shapes, dtype=dtype, scale=0.02))
+
+
+def random_like(shapes: Any, *, dtype: DTypeLike | None = None, scale: float = 1.0) -> Any:
+    """Normal random numbers times `scale` in the shapes of a tree, and in its dtypes where no other is given."""
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     drawn = [
-        # 0.02 as models start: activations stay finite through any depth.
-        0.02 * jax.random.normal(key, leaf.shape, dtype)
+        scale * jax.random.normal(key, leaf.shape, dtype or leaf.dtype)
         for key, leaf in zip(keys, leaves, strict=True)
     ]
-    return Subject(name, decoder, jax.tree.unflatten(tree, drawn))
+    return jax.tree.unflatten(tree, drawn)
 
 
 def batches_of(

@@ -63,6 +63,11 @@ def test_a_length_without_room_for_the_steps_is_refused(student):
         decode_times([student], 32, rounds=1)
 
 
+def test_a_state_larger_than_the_memory_is_refused_before_it_is_made(student):
+    with pytest.raises(MemoryError, match=r"1 rows of \d+ tokens takes .* use a shorter length"):
+        efficiency([student], [2**44], rounds=1)
+
+
 def test_floors_count_weights_caches_and_products_once():
     """Qwen3-1.7B in bfloat16: 1,720,574,976 numbers; 28 layers of 8 heads of 128 keys and values."""
     teacher, student, length = qwen3_1p7b(), hypenet_2b(), 2**19

@@ -271,7 +271,7 @@ def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(
     with pytest.raises(ValueError, match="does not fit into max_length"):
         ours.loglikelihood(instances("loglikelihood", [("a", " b" * MAX_LENGTH * 2)]))
     large = train_tokenizer(["abc"], TrainedTokenizer(257, reserved=("<more>",)))
-    with pytest.raises(ValueError, match="use the tokenizer of its folder"):
+    with pytest.raises(ValueError, match="use the tokenizer that the model was trained with"):
         evaluate_with_harness(subject, large, local_tasks(), max_length=MAX_LENGTH)
 
 

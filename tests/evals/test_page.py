@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.charts import length_axis, linear_axis
+from hypenet_jax.evals.charts import length_axis, linear_axis, log_axis
 from hypenet_jax.evals.page import render_page, write_page
 from hypenet_jax.evals.page_parts import (
     bytes_text,
@@ -111,6 +111,16 @@ def test_lengths_below_a_chart_are_few_and_the_longest_is_among_them():
         assert len(ticks) == min(longest, 10)
         assert ticks[-1] == lengths[-1]
         assert set(ticks) <= set(lengths)
+    assert length_axis([2, 16, 128, 512, 700], length_text).ticks == [2, 16, 128, 700]
+
+
+@pytest.mark.parametrize("values", [[2.8e9, 2.9e9], [8e-5, 1.4e-4], [1e3, 1e9]])
+def test_a_logarithmic_axis_has_two_ticks_or_more_but_not_many(values):
+    for text, binary in ((bytes_text, True), (seconds_text, False)):
+        axis = log_axis(values, text, binary=binary)
+        texts = [text(tick) for tick in axis.ticks]
+        assert 2 <= len(set(texts)) == len(texts) <= 8
+        assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
 
 
 @pytest.mark.parametrize(("tasks", "first"), [(2, "4K"), (12, "task 0")])

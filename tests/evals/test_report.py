@@ -79,6 +79,15 @@ def test_scores_are_told_all_together_and_by_depth_and_failed_ones_do_not_count(
     assert again.select("needle_by_depth").rows == report.select("needle_by_depth").rows
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 18])
+def test_every_question_counts_for_the_part_of_the_context_that_its_answer_lies_in(count):
+    for i in range(count):
+        found = np.full(count, np.nan)
+        found[i] = 1.0
+        (row,) = scored("needle", "a", found, length=64).select("needle_by_depth").rows
+        assert abs(row.depth - (i + 0.5) / count) <= 0.125
+
+
 def test_a_failure_says_what_why_and_how_many_on_one_line():
     row = failure("a", "vt", ValueError("too\nlong"), 64, 2)
     assert (row.metric, row.task, row.label, row.count, row.value) == (

@@ -13,7 +13,6 @@ import pytest
 from tiny_chain import CATALOGUE
 
 from hypenet_jax.evals.config import Bound
-from hypenet_jax.evals.efficiency import efficiency
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
 from hypenet_jax.evals.suite_config import (
     Claim,
@@ -30,10 +29,9 @@ from hypenet_jax.evals.suite_config import (
 )
 from hypenet_jax.run.harness import answers_file
 from hypenet_jax.run.kept_rows import kept_rows
-from hypenet_jax.run.quality import Entrant, attempt, open_entrant, open_subject
+from hypenet_jax.run.quality import Entrant, attempt, open_entrant
 from hypenet_jax.run.scale_sweep import sweep, write_scale
 from hypenet_jax.run.suite import measure
-from hypenet_jax.run.suite_checks import check_suite
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import CheckpointError
 
@@ -138,84 +136,16 @@ def test_devices_do_not_change_the_numbers(config, report, tmp_path):
             assert row.count == same.count
 
 
-def test_a_folder_without_tokenizer_is_refused(config, tmp_path):
-    bare = tmp_path / "bare"
-    shutil.copytree(config.models[1].folder, bare)
-    (bare / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no tokenizer at"):
-        measure(dataclasses.replace(config, models=(ModelFolder("bare", str(bare)),)))
+def test_what_a_measurement_raises_because_of_its_input_is_a_row_and_other_errors_are_bugs():
+    def fail(error):
+        raise error
 
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (
-            {"ruler": RulerConfig(("niah",), (800,))},
-            r"no tasks \['niah'\]; there are niah_single_1",
-        ),
-        ({"race": RaceConfig((64,), chips=("h900",))}, r"no chips \['h900'\]; there are v4"),
-        ({"sweep": SweepConfig("another", (4.0,))}, r"no models \['another'\]; there are teacher"),
-    ],
-)
-def test_names_that_are_not_known_are_refused_before_anything_is_measured(config, changes, said):
-    with pytest.raises(ValueError, match=said):
-        check_suite(dataclasses.replace(config, **changes))
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        lambda: PerplexityConfig((16, 0)),
-        lambda: RulerConfig((), (-1,)),
-        lambda: RaceConfig(rounds=0),
-        lambda: SweepConfig(length=0),
-    ],
-)
-def test_lengths_and_counts_below_one_are_refused(section):
-    with pytest.raises(ValueError, match="use at least 1"):
-        section()
-
-
-def test_models_of_other_vocabularies_are_not_compared_by_perplexity(config, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(config.models[1].folder, other)
-    file = other / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[1:3]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    file.write_text(json.dumps(tokenizer))
-    models = (*config.models, ModelFolder("other", str(other)))
-    with pytest.raises(ValueError, match=r"\['other'\] have another vocabulary than 'teacher'"):
-        check_suite(dataclasses.replace(config, models=models))
-    models = (*config.models, ModelFolder("other", str(other), reads=False))
-    check_suite(dataclasses.replace(config, models=models))
-
-
-def test_a_tokenizer_with_ids_that_the_model_does_not_know_is_refused(config, tmp_path):
-    folder = tmp_path / "student"
-    shutil.copytree(config.models[1].folder, folder)
-    fields = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**fields, "vocab_size": 200}))
-    with pytest.raises(ValueError, match="a vocabulary of 200"):
-        check_suite(dataclasses.replace(config, models=(ModelFolder("small", str(folder)),)))
-
-
-def test_a_state_larger_than_the_memory_is_a_row(config):
-    student = config.models[1]
-    mesh = make_mesh(config.mesh)
-    with on_mesh(mesh):
-        subjects = [open_subject(config, student, mesh)]
-        times = functools.partial(efficiency, subjects, [2**44], rounds=1)
-        (row,) = attempt("student", "speed", 2**44, times).rows
-    assert (row.metric, row.task, row.length) == ("failed", "speed", 2**44)
-    assert "MemoryError" in str(row.label)
-    assert "use a shorter length" in str(row.label)
-
-
-def test_models_of_one_label_are_refused(config):
-    with pytest.raises(ValueError, match="different labels"):
-        dataclasses.replace(config, models=config.models[:1] * 2)
+    small = functools.partial(fail, MemoryError("no room\nfor it"))
+    (row,) = attempt("student", "speed", 64, small).rows
+    assert (row.metric, row.task, row.length) == ("failed", "speed", 64)
+    assert row.label == "MemoryError: no room"
+    with pytest.raises(KeyError):
+        attempt("student", "speed", 64, functools.partial(fail, KeyError("bug")))
 
 
 @pytest.fixture
