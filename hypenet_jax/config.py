@@ -181,11 +181,10 @@ def load(
     if made is None:
         raise ConfigError(f"{path} defines no `config`")
     rest, own = list(arguments), ()
-    if callable(made) and "--help" in rest:
-        with contextlib.suppress(SystemExit):
-            tyro.cli(made, args=["--help"], prog=path)
-        made, rest = made(), ["--help"]
     if callable(made):
+        if "--help" in rest:
+            with contextlib.suppress(SystemExit):
+                tyro.cli(made, args=["--help"], prog=path)
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):

@@ -7,13 +7,14 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.suite_config import SuiteConfig
+from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
 from hypenet_jax.run.kept_rows import KeptRows
 from hypenet_jax.run.quality import Entrant, needles, open_entrant, perplexity_at, tasks
 from hypenet_jax.weights import CheckpointError
@@ -37,12 +38,11 @@ def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     asked = config.sweep
     if not asked.constants:
         return Report()
-    label = asked.model or config.models[-1].label
-    one = next(one for one in config.models if one.label == label)
+    one = swept_model(config)
     entrant, report = open_entrant(config, one, mesh), Report()
     kept = kept.of(entrant.fingerprint)
     for scale in (None, *(f"hype {a:g}" for a in asked.constants)):
-        log.info("evaluate: %s with logit scale %s", label, scale)
+        log.info("evaluate: %s with logit scale %s", one.label, scale)
         measured = functools.partial(_measured, config, entrant.scaled(scale), scale)
         report += kept(f"logit scale {scale}", measured)
     rows = report.select("scale_sweep").rows
@@ -55,6 +55,12 @@ def sweep(config: SuiteConfig, mesh: Mesh, kept: KeptRows) -> Report:
     return report.add(dataclasses.replace(best, metric="scale_best"))
 
 
+def swept_model(config: SuiteConfig) -> ModelFolder:
+    """The model whose scale is searched."""
+    label = config.sweep.model or config.models[-1].label
+    return next(one for one in config.models if one.label == label)
+
+
 def best_of(rows: Sequence[Row], *, lower: bool) -> Row:
     """The first of the best rows."""
     return min(rows, key=lambda row: row.value if lower else -row.value)
@@ -64,18 +70,30 @@ def write_scale(folder: pathlib.Path, scale: str | None) -> None:
     """Sets `attn_logits_scaling` of a HypeNet folder's config.json; "none" is null.
 
     Raises:
-      CheckpointError: a Qwen3 folder, which has no such field.
+      CheckpointError: see `scaled_fields`.
     """
     path = folder / "config.json"
-    fields = read_json(path)
-    if "attn_logits_scaling" not in fields:
-        raise CheckpointError(f"{path} has no attn_logits_scaling to write {scale!r} to")
+    fields = scaled_fields(path)
     fields["attn_logits_scaling"] = None if scale == NONE else scale
     from_hf(fields)
     beside = path.with_suffix(".json.new")
     beside.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     os.replace(beside, path)
     log.info("%s: attn_logits_scaling is now %s", path, scale)
+
+
+def scaled_fields(path: pathlib.Path) -> dict[str, Any]:
+    """A config.json with a logit scale.
+
+    Raises:
+      CheckpointError: that of a Qwen3, which has none.
+    """
+    fields = read_json(path)
+    if "attn_logits_scaling" not in fields:
+        raise CheckpointError(
+            f"{path} has no attn_logits_scaling that a scale could be written to; write that of a HypeNet"
+        )
+    return fields
 
 
 def _measured(config: SuiteConfig, entrant: Entrant, scale: str | None) -> Report:

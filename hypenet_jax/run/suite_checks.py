@@ -1,5 +1,6 @@
 """What a suite is refused for before anything is measured: mistakes that would show after hours, or not at all."""
 
+import pathlib
 from collections.abc import Collection
 
 from hypenet_jax.chips import RATES
@@ -8,6 +9,7 @@ from hypenet_jax.evals.ruler import TASKS
 from hypenet_jax.evals.suite_config import SuiteConfig
 from hypenet_jax.evals.text import check_tokenizer
 from hypenet_jax.run.harness import check_harness
+from hypenet_jax.run.scale_sweep import scaled_fields, swept_model
 from hypenet_jax.weights import read_config
 
 
@@ -15,7 +17,7 @@ def check_suite(config: SuiteConfig) -> None:
     """Refuses what cannot be measured as it is asked for.
 
     Raises:
-      CheckpointError, FileNotFoundError: a folder is not that of a model, or has no tokenizer.
+      CheckpointError, FileNotFoundError: a folder is not that of a model, or has no tokenizer; or see `scaled_fields`.
       ValueError: a task, chip or model is not known; a tokenizer has ids that its model does not know; perplexities of
         different vocabularies would stand beside each other; or see `check_harness`.
     """
@@ -24,6 +26,8 @@ def check_suite(config: SuiteConfig) -> None:
     _check_known("chips", config.race.chips, RATES)
     _check_known("models", (config.sweep.model or labels[-1],), labels)
     check_harness(config)
+    if config.sweep.constants and config.sweep.write:
+        scaled_fields(pathlib.Path(swept_model(config).folder) / "config.json")
     for one in config.models:
         check_tokenizer(load_tokenizer(one.folder), read_config(one.folder), one.label)
     _check_vocabularies(config)

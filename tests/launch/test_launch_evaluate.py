@@ -100,6 +100,15 @@ def test_without_a_model_the_use_is_said(capsys):
     assert "python -m launch.evaluate MODEL" in capsys.readouterr().out
 
 
+def test_help_after_a_model_lists_all_that_can_be_set(folder, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([str(folder), "--help"])
+    assert stopped.value.code == FINISHED
+    said = capsys.readouterr().out
+    for flag in ("--lengths", "--race.rounds", "--sweep.constants"):
+        assert flag in said
+
+
 def test_a_model_that_is_not_there_ends_with_its_code(capsys):
     with pytest.raises(SystemExit) as stopped:
         evaluate.main(["absent"])

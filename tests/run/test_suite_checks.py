@@ -17,6 +17,7 @@ from hypenet_jax.evals.suite_config import (
     SweepConfig,
 )
 from hypenet_jax.run.suite_checks import check_suite
+from hypenet_jax.weights import CheckpointError
 
 
 @pytest.fixture
@@ -61,6 +62,13 @@ def test_a_folder_without_tokenizer_is_refused(config, student):
 def test_names_that_are_not_known_are_refused_before_anything_is_measured(config, changes, said):
     with pytest.raises(ValueError, match=said):
         check_suite(dataclasses.replace(config, **changes))
+
+
+def test_a_scale_that_cannot_be_written_is_refused(config):
+    swept = SweepConfig("teacher", (4.0,), write=True)
+    with pytest.raises(CheckpointError, match="no attn_logits_scaling"):
+        check_suite(dataclasses.replace(config, sweep=swept))
+    check_suite(dataclasses.replace(config, sweep=dataclasses.replace(swept, model="student")))
 
 
 @pytest.mark.parametrize(
