@@ -77,7 +77,7 @@ def source_files(source: Source) -> list[Path]:
     """
     root = Path(source.folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"the source folder {root} does not exist; name a folder of text")
+        raise FileNotFoundError(f"{root} is not a folder; name a folder of text")
     excluded = source.exclude if isinstance(source, TextFiles) else ()
     names = {
         path.relative_to(root).as_posix()
