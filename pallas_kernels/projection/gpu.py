@@ -93,7 +93,7 @@ def _plan(x: Any, eps: float, activation: Activation) -> Plan:
     return Plan(eps, activation, depth, rows, dispatch.interprets())
 
 
-def _run(plan: Plan, operands: Operands) -> tuple[Float[Array, "B T _"], ...]:
+def _token(plan: Plan, operands: Operands) -> tuple[Float[Array, "B T _"], ...]:
     x, kernels, scale, gate, residual = operands
     gated = x if gate is None else x * ACTIVATIONS[plan.activation](gate)
     inputs = _Inputs(gated[0, 0], kernels, scale, None if scale is None else x[0, 0])
@@ -124,7 +124,7 @@ def _blocks(kernel: Any) -> int:
 
 
 def _forward(plan: Plan, operands: Operands) -> tuple[Any, Operands]:
-    return _run(plan, operands), operands
+    return _token(plan, operands), operands
 
 
 def _backward(plan: Plan, operands: Operands, cotangents: Any) -> tuple[Operands]:
@@ -132,8 +132,10 @@ def _backward(plan: Plan, operands: Operands, cotangents: Any) -> tuple[Operands
     return jax.vjp(define, operands)[1](cotangents)
 
 
-_project: Any = jax.custom_vjp(_run, nondiff_argnums=(0,))
-_project.defvjp(_forward, _backward)
+_differentiable: Any = jax.custom_vjp(_token, nondiff_argnums=(0,))
+_differentiable.defvjp(_forward, _backward)
+# Layers alike are traced and lowered once: a kernel takes 50 ms of each.
+_project: Any = jax.jit(_differentiable, static_argnums=0)
 
 
 def _walk(plan: Plan, inputs: _Inputs, parts: tuple[Ref, ...]) -> None:

@@ -1,5 +1,6 @@
 """What a GPU runs for one token of one row: the kernels of a layer, and that they compute the same."""
 
+import re
 import sys
 
 import jax
@@ -28,14 +29,16 @@ def step(config, dtype):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize(("rows", "projections"), [(1, 16), (2, 0)])
-def test_a_layer_projects_one_token_of_one_row_by_four_kernels(hybrid, rows, projections):
+@pytest.mark.parametrize(("rows", "projections", "lowered"), [(1, 16, 6), (2, 0, 0)])
+def test_a_layer_projects_one_token_of_one_row_by_four_kernels(hybrid, rows, projections, lowered):
+    """Those of layers alike are lowered once: two kinds of mixers, and the MLP that both have."""
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), hybrid.params)
     state = decode_state(hybrid.config, rows, CAPACITY)
     with jax.sharding.use_abstract_mesh(H200):
         traced = step(hybrid.config, jnp.bfloat16).trace(params, state)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count('name = "projection"') == projections
+    assert len(re.findall(r"call @_token", text)) == projections
+    assert text.count('name = "projection"') == lowered
     assert text.count('name = "decode_attention"') == 2
 
 
