@@ -165,7 +165,7 @@ class SweptDecoder:
     ) -> Hidden:
         config, dtype, start = self.config, self.teacher.dtype, self.teacher.start
         norm: Any = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
-        mlp: Any = GatedMLP(config.d_model, config.d_mlp, start, dtype)
+        mlp: Any = GatedMLP(config.d_model, config.d_mlp, start)
         widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
         mixers = [
             make_mixer(spec, start=start, dtype=dtype, **widths)

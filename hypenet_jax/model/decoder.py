@@ -86,7 +86,7 @@ class Layer(nn.Module):
             x, tap = x + wrote, Tap(read, wrote)
         else:
             x, state = mixer(x, timeline, state, norm.before_product(), residual=x)
-        mlp = GatedMLP(config.d_model, config.d_mlp, self.start, self.dtype, name="mlp")
+        mlp = GatedMLP(config.d_model, config.d_mlp, self.start, name="mlp")
         norm = RMSNorm(shape, names, eps, name="mlp_norm")
         x = mlp(x, norm.before_product(), residual=x)
         x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))

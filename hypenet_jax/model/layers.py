@@ -59,13 +59,11 @@ class Linear(nn.Module):
       num_inputs: how many leading axes of the kernel are inputs.
       names: logical name of each axis of the kernel.
       std: standard deviation of the initial weights.
-      dtype: the weights are stored in float32 and cast to it where they are used.
     """
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
     std: float
-    dtype: DTypeLike
     num_inputs: int = 1
 
     def setup(self) -> None:
@@ -73,9 +71,9 @@ class Linear(nn.Module):
         self.kernel = parameter(self, "kernel", start, self.shape, self.names)
 
     def matrix(self) -> Float[Array, "I O"]:
-        """The kernel with its inputs as one axis and its outputs as another, for `projection`."""
+        """The kernel as it is stored, its inputs as one axis and its outputs as another, for `projection`."""
         inputs, outputs = self.shape[: self.num_inputs], self.shape[self.num_inputs :]
-        return self.kernel.astype(self.dtype).reshape(math.prod(inputs), math.prod(outputs))
+        return self.kernel.reshape(math.prod(inputs), math.prod(outputs))
 
 
 class RMSNorm(nn.Module):
@@ -123,7 +121,6 @@ class GatedMLP(nn.Module):
     d_model: int
     d_mlp: int
     start: Initialization
-    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -131,13 +128,11 @@ class GatedMLP(nn.Module):
     ) -> Hidden:
         """residual + W_down (silu(W_gate norm(x)) * W_up norm(x)); what is None is left out."""
         inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
-        wide = functools.partial(
-            Linear, (self.d_model, self.d_mlp), inward, self.start.std, self.dtype
-        )
+        wide = functools.partial(Linear, (self.d_model, self.d_mlp), inward, self.start.std)
         kernels = wide(name="gate").matrix(), wide(name="up").matrix()
         gate, up = projection(x, kernels, norm=norm)
         std = self.start.std * self.start.output_gain
-        down = Linear((self.d_mlp, self.d_model), outward, std, self.dtype, name="down").matrix()
+        down = Linear((self.d_mlp, self.d_model), outward, std, name="down").matrix()
         return projection(up, (down,), gate=gate, activation="silu", residual=residual)[0]
 
 

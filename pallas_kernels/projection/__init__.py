@@ -30,7 +30,7 @@ def projection(
 
     Args:
       x: bfloat16 or float32; products are summed in float32.
-      kernels: all in x's dtype.
+      kernels: all of one dtype, rounded to x's where they are used.
       norm: scale and eps of an RMS norm over the last axis, its mean in float32.
       gate: multiplies x element by element, after the norm.
       residual: added to every product.

@@ -75,7 +75,7 @@ def gpu(
     why = gpu_refusal(operands.x)
     if why is not None:
         raise dispatch.unsupported("projection", "gpu", why, INSTEAD)
-    return _project(_plan(operands.x, eps, activation), operands)
+    return _project(_plan(operands.kernels[0], eps, activation), operands)
 
 
 def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
@@ -87,9 +87,9 @@ def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
     return dispatch.gpu_refusal(dispatch.AMPERE)
 
 
-def _plan(x: Any, eps: float, activation: Activation) -> Plan:
-    depth = x.shape[2]
-    rows = min(TILE_BYTES // (COLUMNS * x.dtype.itemsize), pl.next_power_of_2(depth))
+def _plan(kernel: Any, eps: float, activation: Activation) -> Plan:
+    depth = kernel.shape[0]
+    rows = min(TILE_BYTES // (COLUMNS * kernel.dtype.itemsize), pl.next_power_of_2(depth))
     return Plan(eps, activation, depth, rows, dispatch.interprets())
 
 
@@ -160,7 +160,8 @@ def _tile(
     left = _load(inputs.left.at[rows], real)
     if inputs.scale is not None:
         left = left * _load(inputs.scale.at[rows], real) * _inverse_norm(plan, inputs.source)
-    y = jnp.sum(left[:, None] * weights.astype(jnp.float32), axis=0)
+    weights = weights.astype(inputs.left.dtype).astype(jnp.float32)
+    y = jnp.sum(left[:, None] * weights, axis=0)
     triton.store(part.at[place[0], columns], y, mask=inside)
 
 

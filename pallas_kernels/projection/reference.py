@@ -40,7 +40,7 @@ def reference(
         x = normed(x, eps) * scale.astype(x.dtype)[None, None]
     if gate is not None:
         x = x * ACTIVATIONS[activation](gate)
-    results = tuple(product(x, kernel) for kernel in kernels)
+    results = tuple(product(x, kernel.astype(x.dtype)) for kernel in kernels)
     return results if residual is None else tuple(residual + y for y in results)
 
 

@@ -46,7 +46,7 @@ def test_the_mlp_is_silu_of_the_gate_times_up():
     x = draws.standard_normal((1, 3, 8)).astype(np.float32)
     kernels = {"gate": gate, "up": up, "down": down}
     params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
-    mlp = GatedMLP(8, 12, Initialization(), jnp.float32)
+    mlp = GatedMLP(8, 12, Initialization())
     g = x @ gate
     want = (g / (1 + np.exp(-g)) * (x @ up)) @ down
     np.testing.assert_allclose(

@@ -102,6 +102,15 @@ def test_bfloat16_loses_only_roundings(implementation):
     oracles.assert_close(got, want, 8e-3)
 
 
+@every
+def test_wider_matrices_are_rounded_to_the_type_of_x(implementation):
+    arrays = inputs(dtype=jnp.bfloat16)
+    wide = inputs()["kernels"]
+    got = run({**arrays, "kernels": wide}, implementation)
+    narrow = tuple(kernel.astype(jnp.bfloat16) for kernel in wide)
+    oracles.assert_close(got, run({**arrays, "kernels": narrow}, implementation), 0)
+
+
 @pytest.mark.parametrize(("depth", "width"), [(1, 1), (32, 16), (33, 17), (200, 130)])
 def test_any_size_equals_the_reference(depth, width):
     arrays = inputs(depth=depth, width=width)
@@ -112,7 +121,7 @@ def test_any_size_equals_the_reference(depth, width):
 def test_the_2b_model_gives_every_multiprocessor_two_tiles_at_least(depth, width, monkeypatch):
     monkeypatch.undo()
     kernel = jax.ShapeDtypeStruct((depth, width), jnp.bfloat16)
-    plan = gpu._plan(jax.ShapeDtypeStruct((1, 1, depth), jnp.bfloat16), 0.0, "silu")
+    plan = gpu._plan(kernel, 0.0, "silu")
     assert plan.rows * gpu.COLUMNS * 2 == gpu.TILE_BYTES
     assert plan.tiles * gpu._blocks(kernel) >= 256
 

@@ -100,7 +100,7 @@ def project_out(
     shape = (*heads.shape[2:], mixer.d_model)
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     std = mixer.start.std * mixer.start.output_gain
-    kernel = Linear(shape, names, std, mixer.dtype, num_inputs=2, name="o").matrix()
+    kernel = Linear(shape, names, std, num_inputs=2, name="o").matrix()
     joint = heads.reshape(*heads.shape[:2], len(kernel))
     return projection(joint, (kernel,), norm=norm, gate=gate, residual=residual)[0]
 
@@ -108,4 +108,4 @@ def project_out(
 def _to_heads(mixer: nn.Module, name: str, num_heads: int, heads_axis: str) -> Float[Array, "D O"]:
     shape = (mixer.d_model, num_heads, mixer.spec.head_dim)
     names = (axes.EMBED, heads_axis, axes.HEAD_DIM)
-    return Linear(shape, names, mixer.start.std, mixer.dtype, name=name).matrix()
+    return Linear(shape, names, mixer.start.std, name=name).matrix()
