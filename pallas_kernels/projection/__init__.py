@@ -35,8 +35,8 @@ def projection(
       gate: multiplies x element by element, after the norm.
       residual: added to every product.
       implementation: "reference" (anywhere), or "gpu" (A100 or newer): one kernel for one token of one
-        row, which reads every matrix once and writes nothing but the results. None runs "gpu" where it
-        can, else "reference".
+        row, which reads every matrix once, and a sum of its few parts. None runs "gpu" where it can,
+        else "reference".
     Returns:
       One array in x's dtype for every kernel.
     Raises:
