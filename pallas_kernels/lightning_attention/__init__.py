@@ -54,8 +54,8 @@ def lightning_attention(
         "tpu" (fused kernels); None runs "recurrent" for one token, the kernels of this device where
         they can, else "chunked".
       precision: of the kernels "gpu" and "tpu" for bfloat16 inputs. "split" multiplies float32
-        intermediates as the sum of two bfloat16 terms: a relative error of about 5e-6 before the outputs are
-        rounded. "one_pass" may round them, for speed: 2e-3.
+        intermediates as the sum of two bfloat16 terms: relative error about 5e-6 before the outputs
+        are rounded. "one_pass" may round them, for speed: 2e-3.
     Returns:
       Outputs in q's dtype, and the float32 memory after the last token.
     Raises:

@@ -9,16 +9,15 @@ Backward mirrors 1 and 2 with queries and output gradients, then runs `attend` t
 gradients of the queries (do, v, k in place of q, k, v), and from the last token to the first for
 those of the values and of the keys. No array of scores or of chunk memories goes through HBM; at B1
 T16384 N16 H128 in bfloat16, where one such array is 67 MB, forward moves at most 0.42 GB and
-backward 0.97 GB.
+backward 0.98 GB.
 
 In two terms, two blocks of threads share a multiprocessor, each with half the columns of a memory:
-one multiplies while the other rounds, masks or waits. One term leaves less to wait for, and float32
-no room: there a block owns a whole memory and is alone.
+one multiplies while the other rounds, masks or waits. What both read, one finds in the cache. One
+term leaves less to wait for, and float32 no room: there a block owns a whole memory and is alone.
 
 Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there. A multiprocessor's
-blocks use up to 226 KiB of its shared memory and all of its registers (XLA of JAX 0.10.2 and 0.11.2,
-sm_90, H128).
+be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there. The blocks of a
+multiprocessor use up to 226 KiB of shared memory and all registers (XLA of JAX 0.10.2, sm_90, H128).
 """
 
 import functools

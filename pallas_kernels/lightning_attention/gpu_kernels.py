@@ -209,7 +209,8 @@ def _call(
     name: str,
 ) -> Any:
     """Runs a kernel over (parts, heads, spans, rows): blocks that run together read the same tokens
-    of a head or neighbouring heads, which lie side by side. `flops` is a half of those per token, head and column."""
+    of a head or neighbouring heads, which lie side by side. `flops` is a half of those per token,
+    head and column."""
     tokens = plan.batch * plan.heads * plan.length
     return pl.pallas_call(
         functools.partial(kernel, plan=plan),
