@@ -77,7 +77,8 @@ def source_files(source: Source) -> list[Path]:
     """
     root = Path(source.folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"{root} is not a folder; name a folder of text")
+        found = "is a file" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {found}; name a folder of text")
     excluded = source.exclude if isinstance(source, TextFiles) else ()
     names = {
         path.relative_to(root).as_posix()

@@ -70,9 +70,11 @@ def test_without_pyarrow_the_extra_to_install_is_named(tmp_path, monkeypatch):
 
 
 def test_nothing_to_read_says_where_it_looked(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
+    with pytest.raises(FileNotFoundError, match="absent does not exist; name a folder"):
         source_files(TextFiles(str(tmp_path / "absent"), ("*",)))
     (tmp_path / "a.txt").touch()
+    with pytest.raises(FileNotFoundError, match=r"a\.txt is a file; name a folder"):
+        source_files(TextFiles(str(tmp_path / "a.txt"), ("*",)))
     with pytest.raises(FileNotFoundError, match="1 matched before the exclusions"):
         source_files(TextFiles(str(tmp_path), ("*.txt",), ("a*",)))
 
