@@ -246,13 +246,18 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
         yield
     except Exception as error:
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), BUG)
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        if out_of_memory(error):
             code = DOES_NOT_FIT
         if code == BUG:
             traceback.print_exc()
         else:
             _say(f"{type(error).__name__}: {error}")
         raise SystemExit(_left(code)) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device had no room for what it was given."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _left(code: int) -> int:

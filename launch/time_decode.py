@@ -82,7 +82,7 @@ def _times(subjects: list[Subject], length: int, args: Arguments) -> Report:
     try:
         return decode_times(subjects, length, rounds=args.rounds, steps=args.steps)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not runtime.out_of_memory(error):
             raise
         why = str(error).splitlines()[0]
         return Report(tuple(failure(s.name, "decode", why, length) for s in subjects))

@@ -1,8 +1,13 @@
 """Matrix products whose precision is stated once."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+Precision = Literal["split", "one_pass"]
+"""What a kernel makes of float32 intermediates: two bfloat16 terms, or one."""
 
 
 def product(equation: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:

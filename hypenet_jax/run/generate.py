@@ -11,6 +11,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals.buckets import Batch, TokenRow, batches_by_width
 from hypenet_jax.evals.footprint import check_memory
+from hypenet_jax.evals.report import reason
 from hypenet_jax.evals.subject import TOKENS_PER_BATCH
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.generate import Generation, decode
@@ -121,8 +122,7 @@ def complete(
             written = _write(writer, batch, rows, good, speed, on_text)
             done = [_completion(writer, text, written, row) for row, text in enumerate(texts)]
         except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
-            why = f"{type(error).__name__}: {error}".partition("\n")[0]
-            done = [Completion(text, error=why) for text in texts]
+            done = [Completion(text, error=reason(error)) for text in texts]
         yield dict(zip(indices, done, strict=True))
 
 

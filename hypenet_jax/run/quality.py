@@ -17,7 +17,7 @@ from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals import Report, Row, Subject, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.answering import task_scores
 from hypenet_jax.evals.perplexity import perplexity_by_position, perplexity_of_text
-from hypenet_jax.evals.report import failure
+from hypenet_jax.evals.report import failure, reason
 from hypenet_jax.evals.ruler_cache import cached_questions
 from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
 from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
@@ -117,7 +117,7 @@ def attempt(model: str, what: str, length: int, measured: Callable[[], Report]) 
     try:
         return measured()
     except EXPECTED as error:
-        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        why = reason(error)
         log.warning("%s of %s at %d: %s", what, model, length, why)
         return Report((failure(model, what, why, length),))
 

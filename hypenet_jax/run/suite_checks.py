@@ -1,12 +1,12 @@
 """What a suite is refused for before anything is measured: mistakes that would show after hours, or not at all."""
 
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from hypenet_jax.chips import RATES
-from hypenet_jax.data.tokenizer import load_tokenizer
+from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals.ruler import TASKS
-from hypenet_jax.evals.suite_config import SuiteConfig
+from hypenet_jax.evals.suite_config import ModelFolder, SuiteConfig
 from hypenet_jax.evals.text import check_tokenizer
 from hypenet_jax.run.harness import check_harness
 from hypenet_jax.run.scale_sweep import scaled_fields, swept_model
@@ -28,9 +28,7 @@ def check_suite(config: SuiteConfig) -> None:
     check_harness(config)
     if config.sweep.constants and config.sweep.write:
         scaled_fields(pathlib.Path(swept_model(config).folder) / "config.json")
-    for one in config.models:
-        check_tokenizer(load_tokenizer(one.folder), read_config(one.folder), one.label)
-    _check_vocabularies(config)
+    _check_vocabularies(config, [_checked_tokenizer(one) for one in config.models])
 
 
 def _check_known(what: str, asked: Collection[str], known: Collection[str]) -> None:
@@ -39,16 +37,22 @@ def _check_known(what: str, asked: Collection[str], known: Collection[str]) -> N
         raise ValueError(f"no {what} {unknown}; there are {', '.join(known)}")
 
 
-def _check_vocabularies(config: SuiteConfig) -> None:
+def _checked_tokenizer(one: ModelFolder) -> Tokenizer:
+    tokenizer = load_tokenizer(one.folder)
+    check_tokenizer(tokenizer, read_config(one.folder), one.label)
+    return tokenizer
+
+
+def _check_vocabularies(config: SuiteConfig, tokenizers: Sequence[Tokenizer]) -> None:
     """Perplexities compare where they are of the same tokens."""
     asked = config.perplexity
     if not (asked.lengths or asked.position_length or asked.sliding_length):
         return
-    reading = [one for one in config.models if one.reads]
-    words = [load_tokenizer(one.folder).backend.get_vocab() for one in reading]
-    other = [one.label for one, own in zip(reading, words, strict=True) if own != words[0]]
+    each = zip(config.models, tokenizers, strict=True)
+    reading = [(one.label, own.backend.get_vocab()) for one, own in each if one.reads]
+    other = [label for label, words in reading if words != reading[0][1]]
     if other:
         raise ValueError(
-            f"{other} have another vocabulary than {reading[0].label!r}: their perplexities would be of different "
+            f"{other} have another vocabulary than {reading[0][0]!r}: their perplexities would be of different "
             "tokens; measure them apart, or give them reads=False in a config"
         )

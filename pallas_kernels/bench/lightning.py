@@ -10,7 +10,6 @@ from pallas_kernels import lightning_attention
 from pallas_kernels.bench import float64, inputs
 from pallas_kernels.bench.measure import Case, Inputs, Mode
 from pallas_kernels.lightning_attention import IMPLEMENTATIONS
-from pallas_kernels.lightning_attention.gpu import gpu
 
 # B T N H. A row of the 2B model, two, one of the larger models, a training batch, a long context.
 SHAPES = ((1, 16384, 16, 128), (2, 16384, 16, 128), (1, 16384, 32, 128))
@@ -112,14 +111,12 @@ def _between(given, first, d_last):
 
 
 def _attend(q, k, v, state=None, *, log_decay, scale, implementation):
-    log_decay = jnp.asarray(log_decay)
-    if implementation == ONE_PASS:
-        if state is None:
-            state = jnp.zeros((q.shape[0], *q.shape[2:], v.shape[3]), jnp.float32)
-        rest = log_decay, state, None
-        return gpu(q, k, v, *rest, scale=scale, precision="one_pass")
+    one_pass = implementation == ONE_PASS
     return lightning_attention(
-        q, k, v, log_decay, state, scale=scale, implementation=implementation
+        *(q, k, v, jnp.asarray(log_decay), state),
+        scale=scale,
+        implementation="gpu" if one_pass else implementation,
+        precision="one_pass" if one_pass else "split",
     )
 
 

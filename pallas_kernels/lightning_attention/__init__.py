@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import associative, chunked, gpu, reference, tpu
+from pallas_kernels.products import Precision
 
 Implementation = Literal["recurrent", "associative", "chunked", "gpu", "tpu"]
-Precision = Literal["split", "one_pass"]
 
 ROUNDING = ("gpu", "tpu")  # take a precision; the others compute in float32
 

@@ -21,7 +21,7 @@ multiprocessor use up to 226 KiB of shared memory and all registers (XLA of JAX 
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import documents, gpu_kernels
 from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan
-from pallas_kernels.products import product
+from pallas_kernels.products import Precision, product
 
 INSTEAD = "'chunked', or None to let it choose"
 MAX_WIDTH = 128  # a wider memory does not fit into the registers of a multiprocessor
@@ -54,7 +54,7 @@ def gpu(
     segment_ids: Int[Array, "B T"] | None,
     *,
     scale: float,
-    precision: Literal["split", "one_pass"] = "split",
+    precision: Precision = "split",
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """The kernels above; arguments and results as `lightning_attention`.
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.lightning_attention import Precision, documents, lightning_attention
+from pallas_kernels.lightning_attention import documents, lightning_attention
 from pallas_kernels.mesh import MeshAxes, everywhere, on_each_device, parts
-from pallas_kernels.products import product
+from pallas_kernels.products import Precision, product
 
 Tokens = Float[Array, "B T N H"]
 Memory = Float[Array, "B N H H"]

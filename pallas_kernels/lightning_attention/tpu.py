@@ -1,6 +1,6 @@
 """Lightning attention on TPU: fused Pallas kernels under this op's contract."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import tpu_chunk, tpu_kernels
 from pallas_kernels.lightning_attention.tpu_chunk import Plan
+from pallas_kernels.products import Precision
 
 INSTEAD = "'chunked', or None to let it choose"
 LANES = 128
@@ -31,7 +32,7 @@ def tpu(
     segment_ids: Int[Array, "B T"] | None,
     *,
     scale: float,
-    precision: Literal["split", "one_pass"] = "split",
+    precision: Precision = "split",
     save_states: bool = True,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """One kernel forward, one or two backward; arguments and results as `lightning_attention`.

@@ -151,10 +151,10 @@ def _tile(
     plan: Plan, inputs: _Inputs, kernel: Ref, part: Ref, place: tuple[Int[Array, ""], ...]
 ) -> None:
     """Adds up one tile; its place is counted in tiles, downwards and to the right."""
-    top, left = place[0] * plan.rows, place[1] * COLUMNS
-    rows, columns = pl.ds(top, plan.rows), pl.ds(left, COLUMNS)
+    top, side = place[0] * plan.rows, place[1] * COLUMNS
+    rows, columns = pl.ds(top, plan.rows), pl.ds(side, COLUMNS)
     real = top + jnp.arange(plan.rows) < plan.depth
-    inside = left + jnp.arange(COLUMNS) < kernel.shape[1]
+    inside = side + jnp.arange(COLUMNS) < kernel.shape[1]
     # Asked for first: nothing that follows waits before all is on its way.
     weights = triton.load(kernel.at[rows, columns], mask=real[:, None] & inside[None], other=0.0)
     left = _load(inputs.left.at[rows], real)

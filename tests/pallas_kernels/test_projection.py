@@ -25,7 +25,7 @@ forms = pytest.mark.parametrize("form", list(FORMS.values()), ids=list(FORMS))
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    """Several tiles to a block, the last one not full; interpreted."""
+    """Several tiles below each other, the last one not full; interpreted."""
     monkeypatch.setattr(gpu, "TILE_BYTES", 32 * gpu.COLUMNS * 4)
     with dispatch.interpreted():
         yield
