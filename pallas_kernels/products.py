@@ -28,3 +28,18 @@ def contract(
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
     dimensions = (((over[0],), (over[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, exact, jnp.float32)
+
+
+def contract_on_gpu(
+    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int], *, interpret: bool
+) -> Float[Array, "_ _"]:
+    """The same within a GPU kernel; float32 operands lose 1e-6."""
+    precision = None
+    if a.dtype == jnp.float32:
+        # Three TF32 products; the host that interprets has no such unit, and none is needed.
+        three = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
+        precision = jax.lax.Precision.HIGHEST if interpret else three
+    dimensions = (((over[0],), (over[1],)), ((), ()))
+    return jax.lax.dot_general(
+        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
+    )

@@ -23,11 +23,12 @@ from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention import parts
 from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
+from pallas_kernels.products import contract_on_gpu
 
 INSTEAD = "'chunked', or None to let it choose"
 MAX_WIDTH = 256  # wider outputs do not fit into the registers of one block
 MAX_GROUP = 64
-BLOCKS = 512  # an H100 has 132 multiprocessors; a few blocks on each hide the wait for memory
+BLOCKS = 396  # three on each of an H100's 132 multiprocessors; more would be a second round
 TILE_BYTES = 16 * 2**10  # of keys; three stages of keys and values are in flight
 STAGES = 3
 MIN_TILES = 4  # of a split of a full cache, or its results would be much of what it reads
@@ -106,7 +107,7 @@ def tile_slots(keys: Float[Array, "B S K H"]) -> int:
 def _plan(q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], scale: float) -> Plan:
     batch, capacity, kv_heads, width = keys.shape
     tile = tile_slots(keys)
-    splits = min(pl.cdiv(BLOCKS, batch * kv_heads), pl.cdiv(capacity, MIN_TILES * tile))
+    splits = min(max(1, BLOCKS // (batch * kv_heads)), pl.cdiv(capacity, MIN_TILES * tile))
     shape = (batch, capacity, kv_heads, q.shape[1] // kv_heads, width)
     return Plan(scale, *shape, tile, splits, dispatch.interprets())
 
@@ -175,11 +176,13 @@ def _walk(
     is_query = jnp.arange(plan.rows) < plan.group
     queries = _read(q, 0, is_query, plan)
 
+    product = functools.partial(contract_on_gpu, interpret=plan.interpret)
+
     def add(j, carry):
         top, total, out = carry
         start = j * plan.tile
         inside = start + jnp.arange(plan.tile) < count
-        scores = plan.scale * _product(queries, _read(keys, start, inside, plan), (1, 1), plan)
+        scores = plan.scale * product(queries, _read(keys, start, inside, plan), (1, 1))
         mask = inside
         if segment is not None and segments is not None:
             here = triton.load(segments.at[pl.ds(start, plan.tile)], mask=inside, other=0)
@@ -224,23 +227,9 @@ def _columns(plan: Plan) -> tuple[Any, Bool[Array, "C"]]:
 def _weighted(
     weights: Float[Array, "R S"], values: Float[Array, "S C"], plan: Plan
 ) -> Float[Array, "R C"]:
+    product = functools.partial(contract_on_gpu, over=(1, 0), interpret=plan.interpret)
     if values.dtype == jnp.float32:
-        return _product(weights, values, (1, 0), plan)
+        return product(weights, values)
     high = weights.astype(values.dtype)
     low = (weights - high.astype(jnp.float32)).astype(values.dtype)
-    return _product(high, values, (1, 0), plan) + _product(low, values, (1, 0), plan)
-
-
-def _product(
-    a: Float[Array, "I J"], b: Float[Array, "L M"], over: tuple[int, int], plan: Plan
-) -> Float[Array, "_ _"]:
-    """Sum over axis over[0] of a and over[1] of b, in float32; bfloat16 operands are exact."""
-    precision = None
-    if a.dtype == jnp.float32:
-        # Three TF32 products; the host that interprets has no such unit, and none is needed.
-        three = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        precision = jax.lax.Precision.HIGHEST if plan.interpret else three
-    dimensions = (((over[0],), (over[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
+    return product(high, values) + product(low, values)

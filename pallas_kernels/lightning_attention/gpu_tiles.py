@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.products import contract_on_gpu
+
 Ref = Any  # an array of Pallas, read and written by index
 LOG2_E = 1.4426950408889634
 
@@ -171,22 +173,9 @@ def product(
 ) -> Float[Array, "..."]:
     """Product into float32 of two sums of terms, added onto a tile one by one: the matrix unit adds
     as it multiplies."""
-    added = [_dot(x, y, contracted, plan) for x, y in itertools.product(a, b)]
+    dot = functools.partial(contract_on_gpu, over=contracted, interpret=plan.interpret)
+    added = [dot(x, y) for x, y in itertools.product(a, b)]
     return functools.reduce(jnp.add, added if onto is None else [onto, *added])
-
-
-def _dot(
-    a: Float[Array, "..."], b: Float[Array, "..."], contracted: tuple[int, int], plan: Plan
-) -> Float[Array, "..."]:
-    precision = None
-    if a.dtype == jnp.float32:
-        # Three TF32 products; the host that interprets has no such unit, and none is needed.
-        three = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        precision = jax.lax.Precision.HIGHEST if plan.interpret else three
-    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
-    return jax.lax.dot_general(
-        a, b, dimensions, precision=precision, preferred_element_type=jnp.float32
-    )
 
 
 def read_tokens(

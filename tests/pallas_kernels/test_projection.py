@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from pallas_kernels import UnsupportedError, dispatch
 from pallas_kernels.projection import IMPLEMENTATIONS, Norm, gpu, projection
-from pallas_kernels.projection.reference import Activation
+from pallas_kernels.projection.reference import Activation, Operands
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -31,11 +31,11 @@ def small_tiles(monkeypatch):
         yield
 
 
-def inputs(form="ngr", depth=75, width=24, dtype=jnp.float32, rows=1):
+def inputs(form="ngr", depth=75, width=24, dtype=jnp.float32, rows=1, time=1):
     """x, two kernels as wide as the residual, and one of another width where there is none."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), dtype)  # noqa: E731
-    x, gate, residual = draw(rows, 1, depth), draw(rows, 1, depth), draw(rows, 1, width)
+    x, gate, residual = (draw(rows, time, size) for size in (depth, depth, width))
     kernels = draw(depth, width), draw(depth, width), draw(depth, 5)
     scale = jnp.asarray(rng.uniform(0.5, 2, depth), jnp.float32)
     return {
@@ -103,6 +103,21 @@ def test_bfloat16_loses_only_roundings(implementation):
 
 
 @every
+@forms
+def test_tokens_together_are_as_each_alone(implementation, form):
+    arrays = inputs(form, rows=3, time=5)
+    shared = ("kernels", "scale")
+    together = run(arrays, implementation)
+    for b, t in ((0, 0), (1, 4), (2, 2)):
+        alone = {
+            name: x if name in shared or x is None else x[b : b + 1, t : t + 1]
+            for name, x in arrays.items()
+        }
+        mine = tuple(y[b : b + 1, t : t + 1] for y in together)
+        oracles.assert_close(mine, run(alone, implementation), 2e-6)
+
+
+@every
 def test_wider_matrices_are_rounded_to_the_type_of_x(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
     wide = inputs()["kernels"]
@@ -117,13 +132,32 @@ def test_any_size_equals_the_reference(depth, width):
     oracles.assert_close(run(arrays, "gpu"), run(arrays, "reference"), 2e-6)
 
 
-@pytest.mark.parametrize(("depth", "width"), [(2048, 2048), (2048, 6144), (6144, 2048)])
-def test_the_2b_model_gives_every_multiprocessor_two_tiles_at_least(depth, width, monkeypatch):
+@pytest.mark.parametrize(
+    ("depth", "widths"),
+    [
+        (2048, (2048,) * 4),
+        (2048, (2048,)),
+        (2048, (6144,) * 2),
+        (6144, (2048,)),
+        (4096, (4096,) * 4),
+    ],
+)
+def test_published_models_give_every_multiprocessor_as_much_to_read(depth, widths, monkeypatch):
     monkeypatch.undo()
-    kernel = jax.ShapeDtypeStruct((depth, width), jnp.bfloat16)
-    plan = gpu._plan(kernel, 0.0, "silu")
+    kernels = tuple(jax.ShapeDtypeStruct((depth, width), jnp.bfloat16) for width in widths)
+    x = jax.ShapeDtypeStruct((1, 1, depth), jnp.bfloat16)
+    plan = gpu._plan(Operands(x, kernels, None, None, None), 0.0, "silu")
     assert plan.rows * gpu.COLUMNS * 2 == gpu.TILE_BYTES
-    assert plan.tiles * gpu._blocks(kernel) >= 256
+    across = sum(map(gpu._blocks, kernels))
+    busiest = plan.tiles * -(-across * plan.splits // gpu.MULTIPROCESSORS)
+    assert 0.95 < across * depth / plan.rows / (busiest * gpu.MULTIPROCESSORS) <= 1
+
+
+@pytest.mark.parametrize(("down", "splits"), [(8, 1), (40, 4), (40, 1)])
+def test_blocks_below_each_other_and_alone_add_up_to_the_same(down, splits, monkeypatch):
+    monkeypatch.setattr(gpu, "_tiles_each", lambda across, tiles: -(-tiles // splits))
+    arrays = inputs("n", depth=32 * down - 7)
+    oracles.assert_close(run(arrays, "gpu"), run(arrays, "reference"), 2e-6)
 
 
 def on(kind="NVIDIA H200", platform="cuda", **axes):
@@ -140,15 +174,16 @@ def lowered(arrays, *place, **axes):
 
 
 @forms
-def test_one_token_is_one_kernel_without_copies(form):
-    text = lowered(inputs(form, depth=96, width=40, dtype=jnp.bfloat16))
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_few_tokens_are_one_kernel_without_copies(form, rows):
+    text = lowered(inputs(form, depth=96, width=40, dtype=jnp.bfloat16, rows=rows))
     assert text.count(CALL) == 1
     assert not any("stablehlo.pad" in line or "transpose" in line for line in text.splitlines())
 
 
-def test_several_rows_a_mesh_and_older_gpus_run_the_reference():
-    assert CALL in lowered(inputs(), data=1)
-    assert CALL not in lowered(inputs(rows=2))
+def test_many_tokens_a_mesh_and_older_gpus_run_the_reference():
+    assert CALL in lowered(inputs(rows=16), data=1)
+    assert CALL not in lowered(inputs(rows=17))
     assert CALL not in lowered(inputs(), data=2)
     assert CALL not in lowered(inputs(), "Tesla V100-SXM2-16GB")
 
@@ -161,6 +196,6 @@ def test_what_the_kernel_cannot_run_is_refused_with_what_would():
     with dispatch._interpreting(False):
         refused("needs a GPU, and this runs on cpu; use 'reference'")
         refused("needs a GPU of A100, .*, and this is Tesla", on("Tesla T4"))
-        refused("takes one token of one row, and x has 3 rows of 1", rows=3)
+        refused("takes up to 16 tokens, and x has 3 rows of 6", rows=3, time=6)
         refused("takes bfloat16 or float32, and x is float16", dtype=jnp.float16)
         refused("the mesh has several devices; use", on(data=2))
