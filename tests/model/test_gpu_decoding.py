@@ -32,20 +32,42 @@ def step(config, dtype):
 @pytest.mark.parametrize(("rows", "projections", "lowered"), [(1, 16, 6), (2, 0, 0)])
 def test_a_layer_projects_one_token_of_one_row_by_four_kernels(hybrid, rows, projections, lowered):
     """Those of layers alike are lowered once: two kinds of mixers, and the MLP that both have."""
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), hybrid.params)
-    state = decode_state(hybrid.config, rows, CAPACITY)
-    with jax.sharding.use_abstract_mesh(H200):
-        traced = step(hybrid.config, jnp.bfloat16).trace(params, state)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = on_h200(hybrid, rows)
     assert len(re.findall(r"call @_token", text)) == projections
     assert text.count('name = "projection"') == lowered
     assert text.count('name = "decode_attention"') == 2
 
 
-def test_the_projections_kernel_is_as_the_definition_in_a_whole_model(hybrid, monkeypatch):
-    state = decode_state(hybrid.config, 1, CAPACITY, jnp.float32)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_recurrent_layer_attends_by_one_kernel_for_one_token_of_any_rows(hybrid, rows):
+    text = on_h200(hybrid, rows)
+    assert len(re.findall(r"call @_advance", text)) == 2
+    assert text.count('name = "lightning_step"') == 1
+
+
+def on_h200(model, rows):
+    """The program of one token after a state, lowered."""
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    state = decode_state(model.config, rows, CAPACITY)
+    with jax.sharding.use_abstract_mesh(H200):
+        traced = step(model.config, jnp.bfloat16).trace(params, state)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def within_a_document(config):
+    """The state of one row after some tokens, which are random."""
+    state, rng = decode_state(config, 1, CAPACITY, jnp.float32), np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype)  # noqa: E731
+    one = jnp.ones((1,), jnp.int32)
+    cursor = state.cursor.replace(position=5 * one, segment=one, document=one)
+    return state.replace(layers=jax.tree.map(draw, state.layers), cursor=cursor)
+
+
+@pytest.mark.parametrize("op", ["projection", "lightning_step"])
+def test_a_kernel_is_as_its_definition_in_a_whole_model(hybrid, op, monkeypatch):
+    state = within_a_document(hybrid.config)
     want = step(hybrid.config, jnp.float32)(hybrid.params, state)
-    module = sys.modules["pallas_kernels.projection"]  # its name in the package is the op
+    module = sys.modules[f"pallas_kernels.{op}"]  # its name in the package is the op
     monkeypatch.setattr(module, "_preferred", lambda *arguments: "gpu")
     with dispatch.interpreted():
         got = step(hybrid.config, jnp.float32)(hybrid.params, state)

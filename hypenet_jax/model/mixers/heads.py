@@ -14,7 +14,6 @@ from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, parameter, rms_norm
 from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels.norm_rotary import rotate
 from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
 from pallas_kernels.projection import Norm, projection
 
@@ -23,32 +22,16 @@ Gate = Float[Array, "B T O"]
 
 
 def project_in(
-    mixer: nn.Module,
-    x: Hidden,
-    num_heads: int,
-    num_kv_heads: int,
-    angles: Angles | None,
-    *,
-    norm: Norm | None,
-    qk_norm: bool,
+    mixer: nn.Module, x: Hidden, num_heads: int, num_kv_heads: int, *, norm: Norm | None
 ) -> tuple[Queries, Keys, Keys, Gate | None]:
-    """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`, all of norm(x).
-
-    Queries and keys are RMS-normed per head where `qk_norm`, then rotated.
-    """
+    """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`, all of norm(x)."""
     queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
     wanted = {"q": queries, "k": keys, "v": keys}
     if mixer.spec.output_gate:
         wanted["gate"] = queries
     kernels = tuple(_to_heads(mixer, name, *heads) for name, heads in wanted.items())
     q, k, v, *gate = projection(x, kernels, norm=norm)
-    width, eps = mixer.spec.head_dim, mixer.norm_eps
-    q, k, v = (y.reshape(*y.shape[:2], -1, width) for y in (q, k, v))
-    if qk_norm:
-        q = HeadNorm(width, eps, axes.HEADS, mixer.start.query_norm, name="q_norm")(q, angles)
-        k = HeadNorm(width, eps, axes.KV_HEADS, name="k_norm")(k, angles)
-    elif angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
+    q, k, v = (y.reshape(*y.shape[:2], -1, mixer.spec.head_dim) for y in (q, k, v))
     return q, k, v, gate[0] if gate else None
 
 
@@ -79,13 +62,22 @@ class HeadNorm(nn.Module):
     heads_axis: str
     start: float = 1.0
 
-    @nn.compact
-    def __call__(self, x: Queries, angles: Angles | None) -> Queries:
+    def setup(self) -> None:
         start = nn.initializers.constant(self.start)
-        scale = parameter(self, "scale", start, (self.width,), (axes.HEAD_DIM,))
+        self.scale = parameter(self, "scale", start, (self.width,), (axes.HEAD_DIM,))
+
+    def __call__(self, x: Queries, angles: Angles | None) -> Queries:
         if angles is None:
-            return rms_norm(x, scale, self.eps)
-        return norm_rotary(x, scale, angles, eps=self.eps, **cuts(x, self.heads_axis)._asdict())
+            return rms_norm(x, self.scale, self.eps)
+        cut = cuts(x, self.heads_axis)
+        return norm_rotary(x, self.scale, angles, eps=self.eps, **cut._asdict())
+
+
+def head_norms(mixer: nn.Module) -> tuple[HeadNorm, HeadNorm]:
+    """Those of queries and of keys."""
+    width, eps = mixer.spec.head_dim, mixer.norm_eps
+    q_norm = HeadNorm(width, eps, axes.HEADS, mixer.start.query_norm, name="q_norm")
+    return q_norm, HeadNorm(width, eps, axes.KV_HEADS, name="k_norm")
 
 
 def project_out(

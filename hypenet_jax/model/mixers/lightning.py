@@ -12,12 +12,22 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden
+from hypenet_jax.axes import Angles, Hidden, Keys, Queries
 from hypenet_jax.model.layers import Initialization, RMSNorm
-from hypenet_jax.model.mixers.heads import cuts, head_angles, project_in, project_out
+from hypenet_jax.model.mixers.heads import (
+    HeadNorm,
+    cuts,
+    head_angles,
+    head_norms,
+    project_in,
+    project_out,
+)
 from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import constrain
+from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
+from pallas_kernels.lightning_step import HeadNorms, lightning_step
+from pallas_kernels.norm_rotary import rotate
 from pallas_kernels.projection import Norm
 
 
@@ -103,21 +113,14 @@ class LightningMixer(nn.Module):
         norm: Norm | None = None,
         residual: Hidden | None = None,
     ) -> tuple[Hidden, LightningState | None]:
-        spec = self.spec
+        spec, count = self.spec, self.spec.num_heads
         angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
-        count = spec.num_heads
-        q, k, v, gate = project_in(self, x, count, count, angles, norm=norm, qk_norm=spec.qk_norm)
-        memory = None if state is None else _remember(state.memory, timeline)
-        heads, memory = lightning_attention(
-            q,
-            k,
-            v,
-            jnp.negative(slopes(count)),
-            memory,
-            None if timeline.unbroken else timeline.documents,
-            scale=spec.query_scale,
-            **cuts(q)._asdict(),
-        )
+        q, k, v, gate = project_in(self, x, count, count, norm=norm)
+        norms = head_norms(self) if spec.qk_norm else None
+        if state is not None and x.shape[1] == 1 and dispatch.mesh_refusal() is None:
+            heads, memory = _step(spec, (q, k, v), norms, angles, timeline, state)
+        else:
+            heads, memory = _attend(spec, (q, k, v), norms, angles, timeline, state)
         joint = None
         if spec.output_norm:
             shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
@@ -126,8 +129,60 @@ class LightningMixer(nn.Module):
         return y, None if state is None else LightningState(memory)
 
 
+def _attend(
+    spec: LightningSpec,
+    heads: tuple[Queries, Keys, Keys],
+    norms: tuple[HeadNorm, HeadNorm] | None,
+    angles: Angles | None,
+    timeline: Timeline,
+    state: LightningState | None,
+) -> tuple[Queries, Float[Array, "B N H H"]]:
+    """Outputs of any number of tokens, and the memory after them."""
+    q, k, v = heads
+    if norms is not None:
+        q, k = norms[0](q, angles), norms[1](k, angles)
+    elif angles is not None:
+        q, k = rotate(q, angles), rotate(k, angles)
+    return lightning_attention(
+        q,
+        k,
+        v,
+        jnp.negative(slopes(spec.num_heads)),
+        None if state is None else _remember(state.memory, timeline),
+        None if timeline.unbroken else timeline.documents,
+        scale=spec.query_scale,
+        **cuts(q)._asdict(),
+    )
+
+
 def _remember(memory: Float[Array, "B N H H"], timeline: Timeline) -> Float[Array, "B N H H"]:
     """The memory of rows that go on with their document; zeros where a new one begins."""
     if timeline.resets is None:
         return memory
     return jnp.where(timeline.resets[:, None, None, None], 0.0, memory)
+
+
+def _step(
+    spec: LightningSpec,
+    heads: tuple[Queries, Keys, Keys],
+    norms: tuple[HeadNorm, HeadNorm] | None,
+    angles: Angles | None,
+    timeline: Timeline,
+    state: LightningState,
+) -> tuple[Queries, Float[Array, "B N H H"]]:
+    """`_attend` for one token after a state on one device: one kernel there where it can be."""
+    q, k, v = (x[:, 0] for x in heads)
+    documents = None if timeline.unbroken else timeline.documents
+    out, memory = lightning_step(
+        q,
+        k,
+        v,
+        jnp.negative(slopes(spec.num_heads)),
+        state.memory,
+        scale=spec.query_scale,
+        norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
+        angles=None if angles is None else angles[:, 0],
+        real=None if documents is None else documents[:, 0] != 0,
+        fresh=timeline.resets,
+    )
+    return out[:, None], memory

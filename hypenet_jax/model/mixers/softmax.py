@@ -19,6 +19,7 @@ from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
     cuts,
     head_angles,
+    head_norms,
     project_in,
     project_out,
 )
@@ -107,9 +108,9 @@ class SoftmaxMixer(nn.Module):
     ) -> tuple[Hidden, KVState | None]:
         spec = self.spec
         angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
-        q, k, v, gate = project_in(
-            self, x, spec.num_heads, spec.num_kv_heads, angles, norm=norm, qk_norm=True
-        )
+        q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads, norm=norm)
+        q_norm, k_norm = head_norms(self)
+        q, k = q_norm(q, angles), k_norm(k, angles)
         q = _scale_logits(q, timeline, spec.logit_scale)
         if state is not None:
             state = _write(state, k, v, timeline)

@@ -1,0 +1,227 @@
+"""One token of lightning attention on NVIDIA GPUs: one kernel that reads every memory once and writes it in place.
+
+XLA makes four kernels of it: a sum of squares for the norm of the queries and one for that of the keys, one that
+updates the memory and also writes down its product with the query, as large as itself, and one that adds that up.
+
+A block of threads owns some columns of one head's memory, all of which is on its way at once: while it waits, others
+read theirs, and it norms and rotates the head's query and key by itself, two short vectors. Everything in between is
+float32.
+
+Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
+be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Bool, Float, Int
+
+from pallas_kernels import dispatch
+from pallas_kernels.cost import cost
+from pallas_kernels.lightning_step.reference import Operands, reference
+
+INSTEAD = "'reference', or None to let it choose"
+MAX_WIDTH = 256  # columns of wider heads do not fit into the registers of one block
+COLUMNS = 32  # of a tile: rows of 128 bytes
+WARPS = 4
+
+Ref = Any  # an array in HBM, read and written by index
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that the kernel knows before it sees arrays."""
+
+    scale: float
+    eps: float
+    width: int
+    columns: int  # of a tile, which has all rows
+    interpret: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile: a power of two."""
+        return pl.next_power_of_2(self.width)
+
+
+class _Inputs(NamedTuple):
+    """What the kernel reads: arrays, or what one block sees of each."""
+
+    memory: Float[Array, "B N H H"]  # first: the one that is changed in place
+    heads: tuple[Float[Array, "3 B N H"], ...]  # queries, keys, values; one array three times
+    decay: Float[Array, "N"]
+    scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of queries and keys
+    turns: tuple[Float[Array, "B H"], Float[Array, "B H"]] | None
+    real: Int[Array, "B"] | None
+    fresh: Int[Array, "B"] | None
+
+
+def gpu(
+    operands: Operands, scale: float, eps: float
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+    """Rounds only the outputs; gradients are those of the definition.
+
+    Raises:
+      UnsupportedError: not a data-centre GPU from Ampere on, types that are neither all bfloat16 nor all float32,
+        heads too wide, or a mesh.
+    """
+    why = gpu_refusal(*operands[:3])
+    if why is not None:
+        raise dispatch.unsupported("lightning_step", "gpu", why, INSTEAD)
+    width = operands.q.shape[2]
+    columns = min(COLUMNS, pl.next_power_of_2(width))
+    return _step(Plan(scale, eps, width, columns, dispatch.interprets()), operands)
+
+
+def gpu_refusal(
+    q: Float[Array, "B N H"], k: Float[Array, "B N H"], v: Float[Array, "B N H"]
+) -> str | None:
+    """Why the kernel cannot run these arguments here; None where it can."""
+    types = sorted({str(x.dtype) for x in (q, k, v)})
+    if types not in (["bfloat16"], ["float32"]):
+        return f"takes q, k, v all bfloat16 or all float32, not {', '.join(types)}"
+    if q.shape[2] > MAX_WIDTH:
+        return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[2]}"
+    return dispatch.gpu_refusal(dispatch.AMPERE)
+
+
+def _advance(plan: Plan, operands: Operands) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+    inputs = _inputs(operands)
+    batch, heads, width = operands.q.shape
+    results = operands.state, operands.q
+    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results)
+    memory, out = pl.pallas_call(
+        functools.partial(_tile, plan),
+        grid=(pl.cdiv(plan.width, plan.columns), heads, batch),
+        in_specs=(_in_specs(inputs),),
+        out_specs=(_of_head(width, width), _of_head(width)),
+        out_shape=shapes,
+        input_output_aliases={0: 0},
+        compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
+        cost_estimate=cost(5 * operands.state.size, 0, (inputs, shapes)),
+        interpret=plan.interpret,
+        name="lightning_step",
+    )(inputs)
+    return out, memory
+
+
+def _inputs(operands: Operands) -> _Inputs:
+    q, k, v, log_decay, state, scales, angles, real, fresh = operands
+    turns = None
+    if angles is not None:
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        turns = jnp.tile(cos, 2), jnp.concatenate([-sin, sin], axis=-1)
+    return _Inputs(
+        memory=state,
+        heads=(jnp.stack([q, k, v]),) * 3,  # one kernel of XLA's; apart they would be three
+        decay=jnp.exp(log_decay.astype(jnp.float32)),
+        scales=scales,
+        turns=turns,
+        real=None if real is None else real.astype(jnp.int32),
+        fresh=None if fresh is None else fresh.astype(jnp.int32),
+    )
+
+
+def _in_specs(inputs: _Inputs) -> _Inputs:
+    """What a block of the grid (parts of the width, heads, rows) sees."""
+    width = inputs.memory.shape[-1]
+    of_row = pl.BlockSpec((1,), lambda i, n, b: (b,))
+    of_scale = pl.BlockSpec((width,), lambda i, n, b: (0,))
+    of_turn = pl.BlockSpec((None, width), lambda i, n, b: (b, 0))
+
+    def of_heads(which):
+        return pl.BlockSpec((None, None, None, width), lambda i, n, b: (which, b, n, 0))
+
+    blocks: dict[str, Any] = {
+        "memory": _of_head(width, width),
+        "heads": tuple(map(of_heads, range(3))),
+        "decay": pl.BlockSpec((1,), lambda i, n, b: (n,)),
+        "scales": (of_scale, of_scale),
+        "turns": (of_turn, of_turn),
+        "real": of_row,
+        "fresh": of_row,
+    }
+    absent: dict[str, Any] = {name: None for name, x in inputs._asdict().items() if x is None}
+    return _Inputs(**(blocks | absent))
+
+
+def _of_head(*shape: int) -> pl.BlockSpec:
+    return pl.BlockSpec((None, None, *shape), lambda i, n, b: (b, n, *(0 for _ in shape)))
+
+
+def _forward(plan: Plan, operands: Operands) -> tuple[Any, Operands]:
+    return _advance(plan, operands), operands
+
+
+def _backward(plan: Plan, operands: Operands, cotangents: Any) -> tuple[Operands]:
+    define = functools.partial(reference, scale=plan.scale, eps=plan.eps)
+    return jax.vjp(define, operands)[1](cotangents)
+
+
+_differentiable: Any = jax.custom_vjp(_advance, nondiff_argnums=(0,))
+_differentiable.defvjp(_forward, _backward)
+# Layers alike are traced and lowered once: a kernel takes 50 ms of each.
+_step: Any = jax.jit(_differentiable, static_argnums=0)
+
+
+def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:
+    """The block's columns of one head's memory, and of its output."""
+    start, (query, key, value) = pl.program_id(0) * plan.columns, inputs.heads
+    rows, columns = pl.ds(jnp.int32(0), plan.rows), pl.ds(start, plan.columns)
+    across = start + jnp.arange(plan.columns) < plan.width
+    mask = _inside(plan)[:, None] & across[None]
+    # All is asked for before a sum waits for some of it, the memory first.
+    before = _load(inputs.memory.at[rows, columns], mask)
+    decay, marks = inputs.decay[0], (inputs.real, inputs.fresh)
+    real, fresh = (None if x is None else x[0] != 0 for x in marks)
+    q_scale, k_scale = inputs.scales or (None, None)
+    q, k = _rotated(plan, query, q_scale, inputs.turns), _rotated(plan, key, k_scale, inputs.turns)
+    v, readout = _load(value.at[columns], across), plan.scale
+    if inputs.scales is not None:
+        # What a norm divides by is one number, so it may wait until after the rotation.
+        v, readout = v * _inverse_norm(plan, key), readout * _inverse_norm(plan, query)
+    if fresh is not None:
+        before = jnp.where(fresh, 0.0, before)
+    after = decay * before + k[:, None] * v[None]
+    o = readout * jnp.sum(q[:, None] * after, axis=0)
+    if real is not None:
+        after, o = jnp.where(real, after, before), jnp.where(real, o, 0.0)
+    triton.store(memory.at[rows, columns], after, mask=mask)
+    triton.store(out.at[columns], o.astype(out.dtype), mask=across)
+
+
+def _rotated(
+    plan: Plan, x: Ref, scale: Ref | None, turns: tuple[Ref, Ref] | None
+) -> Float[Array, "R"]:
+    """The head's query or key times its norm's scale, then rotated; what is None is left out."""
+    here, half = jnp.arange(plan.rows), plan.width // 2
+
+    def scaled(at):
+        y = _load(x.at[at], _inside(plan))
+        return y if scale is None else y * _load(scale.at[at], _inside(plan))
+
+    y = scaled(here)
+    if turns is None:
+        return y
+    cos, sin = (_load(turn.at[here], _inside(plan)) for turn in turns)
+    return y * cos + scaled(jnp.where(here < half, here + half, here - half)) * sin
+
+
+def _inverse_norm(plan: Plan, x: Ref) -> Float[Array, ""]:
+    """1 / sqrt(mean(x^2) + eps)."""
+    x = _load(x.at[jnp.arange(plan.rows)], _inside(plan))
+    return jax.lax.rsqrt(jnp.sum(x * x) / plan.width + plan.eps)
+
+
+def _inside(plan: Plan) -> Bool[Array, "R"]:
+    """Which rows of a tile are the head's."""
+    return jnp.arange(plan.rows) < plan.width
+
+
+def _load(ref: Ref, mask: Bool[Array, "*R"]) -> Float[Array, "*R"]:
+    return triton.load(ref, mask=mask, other=0.0).astype(jnp.float32)

@@ -1,0 +1,57 @@
+"""The definition of a step: norms, rotation and recurrence one after the other."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pallas_kernels.lightning_attention.reference import recurrent
+from pallas_kernels.norm_rotary.reference import normed, rotate
+
+
+class HeadNorms(NamedTuple):
+    """RMS norms over the width of every query and of every key."""
+
+    q_scale: Float[Array, "H"]
+    k_scale: Float[Array, "H"]
+    eps: float
+
+
+class Operands(NamedTuple):
+    """Arguments of `lightning_step` that are arrays; the same meaning, None included."""
+
+    q: Float[Array, "B N H"]
+    k: Float[Array, "B N H"]
+    v: Float[Array, "B N H"]
+    log_decay: Float[Array, "N"]
+    state: Float[Array, "B N H H"]
+    scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of the norms
+    angles: Float[Array, "B J"] | None
+    real: Bool[Array, "B"] | None
+    fresh: Bool[Array, "B"] | None
+
+
+def reference(
+    operands: Operands, scale: float, eps: float
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+    """Rounds queries and keys to their dtype after the norm, after its scale and after the rotation."""
+    q, k, v, log_decay, state, scales, angles, real, fresh = operands
+    q_scale, k_scale = scales or (None, None)
+    q, k = _placed(q, q_scale, angles, eps), _placed(k, k_scale, angles, eps)
+    if fresh is not None:
+        state = jnp.where(fresh[:, None, None, None], 0.0, state)
+    segments = None if real is None else real.astype(jnp.int32)[:, None]
+    out, state = recurrent(q, k, v[:, None], log_decay, state, segments, scale=scale)
+    return out[:, 0], state
+
+
+def _placed(
+    x: Float[Array, "B N H"],
+    scale: Float[Array, "H"] | None,
+    angles: Float[Array, "B J"] | None,
+    eps: float,
+) -> Float[Array, "B 1 N H"]:
+    y = x[:, None]
+    if scale is not None:
+        y = normed(y, eps) * scale.astype(y.dtype)[None, None, None]
+    return y if angles is None else rotate(y, angles[:, None])
