@@ -12,7 +12,14 @@ import pytest
 from hypenet_jax.plan.chips import CHIPS
 from hypenet_jax.plan.gpus import gpus
 from pallas_kernels import compile as aot
-from pallas_kernels import decode_attention, lightning_attention, norm_rotary, projection
+from pallas_kernels import (
+    decode_attention,
+    lightning_attention,
+    lightning_step,
+    norm_rotary,
+    projection,
+)
+from pallas_kernels.lightning_step import HeadNorms
 from pallas_kernels.projection import Norm
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
@@ -31,11 +38,11 @@ def compiler_is_installed():
         pytest.skip("the compiler for GPUs is not installed: pip install 'hypenet-jax[cuda]'")
 
 
-def compiled(function, *arguments):
+def compiled(function, *arguments, donate=()):
     """The optimized program for one H100."""
     devices = gpus(CHIPS["h100"], 1, 1)
     with jax.set_mesh(jax.sharding.Mesh(np.asarray(devices), ("device",))):
-        traced = jax.jit(function).trace(*arguments)
+        traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
         return traced.lower(lowering_platforms=("cuda",)).compile().as_text()
 
 
@@ -88,6 +95,27 @@ def test_the_projections_of_a_layer_compile_to_one_kernel_each(dtype):
     text = compiled(both, one(2048), array(2048), maps, one(6144), one(6144), down)
     assert text.count(CALL) == 2
     assert not re.search(r"= \S+ (copy|transpose)\(", text[text.index("ENTRY") :])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
+def test_steps_of_lightning_attention_never_copy_a_memory_given_away(dtype):
+    """Eight tokens in a loop, with marks of padding and of new documents."""
+    heads, scale = array(1, HEADS, WIDTH, dtype=dtype), array(WIDTH, dtype=jnp.float32)
+    memory = array(1, HEADS, WIDTH, WIDTH, dtype=jnp.float32)
+    angles = array(1, WIDTH // 2, dtype=jnp.float32)
+
+    def write(memory, q, k, v, scale, angles, real):
+        norms = HeadNorms(scale, scale, 1e-6)
+        options = {"scale": 0.1, "norms": norms, "angles": angles, "real": real, "fresh": ~real}
+        one = functools.partial(lightning_step, implementation="gpu", **options)
+        log_decay = -jnp.exp2(-8 * jnp.arange(1, HEADS + 1) / HEADS)
+        step = lambda _, carry: one(carry[0], k, v, log_decay, carry[1])  # noqa: E731
+        return jax.lax.fori_loop(0, 8, step, (q, memory))
+
+    arguments = (heads, heads, heads, scale, angles, array(1, dtype=bool))
+    text = compiled(write, memory, *arguments, donate=0)
+    assert text.count(CALL) == 1
+    assert not re.search(r"= \(?f32\[1,16,128,128\]\S* (copy|fusion)\(", text)
 
 
 def test_norm_and_rotary_move_less_than_half_of_what_xla_makes_of_the_definition():
