@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
@@ -53,12 +53,12 @@ class _Inputs(NamedTuple):
     """What the kernel reads: arrays, or what one block sees of each."""
 
     memory: Float[Array, "B N H H"]  # first: the one that is changed in place
-    heads: tuple[Float[Array, "3 B N H"], ...]  # queries, keys, values; one array three times
+    heads: tuple[Float[Array, "B N H"], ...]  # queries, keys, values
     decay: Float[Array, "N"]
     scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of queries and keys
     turns: tuple[Float[Array, "B H"], Float[Array, "B H"]] | None
-    real: Int[Array, "B"] | None
-    fresh: Int[Array, "B"] | None
+    real: Bool[Array, "B"] | None
+    fresh: Bool[Array, "B"] | None
 
 
 def gpu(
@@ -90,7 +90,9 @@ def gpu_refusal(
     return dispatch.gpu_refusal(dispatch.AMPERE)
 
 
-def _advance(plan: Plan, operands: Operands) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+def _advance(
+    plan: Plan, operands: Operands
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
     inputs = _inputs(operands)
     batch, heads, width = operands.q.shape
     results = operands.state, operands.q
@@ -118,12 +120,12 @@ def _inputs(operands: Operands) -> _Inputs:
         turns = jnp.tile(cos, 2), jnp.concatenate([-sin, sin], axis=-1)
     return _Inputs(
         memory=state,
-        heads=(jnp.stack([q, k, v]),) * 3,  # one kernel of XLA's; apart they would be three
+        heads=(q, k, v),
         decay=jnp.exp(log_decay.astype(jnp.float32)),
         scales=scales,
         turns=turns,
-        real=None if real is None else real.astype(jnp.int32),
-        fresh=None if fresh is None else fresh.astype(jnp.int32),
+        real=real,
+        fresh=fresh,
     )
 
 
@@ -133,13 +135,9 @@ def _in_specs(inputs: _Inputs) -> _Inputs:
     of_row = pl.BlockSpec((1,), lambda i, n, b: (b,))
     of_scale = pl.BlockSpec((width,), lambda i, n, b: (0,))
     of_turn = pl.BlockSpec((None, width), lambda i, n, b: (b, 0))
-
-    def of_heads(which):
-        return pl.BlockSpec((None, None, None, width), lambda i, n, b: (which, b, n, 0))
-
     blocks: dict[str, Any] = {
         "memory": _of_head(width, width),
-        "heads": tuple(map(of_heads, range(3))),
+        "heads": (_of_head(width),) * 3,
         "decay": pl.BlockSpec((1,), lambda i, n, b: (n,)),
         "scales": (of_scale, of_scale),
         "turns": (of_turn, of_turn),
@@ -177,8 +175,8 @@ def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:
     mask = _inside(plan)[:, None] & across[None]
     # All is asked for before a sum waits for some of it, the memory first.
     before = _load(inputs.memory.at[rows, columns], mask)
-    decay, marks = inputs.decay[0], (inputs.real, inputs.fresh)
-    real, fresh = (None if x is None else x[0] != 0 for x in marks)
+    decay = inputs.decay[0]
+    real, fresh = (None if x is None else x[0] for x in (inputs.real, inputs.fresh))
     q_scale, k_scale = inputs.scales or (None, None)
     q, k = _rotated(plan, query, q_scale, inputs.turns), _rotated(plan, key, k_scale, inputs.turns)
     v, readout = _load(value.at[columns], across), plan.scale

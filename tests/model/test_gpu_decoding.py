@@ -1,4 +1,4 @@
-"""What a GPU runs for one token of one row: the kernels of a layer, and that they compute the same."""
+"""What a GPU runs for one token of each row: the kernels of a layer, and that they compute the same."""
 
 import re
 import sys
@@ -29,18 +29,15 @@ def step(config, dtype):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize(("rows", "projections", "lowered"), [(1, 16, 6), (2, 0, 0)])
-def test_a_layer_projects_one_token_of_one_row_by_four_kernels(hybrid, rows, projections, lowered):
+@pytest.mark.parametrize(("rows", "projections", "lowered"), [(1, 16, 6), (16, 16, 6), (17, 0, 0)])
+def test_a_layer_is_a_kernel_for_each_projection_and_one_for_its_mixer(
+    hybrid, rows, projections, lowered
+):
     """Those of layers alike are lowered once: two kinds of mixers, and the MLP that both have."""
     text = on_h200(hybrid, rows)
-    assert len(re.findall(r"call @_token", text)) == projections
+    assert len(re.findall(r"call @_tokens", text)) == projections
     assert text.count('name = "projection"') == lowered
     assert text.count('name = "decode_attention"') == 2
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_recurrent_layer_attends_by_one_kernel_for_one_token_of_any_rows(hybrid, rows):
-    text = on_h200(hybrid, rows)
     assert len(re.findall(r"call @_advance", text)) == 2
     assert text.count('name = "lightning_step"') == 1
 
