@@ -17,9 +17,7 @@ from hypenet_jax.model.prefill import Context, check_room, known_lengths, prefil
 from hypenet_jax.model.sampling import GREEDY, Sampling, draw
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
-
-# Tokens written between two calls to the host while streaming.
-STREAM_SPAN = 4
+from pallas_kernels import dispatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +129,7 @@ def decode(
     keys = row_keys(key, len(lengths))
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     now = start_writing(context, max_new_tokens, stops)
-    span = max_new_tokens if on_tokens is None else STREAM_SPAN
+    span = max_new_tokens if on_tokens is None else stream_span()
     told = np.zeros_like(lengths)
     for until in range(span, max_new_tokens + span, span):
         now = write_until(decoder, params, now, keys, min(until, max_new_tokens), sampling, stops)
@@ -143,6 +141,12 @@ def decode(
             break
     written, lengths, broken = map(np.asarray, (now.written, now.lengths, now.broken))
     return Generation(written, lengths, broken, now.context)
+
+
+def stream_span() -> int:
+    """Tokens written between two calls to the host while streaming: one call costs an accelerator as much as several
+    tokens, and a CPU less than one."""
+    return 4 if dispatch.platform() == "cpu" else 16
 
 
 def refuse_nan(generation: Generation) -> None:

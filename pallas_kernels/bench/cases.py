@@ -4,7 +4,7 @@ at which a CPU has to be so fast."""
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from pallas_kernels.bench import attention, decode, lightning, losses, rotary
+from pallas_kernels.bench import attention, decode, lightning, losses, projections, rotary
 from pallas_kernels.bench.measure import Case
 
 CASES: dict[str, Callable[[], list[Case]]] = {
@@ -12,6 +12,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "norm_rotary": rotary.cases,
     "attention": attention.cases,
     "decode_attention": decode.cases,
+    "projection": projections.cases,
     "linear_cross_entropy": losses.cross_entropy_cases,
     "linear_kl": losses.kl_cases,
     "linear_kl_top_k": losses.kl_top_k_cases,

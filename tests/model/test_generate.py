@@ -153,7 +153,7 @@ def test_rows_that_end_elsewhere_in_a_stream_compile_nothing_new(write, prompts,
         "sampling": Sampling(2.0),
         "stop_token": (0, 1, 2, 3),
         "on_tokens": lambda new: None,
-        "max_new_tokens": 2 * module.STREAM_SPAN + 1,
+        "max_new_tokens": 2 * module.stream_span() + 1,
     }
     first = write(prompts, key=jax.random.key(0), **options)
     assert compiled
