@@ -34,9 +34,9 @@ def projection(
       norm: scale and eps of an RMS norm over the last axis, its mean in float32.
       gate: multiplies x element by element, after the norm.
       residual: added to every product.
-      implementation: "reference" (anywhere), or "gpu" (A100 or newer): one kernel for one token of one
-        row, which reads every matrix once, and a sum of its few parts. None runs "gpu" where it can,
-        else "reference".
+      implementation: "reference" (anywhere), or "gpu" (A100 or newer): for up to 16 tokens one kernel
+        that reads every matrix once, and where it works in parts their sum. None runs "gpu" where it
+        can, else "reference".
     Returns:
       One array in x's dtype for every kernel.
     Raises:

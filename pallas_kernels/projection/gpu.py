@@ -1,16 +1,12 @@
-"""One token's projection on NVIDIA GPUs: one kernel that reads every matrix once, and a sum of its few parts.
+"""Projections of a few tokens on NVIDIA GPUs: one kernel that reads every matrix once.
 
 XLA makes a reduction of a small matrix's product with one row: of a [2048, 2048] matrix it wrote all 4 million
 products to memory and summed them in a second kernel, 16 us on an H200 where reading the matrix takes 2. And norm and
 gate were kernels of their own, of which each costs more than a microsecond.
 
-A block of threads takes one tile of one matrix, all of which is on its way at once: while it waits, others of the same
-multiprocessor read and add theirs. What tiles below each other add up to is left to XLA, as are gate and residual: it
-sums where the results are used.
-
-On an H200 the projections of a mixer, four maps of [2048, 2048] in and one out (42 MB), take 23 us instead of 44, those
-of an MLP of width 6,144 (75 MB) 33 us, as XLA's. Tiles of 8 to 64 KiB, of 32 to 512 columns, by 4 to 16 warps:
-mixer 23 to 31 us, MLP 33 to 47.
+A block of threads walks down some columns of one matrix, tile by tile through the matrix units, which take 16 rows of
+the other operand at least: tokens, and zeros. There are as many blocks as run at once; where a walk down a whole matrix
+would be too few of them, several share it, and XLA sums what they found where the results are used.
 
 Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
 be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
@@ -73,7 +69,7 @@ class _Inputs(NamedTuple):
 def gpu(
     operands: Operands, eps: float, activation: Activation
 ) -> tuple[Float[Array, "B T _"], ...]:
-    """Rounds x times its gate, and the results, to x's dtype; gradients are those of the definition.
+    """Rounds x times scale and gate, and the results, to x's dtype; gradients are those of the definition.
 
     Raises:
       UnsupportedError: not a data-centre GPU from Ampere on, too many tokens, neither bfloat16 nor float32, or a mesh.
