@@ -16,6 +16,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
 from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels.mesh import MeshAxes, on_each_device, parts
+from pallas_kernels.norm_rotary.reference import normed
 from pallas_kernels.projection import Norm, projection
 from pallas_kernels.projection.reference import rows_merge
 
@@ -77,7 +78,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * scale, the mean over the last `len(shape)` axes jointly.
+    """y = x / sqrt(mean(x^2) + eps) * scale, the mean over the last axis; over several jointly only `before_product`.
 
     The mean is taken in float32; the product is cast to the dtype of `x` before the weight is applied, as Qwen3 does.
 
@@ -97,22 +98,17 @@ class RMSNorm(nn.Module):
         start = nn.initializers.constant(self.start)
         self.scale = parameter(self, "scale", start, self.shape, self.names)
 
-    def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return rms_norm(x, self.scale, self.eps)
 
     def before_product(self) -> Norm:
-        """The same norm of axes that are one, for `projection`."""
+        """The same norm for `projection`, the scale's axes as one."""
         return Norm(self.scale.reshape(-1), self.eps)
 
 
-def rms_norm(
-    x: Float[Array, "B T ..."], scale: Float[Array, "..."], eps: float
-) -> Float[Array, "B T ..."]:
-    """x / sqrt(mean(x^2) + eps) * scale over the axes of `scale` jointly, which are the last ones of `x`."""
-    wide = x.astype(jnp.float32)
-    mean = jnp.mean(jnp.square(wide), axis=tuple(range(-scale.ndim, 0)), keepdims=True)
-    normed = (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype)
-    return normed * scale.astype(x.dtype).reshape((1,) * (x.ndim - scale.ndim) + scale.shape)
+def rms_norm(x: Float[Array, "*A D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*A D"]:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis."""
+    return normed(x, eps) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
 
 
 class GatedMLP(nn.Module):
