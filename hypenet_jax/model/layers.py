@@ -16,7 +16,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
 from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels.mesh import MeshAxes, on_each_device, parts
-from pallas_kernels.norm_rotary.reference import normed
+from pallas_kernels.norm_rotary import rms_norm
 from pallas_kernels.projection import Norm, projection
 from pallas_kernels.projection.reference import rows_merge
 
@@ -78,9 +78,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * scale, the mean over the last axis; over several jointly only `before_product`.
-
-    The mean is taken in float32; the product is cast to the dtype of `x` before the weight is applied, as Qwen3 does.
+    """`rms_norm` over the last axis; over several jointly only `before_product`.
 
     Attributes:
       shape: of the scale.
@@ -104,11 +102,6 @@ class RMSNorm(nn.Module):
     def before_product(self) -> Norm:
         """The same norm for `projection`, the scale's axes as one."""
         return Norm(self.scale.reshape(-1), self.eps)
-
-
-def rms_norm(x: Float[Array, "*A D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*A D"]:
-    """x / sqrt(mean(x^2) + eps) * scale over the last axis."""
-    return normed(x, eps) * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
 
 
 class GatedMLP(nn.Module):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels.lightning_attention.reference import recurrent
-from pallas_kernels.norm_rotary.reference import normed, rotate
+from pallas_kernels.norm_rotary.reference import rms_norm, rotate
 
 
 class HeadNorms(NamedTuple):
@@ -51,7 +51,5 @@ def _placed(
     angles: Float[Array, "B J"] | None,
     eps: float,
 ) -> Float[Array, "B 1 N H"]:
-    y = x[:, None]
-    if scale is not None:
-        y = normed(y, eps) * scale.astype(y.dtype)[None, None, None]
+    y = x[:, None] if scale is None else rms_norm(x[:, None], scale, eps)
     return y if angles is None else rotate(y, angles[:, None])

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.norm_rotary import gpu, permuted, reference, tpu
+from pallas_kernels.norm_rotary.reference import rms_norm as rms_norm
 from pallas_kernels.norm_rotary.reference import rotate as rotate
 
 Implementation = Literal["reference", "permuted", "tpu", "gpu"]

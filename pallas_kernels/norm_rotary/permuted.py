@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pallas_kernels.norm_rotary.reference import normed
+from pallas_kernels.norm_rotary.reference import rms_norm
 
 
 def permuted(
@@ -22,7 +22,7 @@ def permuted(
     eps: float,
 ) -> Float[Array, "B T N H"]:
     """Rounds as `reference`; arguments as `norm_rotary`."""
-    y = normed(jnp.swapaxes(x, 1, 2), eps) * scale.astype(x.dtype)[None, None, None]
+    y = rms_norm(jnp.swapaxes(x, 1, 2), scale, eps)
     cos, sin = (jnp.tile(f(angles), 2).astype(x.dtype)[:, None] for f in (jnp.cos, jnp.sin))
     turn = jnp.asarray(half_turn(x.shape[-1]), x.dtype)
     # A product with 0, 1 and -1 is exact for bfloat16; float32 needs more than one pass to be.

@@ -14,8 +14,7 @@ def reference(
 ) -> Float[Array, "B T N H"]:
     """Rounds to x's dtype after the norm, after the scale and after the rotation; arguments as
     `norm_rotary`."""
-    y = normed(x, eps) * scale.astype(x.dtype)[None, None, None]
-    return rotate(y, angles)
+    return rotate(rms_norm(x, scale, eps), angles)
 
 
 def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T J"]) -> Float[Array, "B T N H"]:
@@ -30,9 +29,13 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T J"]) -> Float[A
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def normed(x: Float[Array, "*A H"], eps: float) -> Float[Array, "*A H"]:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32, rounded to x's dtype as Qwen3
-    does."""
+def rms_norm(x: Float[Array, "*A D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*A D"]:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis.
+
+    The mean is taken in float32; the quotient is rounded to x's dtype before the scale is applied, as
+    Qwen3 does.
+    """
     wide = x.astype(jnp.float32)
     mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype)
+    normed = (wide * jax.lax.rsqrt(mean + eps)).astype(x.dtype)
+    return normed * scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
-from pallas_kernels.norm_rotary.reference import normed
+from pallas_kernels.norm_rotary.reference import rms_norm
 from pallas_kernels.products import contract_on_gpu
 from pallas_kernels.projection.reference import ACTIVATIONS, Activation, Operands, reference
 
@@ -135,12 +135,10 @@ def _inputs(plan: Plan, operands: Operands) -> _Inputs:
     """The norm of one token is left to the kernel: as an operation of its own it would be one more to start."""
     x, kernels, scale, gate, _ = operands
     left, source = x.astype(jnp.float32), None
-    if scale is not None and plan.tokens == 1:
-        source = x[0, 0]
+    if scale is not None and plan.tokens > 1:
+        left = rms_norm(left, scale, plan.eps)
     elif scale is not None:
-        left = normed(left, plan.eps)
-    if scale is not None:
-        left = left * scale.astype(jnp.float32)[None, None]
+        left, source = left * scale.astype(jnp.float32)[None, None], x[0, 0]
     if gate is not None:
         left = left * ACTIVATIONS[plan.activation](gate.astype(jnp.float32))
     return _Inputs(left.astype(x.dtype).reshape(plan.tokens, plan.depth), kernels, source)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
-from pallas_kernels.norm_rotary.reference import normed
+from pallas_kernels.norm_rotary.reference import rms_norm
 
 Activation = Literal["sigmoid", "silu"]
 
@@ -37,7 +37,7 @@ def reference(
     """Rounds to x's dtype after every step."""
     x, kernels, scale, gate, residual = operands
     if scale is not None:
-        x = normed(x, eps) * scale.astype(x.dtype)[None, None]
+        x = rms_norm(x, scale, eps)
     if gate is not None:
         x = x * ACTIVATIONS[activation](gate)
     results = tuple(product(x, kernel.astype(x.dtype)) for kernel in kernels)

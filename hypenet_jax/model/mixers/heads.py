@@ -11,9 +11,10 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Queries
 from hypenet_jax.model.hype import rotary_angles
-from hypenet_jax.model.layers import Linear, parameter, rms_norm
+from hypenet_jax.model.layers import Linear, parameter
 from hypenet_jax.model.timeline import Timeline
 from hypenet_jax.sharding import mesh_axes
+from pallas_kernels.norm_rotary import rms_norm
 from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
 from pallas_kernels.projection import Norm, projection
 
