@@ -8,10 +8,24 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # its compiler needs no GPU
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+BRIEF = ("evals", "halo", "run")
+"""Folders whose programs run once or twice: compiling them for speed does not pay."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Around a test and the fixtures that it is first to ask for, whatever their scope."""
+    jax.config.update("jax_disable_most_optimizations", item.path.parent.name in BRIEF)
+    outcome = yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    return outcome
 
 
 @pytest.fixture

@@ -19,15 +19,6 @@ CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
 TEACHER = ModelConfig(32 + CATALOGUE.num_ids, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
 
 
-@pytest.fixture(autouse=True, scope="package")
-def compiled_fast():
-    """Programs of this folder run for a moment: compiling them for speed does not pay."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def _subject(name: str, config: ModelConfig, seed: int) -> Subject:
     start = Initialization(std=0.2, embedding_std=0.5)
     decoder = Decoder(config, jnp.float32, start=start)

@@ -61,15 +61,6 @@ def _random(config: ModelConfig, seed: int) -> Model:
     return Model(decoder, jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(leaf, shapes)))
 
 
-@pytest.fixture(autouse=True, scope="package")
-def compiled_fast():
-    """Programs of this folder run once or twice: compiling them for speed does not pay."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="session")
 def model():
     """Any model with random weights: `model(config, seed)`."""

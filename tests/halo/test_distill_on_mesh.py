@@ -32,7 +32,7 @@ STUDENT = Decoder(hypenet(ModelConfig(88, 32, 48, (MIXER,) * 3, True), (1,)), re
 
 
 @pytest.fixture
-def compiled_fully(compiled_fast):
+def compiled_fully():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,34 +1,16 @@
 """One small conversion, interrupted in the middle, that the tests of this folder look at or copy."""
 
-import contextlib
 import dataclasses
 import fcntl
 import pathlib
 import shutil
-from collections.abc import Iterator
 
-import jax
 import pytest
 from tiny_chain import chain, write_text
 
 from hypenet_jax.config import HaloConfig
 from hypenet_jax.run import convert
 from hypenet_jax.train.errors import Preempted
-
-
-@contextlib.contextmanager
-def compiling_fast() -> Iterator[None]:
-    """Programs of this folder run for a moment: compiling them for speed does not pay."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(autouse=True, scope="package")
-def compiled_fast() -> Iterator[None]:
-    with compiling_fast():
-        yield
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +37,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Done:
     place = (place if worker_id == "master" else place.parent) / "chain"
     place.mkdir(exist_ok=True)
     found, whole = Done(place / "text", place / "run"), place / "whole"
-    with (place / "lock").open("w") as lock, compiling_fast():
+    with (place / "lock").open("w") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX)
         if not whole.exists():
             _make(found)
