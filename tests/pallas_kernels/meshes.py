@@ -1,8 +1,8 @@
-"""Meshes of virtual devices that cut rows, the sequence and heads."""
+"""Meshes of virtual devices that cut rows, the sequence and heads, and of devices that are not there."""
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
 
@@ -12,3 +12,11 @@ def mesh_of(data, sequence, tensor=1):
     devices = jax.devices()[: np.prod(sizes)]
     kinds = (AxisType.Auto,) * 3
     return jax.make_mesh(sizes, tuple(AXES.values()), axis_types=kinds, devices=devices)
+
+
+def on(kind="NVIDIA H200", platform="cuda", **axes):
+    """Inside, programs are made for a device of that kind, or a mesh of several."""
+    device = AbstractDevice(kind, 1, platform)
+    kinds = (AxisType.Auto,) * len(axes)
+    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from meshes import on
 
 from pallas_kernels import UnsupportedError, dispatch, lightning_step
 from pallas_kernels.lightning_step import IMPLEMENTATIONS, HeadNorms, gpu
@@ -176,13 +176,6 @@ def test_any_size_equals_the_reference(rows, heads, width):
 def test_a_width_without_halves_needs_no_angles():
     arrays = inputs("n", width=7)
     oracles.assert_close(run(arrays, "gpu"), run(arrays, "reference"), 2e-6)
-
-
-def on(kind="NVIDIA H200", platform="cuda", **axes):
-    device = AbstractDevice(kind, 1, platform)
-    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def lowered(arrays, *place, marks=None, **axes):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from meshes import on
 
 from pallas_kernels import UnsupportedError, dispatch
 from pallas_kernels.projection import IMPLEMENTATIONS, Norm, gpu, projection
@@ -158,13 +158,6 @@ def test_blocks_below_each_other_and_alone_add_up_to_the_same(down, splits, monk
     monkeypatch.setattr(gpu, "_tiles_each", lambda across, tiles: -(-tiles // splits))
     arrays = inputs("n", depth=32 * down - 7)
     oracles.assert_close(run(arrays, "gpu"), run(arrays, "reference"), 2e-6)
-
-
-def on(kind="NVIDIA H200", platform="cuda", **axes):
-    device = AbstractDevice(kind, 1, platform)
-    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def lowered(arrays, *place, **axes):
