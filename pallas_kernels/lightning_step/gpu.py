@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
+from pallas_kernels.gradients import as_defined
 from pallas_kernels.lightning_step.reference import Operands, reference
 
 INSTEAD = "'reference', or None to let it choose"
@@ -152,19 +153,11 @@ def _of_head(*shape: int) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *shape), lambda i, n, b: (b, n, *(0 for _ in shape)))
 
 
-def _forward(plan: Plan, operands: Operands) -> tuple[Any, Operands]:
-    return _advance(plan, operands), operands
+def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
+    return reference(operands, plan.scale, plan.eps)
 
 
-def _backward(plan: Plan, operands: Operands, cotangents: Any) -> tuple[Operands]:
-    define = functools.partial(reference, scale=plan.scale, eps=plan.eps)
-    return jax.vjp(define, operands)[1](cotangents)
-
-
-_differentiable: Any = jax.custom_vjp(_advance, nondiff_argnums=(0,))
-_differentiable.defvjp(_forward, _backward)
-# Layers alike are traced and lowered once: a kernel takes 50 ms of each.
-_step: Any = jax.jit(_differentiable, static_argnums=0)
+_step = as_defined(_advance, _define)
 
 
 def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
+from pallas_kernels.gradients import as_defined
 from pallas_kernels.norm_rotary.reference import rms_norm
 from pallas_kernels.products import contract_on_gpu
 from pallas_kernels.projection.reference import ACTIVATIONS, Activation, Operands, reference
@@ -152,19 +153,11 @@ def _blocks(kernel: Any) -> int:
     return pl.cdiv(kernel.shape[1], COLUMNS)
 
 
-def _forward(plan: Plan, operands: Operands) -> tuple[Any, Operands]:
-    return _tokens(plan, operands), operands
+def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
+    return reference(operands, plan.eps, plan.activation)
 
 
-def _backward(plan: Plan, operands: Operands, cotangents: Any) -> tuple[Operands]:
-    define = functools.partial(reference, eps=plan.eps, activation=plan.activation)
-    return jax.vjp(define, operands)[1](cotangents)
-
-
-_differentiable: Any = jax.custom_vjp(_tokens, nondiff_argnums=(0,))
-_differentiable.defvjp(_forward, _backward)
-# Layers alike are traced and lowered once: a kernel takes 50 ms of each.
-_project: Any = jax.jit(_differentiable, static_argnums=0)
+_project = as_defined(_tokens, _define)
 
 
 def _walk(plan: Plan, inputs: Any, parts: tuple[Ref, ...]) -> None:

@@ -5,10 +5,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import meshes
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pallas_kernels import UnsupportedError, decode_attention
 from pallas_kernels.decode_attention import parts
@@ -20,10 +20,7 @@ KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}
 
 
 def on(platform, kind=None, **axes):
-    device = AbstractDevice(kind or KIND[platform], 1, platform)
-    kinds = (AxisType.Auto,) * len(axes)
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
+    return meshes.on(kind or KIND[platform], platform, **axes)
 
 
 def step(q, keys, values, slots, query_segments, key_segments, implementation=None):
