@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from hypenet_jax.config import HaloConfig, RunConfig, StudentConfig, TrainingConfig
+from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import JsonLines
 from hypenet_jax.data.tokenizer import TokenizerFile
@@ -76,10 +76,10 @@ class Folders:
     run_dir: str
 
 
-MakeStage = Callable[[Recipe, Folders], RunConfig]
+MakeStage = Callable[[Recipe, Folders], StageConfig]
 
 
-def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., RunConfig]:
+def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., StageConfig]:
     """The `config` of a file with one stage."""
 
     def config(
@@ -87,7 +87,7 @@ def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., RunConfig]:
         data: str = "data/fineweb-edu",
         run_dir: str = f"runs/{recipe.name}",
         upstream_parity: bool = False,
-    ) -> RunConfig:
+    ) -> StageConfig:
         """One stage of a published conversion.
 
         Args:
@@ -127,9 +127,9 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
     return config
 
 
-def align(recipe: Recipe, folders: Folders) -> RunConfig:
+def align(recipe: Recipe, folders: Folders) -> StageConfig:
     """Stage 1: every layer's lightning mixer against the teacher's attention, learning rate 1e-3 to 1e-5."""
-    return RunConfig(
+    return StageConfig(
         name="align",
         run_dir=folders.run_dir,
         teacher=recipe.teacher,
@@ -143,7 +143,7 @@ def align(recipe: Recipe, folders: Folders) -> RunConfig:
     )
 
 
-def select(recipe: Recipe, folders: Folders) -> RunConfig:
+def select(recipe: Recipe, folders: Folders) -> StageConfig:
     """Which layers keep softmax attention: codes stated in words are asked for, text is read, layer by layer.
 
     As many are kept as were published. The released models were chosen with other tasks; the stages after it keep the
@@ -161,7 +161,7 @@ def select(recipe: Recipe, folders: Folders) -> RunConfig:
     )
 
 
-def distill(recipe: Recipe, folders: Folders) -> RunConfig:
+def distill(recipe: Recipe, folders: Folders) -> StageConfig:
     """Stage 2: KL to the teacher, everything trainable, learning rate `recipe.peak_lr` to 1e-5."""
     before = align(recipe, folders)
     first = tokens_after(before.data, ALIGN_STEPS)
@@ -175,7 +175,7 @@ def distill(recipe: Recipe, folders: Folders) -> RunConfig:
     )
 
 
-def finetune(recipe: Recipe, folders: Folders) -> RunConfig:
+def finetune(recipe: Recipe, folders: Folders) -> StageConfig:
     """Stage 3: next token at 16,384, constant learning rate 1e-5 after the warm-up, 16 micro-batches."""
     before = distill(recipe, folders)
     first = tokens_after(before.data, DISTILL_STEPS)
@@ -197,7 +197,7 @@ def _corpus(folders: Folders) -> CorpusConfig:
     return CorpusConfig(f"{text}/prepared", source, TokenizerFile(folders.teacher), LONG, 0.001, 0)
 
 
-def _as_upstream(run: RunConfig) -> RunConfig:
+def _as_upstream(run: StageConfig) -> StageConfig:
     """The run as the official code does it, to compare with the released models.
 
     Rows cross documents (one segment, one count of positions), and the first update has learning rate 0.

@@ -9,7 +9,7 @@ import dataclasses
 
 from hypenet_jax.config import (
     HaloConfig,
-    RunConfig,
+    MethodConfig,
     StageConfig,
     StudentConfig,
     TrainingConfig,
@@ -18,7 +18,7 @@ from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import standard_library
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
-from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
+from hypenet_jax.evals.checks import Bound, Candidate, EvaluateConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -102,9 +102,9 @@ def config(
     texts = texts_of(corpus, seed)
     distill = DistillConfig("align")
 
-    def run(name: str, stage: StageConfig, student: StudentConfig | None, **rest) -> RunConfig:
+    def run(name: str, stage: MethodConfig, student: StudentConfig | None, **rest) -> StageConfig:
         makes_teacher = isinstance(stage, FinetuneConfig) and student is None
-        return RunConfig(
+        return StageConfig(
             name=name,
             run_dir=run_dir,
             teacher=TEACHER,

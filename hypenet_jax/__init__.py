@@ -1,8 +1,9 @@
 """HALO in JAX: convert a pretrained Qwen3 Transformer into HypeNet, and run either. Only the front door."""
 
+from hypenet_jax.generation.decode import generate
+from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, DecodeState, Output, decode_state, init_params
-from hypenet_jax.model.generate import generate
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.presets import (
@@ -16,7 +17,6 @@ from hypenet_jax.model.presets import (
     qwen3_14b,
     qwen3_32b,
 )
-from hypenet_jax.model.sampling import Sampling
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.weights import load_hf, save_hf
 

@@ -1,7 +1,7 @@
-"""RunConfig: one stage as a value, made of sections that their rooms own; and HaloConfig, the stages in order.
+"""StageConfig: one stage as a value, made of sections that their rooms own; and HaloConfig, the stages in order.
 
 A config file is a short Python program that defines `config`: such a value, or a function of typed arguments that
-returns one. Its arguments, and every field of a RunConfig, can be set on the command line.
+returns one. Its arguments, and every field of a StageConfig, can be set on the command line.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from hypenet_jax.data.config import DataConfig
-from hypenet_jax.evals.config import EvaluateConfig
+from hypenet_jax.evals.checks import EvaluateConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -26,7 +26,7 @@ from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
 
-StageConfig = AlignConfig | SelectConfig | DistillConfig | FinetuneConfig
+MethodConfig = AlignConfig | SelectConfig | DistillConfig | FinetuneConfig
 Config = TypeVar("Config")
 
 
@@ -64,8 +64,9 @@ class TrainingConfig:
       dtype: of activations; parameters are float32 master weights either way.
       remat: "full" recomputes each layer in the backward pass.
       tensorboard: also write event files, `run_dir/name/tensorboard`; needs the extra of that name.
-      short_halo: along a cut sequence, lightning layers hand their memories to the next device alone. What is left out
-        is at most 2^-24 of a memory; parts too short for that are refused, and rows with too much padding exchange all.
+      neighbor_exchange: where a mesh axis shards the sequence, recurrent layers send their state to the next device
+        alone. What is left out is at most 2^-24 of a state; shards too short for that are refused, and rows with too
+        much padding exchange all.
     """
 
     optimizer: OptimizerConfig
@@ -73,11 +74,11 @@ class TrainingConfig:
     dtype: Literal["bfloat16", "float32"]
     remat: Literal["none", "full"] = "none"
     tensorboard: bool = False
-    short_halo: bool = False
+    neighbor_exchange: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class StageConfig:
     """One stage of a conversion.
 
     Attributes:
@@ -99,7 +100,7 @@ class RunConfig:
     teacher: Annotated[ModelConfig, tyro.conf.Fixed]
     teacher_folder: str | None
     student: StudentConfig | None
-    stage: StageConfig
+    stage: MethodConfig
     data: DataConfig
     training: TrainingConfig | None
     mesh: MeshConfig
@@ -139,7 +140,7 @@ class HaloConfig:
     """
 
     run_dir: str
-    runs: Annotated[tuple[RunConfig, ...], tyro.conf.Fixed]
+    runs: Annotated[tuple[StageConfig, ...], tyro.conf.Fixed]
     evaluate: Annotated[EvaluateConfig | None, tyro.conf.Fixed] = None
 
     def __post_init__(self) -> None:
@@ -147,7 +148,7 @@ class HaloConfig:
         if len(set(names)) != len(names):
             raise ConfigError(f"two stages share a name: {names}")
 
-    def run(self, name: str) -> RunConfig:
+    def run(self, name: str) -> StageConfig:
         """The stage of this name.
 
         Raises:
@@ -168,7 +169,7 @@ def load(
 
     Args:
       path: a Python file.
-      kind: RunConfig, HaloConfig or SuiteConfig, or several kinds.
+      kind: StageConfig, HaloConfig or EvaluationConfig, or several kinds.
       arguments: `--name value` pairs: arguments of the file's function first, then dotted fields of the value.
     Raises:
       ConfigError: no such file, no `config` in it, or another kind of config.
@@ -188,7 +189,7 @@ def load(
         own = tuple(inspect.signature(made).parameters)
         made, rest = _call(made, own, rest, path)
     if not isinstance(made, kind):
-        others = {"HaloConfig": "halo", "SuiteConfig": "evaluate", "ServeConfig": "plan"}
+        others = {"HaloConfig": "halo", "EvaluationConfig": "evaluate", "ServeConfig": "plan"}
         name = type(made).__name__
         raise ConfigError(
             f"{path} makes a {name}; use python -m launch.{others.get(name, 'train')}"

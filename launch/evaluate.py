@@ -13,8 +13,8 @@ import sys
 
 from hypenet_jax import runtime
 from hypenet_jax.config import load, resolved
-from hypenet_jax.evals.suite_config import SuiteConfig
-from hypenet_jax.run.suite import measure
+from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.runner import measure
 from launch.errors import CODES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -35,16 +35,16 @@ def main(arguments: list[str]) -> int:
     return runtime.FINISHED
 
 
-def suite_of(words: list[str]) -> SuiteConfig:
+def suite_of(words: list[str]) -> EvaluationConfig:
     """The config of a command line that begins with a config file or a model folder."""
     first = pathlib.Path(words[0])
     if first.is_dir():
-        return load(str(OF_A_MODEL), SuiteConfig, ["--model", *words])
+        return load(str(OF_A_MODEL), EvaluationConfig, ["--model", *words])
     if not first.is_file():
         raise ValueError(
             f"{first} is neither a folder nor a file; name a Hugging Face folder, or a file like configs/evals/model.py"
         )
-    return load(words[0], SuiteConfig, words[1:])
+    return load(words[0], EvaluationConfig, words[1:])
 
 
 if __name__ == "__main__":

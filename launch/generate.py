@@ -11,11 +11,11 @@ from typing import Literal
 import tyro
 
 from hypenet_jax import runtime
-from hypenet_jax.model.sampling import Sampling
-from hypenet_jax.run.answer import answer, converse, settings_of
-from hypenet_jax.run.generate import open_writer
-from hypenet_jax.run.prompts import CompletionFile, read_prompts
-from hypenet_jax.run.speed import Speed
+from hypenet_jax.generation.completions import CompletionFile, read_prompts
+from hypenet_jax.generation.console import answer, converse, settings_of
+from hypenet_jax.generation.sampling import Sampling
+from hypenet_jax.generation.text_generator import open_generator
+from hypenet_jax.generation.throughput import Speed
 from launch.errors import CODES
 
 
@@ -46,7 +46,7 @@ def main(args: Arguments) -> None:
     if typed and not sys.stdin.isatty():
         raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
     prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
-    writer = open_writer(
+    writer = open_generator(
         args.model,
         max_new_tokens=args.max_new_tokens,
         max_length=args.max_length,

@@ -13,8 +13,8 @@ import sys
 
 from hypenet_jax import runtime
 from hypenet_jax.config import HaloConfig, load, resolved
-from hypenet_jax.run import convert
-from hypenet_jax.run.lock import sole_use
+from hypenet_jax.convert import convert
+from hypenet_jax.convert.lock import sole_use
 from launch.errors import CODES
 
 BOUND_MISSED = 6

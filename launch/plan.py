@@ -15,7 +15,7 @@ import sys
 import jax
 
 from hypenet_jax import runtime
-from hypenet_jax.config import RunConfig, load
+from hypenet_jax.config import StageConfig, load
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, parse, plan, report
 from launch.errors import CODES
 from pallas_kernels.compile import ENVIRONMENT
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         if options.topology or options.devices:
             _without_accelerator(options.devices)
         runtime.set_up_logging()
-        config = load(words[0], (RunConfig, ServeConfig), words[1:])
+        config = load(words[0], (StageConfig, ServeConfig), words[1:])
         topology = parse(options.topology) if options.topology else here(options.devices)
         try:
             print(report(plan(config, topology)))

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import tyro
 
 from hypenet_jax import runtime
-from hypenet_jax.evals.efficiency import decode_times
-from hypenet_jax.evals.floors import floors, over_floors
+from hypenet_jax.evals.model import EvalModel, random_model
 from hypenet_jax.evals.report import Report, failure
-from hypenet_jax.evals.subject import Subject, random_subject
+from hypenet_jax.evals.roofline import floors, over_floors
+from hypenet_jax.evals.speed import decode_times
 from hypenet_jax.model import presets
 from launch.errors import CODES
 
@@ -56,8 +56,7 @@ def main(args: Arguments) -> None:
     if not args.models:
         raise ValueError("no model is named; for instance qwen3_1p7b hypenet_2b")
     subjects = [
-        random_subject(name, getattr(presets, name)(), jnp.dtype(args.dtype))
-        for name in args.models
+        random_model(name, getattr(presets, name)(), jnp.dtype(args.dtype)) for name in args.models
     ]
     report = Report()
     for length in args.lengths:
@@ -68,7 +67,7 @@ def main(args: Arguments) -> None:
             args.out.write_text(report.to_json_lines())
 
 
-def _floors(subjects: list[Subject], length: int, args: Arguments) -> Report:
+def _floors(subjects: list[EvalModel], length: int, args: Arguments) -> Report:
     if args.chip is None:
         return Report()
     found = Report()
@@ -78,7 +77,7 @@ def _floors(subjects: list[Subject], length: int, args: Arguments) -> Report:
     return found.select("decode_seconds_floor")
 
 
-def _times(subjects: list[Subject], length: int, args: Arguments) -> Report:
+def _times(subjects: list[EvalModel], length: int, args: Arguments) -> Report:
     try:
         return decode_times(subjects, length, rounds=args.rounds, steps=args.steps)
     except jax.errors.JaxRuntimeError as error:

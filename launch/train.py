@@ -9,10 +9,10 @@ On several hosts the same command runs on each; where they cannot be detected, a
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import RunConfig, load, resolved
+from hypenet_jax.config import StageConfig, load, resolved
+from hypenet_jax.convert import select, train
+from hypenet_jax.convert.lock import sole_use
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.run import select, train
-from hypenet_jax.run.lock import sole_use
 from launch.errors import CODES
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
         cluster, words = runtime.take_cluster(arguments)
-        run = load(words[0], RunConfig, words[1:])
+        run = load(words[0], StageConfig, words[1:])
         runtime.join_processes(cluster)
         runtime.set_up_logging()
         runtime.check_agreement(config=resolved(run), code=runtime.code_version())

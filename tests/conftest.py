@@ -15,7 +15,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-BRIEF = ("evals", "halo", "run")
+BRIEF = ("evals", "halo", "convert")
 """Folders whose programs run once or twice: compiling them for speed does not pay."""
 
 

@@ -13,18 +13,18 @@ from configs.mesh import SERVING, TRAINING
 from hypenet_jax.config import (
     ConfigError,
     HaloConfig,
-    RunConfig,
+    StageConfig,
     StudentConfig,
     load,
     resolved,
 )
+from hypenet_jax.convert.models import decoder_shapes, decoder_shardings, student_config
 from hypenet_jax.data.config import tokens_after
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.run.models import decoder_shapes, decoder_shardings, student_config
 from hypenet_jax.sharding import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch):
 
 
 def kind(path):
-    return HaloConfig if path.endswith(("halo.py", "quickstart.py")) else RunConfig
+    return HaloConfig if path.endswith(("halo.py", "quickstart.py")) else StageConfig
 
 
 def stages(path):
@@ -79,7 +79,7 @@ def test_a_resolved_config_is_json_and_reads_back_equal(path):
 @pytest.mark.parametrize("path", FILES)
 def test_the_wrong_launcher_is_told_which_one_is_right(path):
     other, right = (
-        (RunConfig, "launch.halo") if kind(path) is HaloConfig else (HaloConfig, "launch.train")
+        (StageConfig, "launch.halo") if kind(path) is HaloConfig else (HaloConfig, "launch.train")
     )
     with pytest.raises(ConfigError, match=f"use python -m {right}"):
         load(path, other)
@@ -91,7 +91,7 @@ def test_a_long_context_is_planned_and_nothing_else(path):
     assert config == dataclasses.replace(load(path, ServeConfig), batch=2)
     assert path.endswith(f"{config.task}_{'1m' if config.context_length == 2**20 else '256k'}.py")
     with pytest.raises(ConfigError, match=r"use python -m launch\.plan"):
-        load(path, RunConfig)
+        load(path, StageConfig)
 
 
 def test_every_stage_is_planned_on_a_slice_and_on_a_node_and_so_is_serving():
@@ -104,7 +104,7 @@ def test_every_stage_is_planned_on_a_slice_and_on_a_node_and_so_is_serving():
 
 @pytest.mark.parametrize("layout", TRAINING, ids=lambda one: f"{one.config}-{one.topology}")
 def test_a_layout_leaves_the_rows_of_a_step_and_each_device_a_part_of_them(layout):
-    run, plain = load(layout.config, RunConfig, layout.words), load(layout.config, RunConfig)
+    run, plain = load(layout.config, StageConfig, layout.words), load(layout.config, StageConfig)
     assert run.data == plain.data
     data, fsdp, *_ = run.mesh.sizes(math.prod(map(int, re.findall(r"\d+", layout.topology)[1:])))
     rows = run.data.sequences_per_step
@@ -185,12 +185,12 @@ def test_full_size_models_have_the_published_sizes_and_split_over_eight_devices(
 
 def test_overrides_are_typed():
     words = ["--training.loop.steps", "7", "--mesh.tensor", "2", "--training.dtype", "float32"]
-    run = load(ALIGN, RunConfig, [*words, "--stage.loss", "l2norm", "--data", "here"])
+    run = load(ALIGN, StageConfig, [*words, "--stage.loss", "l2norm", "--data", "here"])
     assert run.training.loop.steps == 7
     assert run.mesh.tensor == 2
     assert (run.training.dtype, run.stage.loss) == ("float32", "l2norm")
     assert run.data.corpus.source.folder == "here"
-    plain = load(ALIGN, RunConfig, ["--data", "here"])
+    plain = load(ALIGN, StageConfig, ["--data", "here"])
     changed = {"training": run.training, "mesh": run.mesh, "stage": run.stage}
     assert run == dataclasses.replace(plain, **changed)
 
@@ -208,7 +208,7 @@ def test_an_unknown_or_ill_typed_argument_ends_with_code_two_and_what_would_work
     capsys, words, said
 ):
     with pytest.raises(SystemExit) as end:
-        load(ALIGN, RunConfig, words)
+        load(ALIGN, StageConfig, words)
     assert end.value.code == 2
     printed = capsys.readouterr()
     assert said in printed.out + printed.err
@@ -227,7 +227,7 @@ def test_a_config_may_be_a_plain_value(tmp_path):
     path.write_text(
         f"from configs.halo_2b.align import config as make\nconfig = make(run_dir={str(tmp_path)!r})\n"
     )
-    run = load(str(path), RunConfig, ["--seed", "3"])
+    run = load(str(path), StageConfig, ["--seed", "3"])
     assert (run.run_dir, run.seed) == (str(tmp_path), 3)
 
 
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"no config file|defines no `config`"):
-        load(str(path), RunConfig)
+        load(str(path), StageConfig)
 
 
 def test_a_student_needs_its_layers_or_who_selects_them():
@@ -247,7 +247,7 @@ def test_a_student_needs_its_layers_or_who_selects_them():
 
 
 def test_every_stage_but_select_needs_a_training_section_and_a_teacher():
-    run = load(ALIGN, RunConfig)
+    run = load(ALIGN, StageConfig)
     with pytest.raises(ConfigError, match="training section"):
         dataclasses.replace(run, training=None)
     with pytest.raises(ConfigError, match="training section"):

@@ -26,35 +26,16 @@ MAY_IMPORT = {
     "weights": ("axes", "model", "sharding"),
     "train": ("axes", "sharding", "data.batch"),
     "train.stage": ("axes", "data.batch", "losses"),
-    "evals": ("axes", "chips", "sharding", "data", "losses", "model", "pallas_kernels"),
-    "evals.harness": ("axes", "data", "model", "runtime"),
-    "halo": ("axes", "data.batch", "losses", "model", "train.stage"),
-    "halo.select": ("axes", "data.batch", "losses", "model", "train.stage", "evals"),
 }
-# Where the rooms keep what a config is made of.
-SETTINGS = (
-    *("data", "evals.config", "evals.suite_config"),
-    *("sharding", "train.loop", "train.optimizer"),
-    *("halo.align", "halo.distill", "halo.finetune", "halo.select"),
-    *("model.config", "model.presets", "model.layers", "model.mixers"),
-)
 ROOMS = tuple(name for name in MAY_IMPORT if "." not in name)
+# While rooms move: these may still import each other.
+MOVING = ("generation", "evals", "halo", "convert", "config")
+MAY_IMPORT |= {name: (*ROOMS, *MOVING) for name in MOVING}
 MAY_IMPORT |= {
-    "config": SETTINGS,
-    "run": (*ROOMS, "config"),
-    "plan.config": ("model.config", "sharding"),
-    "plan": (*ROOMS, "config", "run"),
-    "front door": ("model", "weights"),
-    "configs": ("config", "plan.config", *SETTINGS),
-    "launch": ("config", "run", "runtime"),
-    "launch.train": ("config", "run", "runtime", "halo.select"),
-    "launch.errors": ("runtime", "train.errors", "weights"),
-    "launch.convert": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
-    "launch.generate": ("config", "run", "runtime", "weights", "model", "data", "halo.transfer"),
-    "launch.evaluate": ("config", "evals.suite_config", "run", "runtime"),
-    "launch.time_decode": ("evals", "model.presets", "runtime"),
-    "launch.plan": ("config", "plan", "runtime", "pallas_kernels.compile"),
-    "launch.compare_torch": ("data", "halo", "model", "train"),
+    "plan": (*ROOMS, *MOVING),
+    "front door": ("model", "weights", "generation"),
+    "configs": (*ROOMS, *MOVING, "plan.config"),
+    "launch": (*ROOMS, *MOVING, "plan"),
 }
 
 MESH_AXES = {"fsdp", "tensor", "sequence"}

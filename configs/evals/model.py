@@ -6,12 +6,12 @@ Perplexity of the same tokens after more and more context, the tasks in the mann
 import pathlib
 
 from hypenet_jax.data.sources import JsonLines, TextFiles, standard_library
-from hypenet_jax.evals.suite_config import (
-    ModelFolder,
+from hypenet_jax.evals.config import (
+    EvaluationConfig,
+    ModelSource,
     PerplexityConfig,
-    RaceConfig,
     RulerConfig,
-    SuiteConfig,
+    SpeedConfig,
 )
 
 TASKS = (
@@ -28,7 +28,7 @@ def config(
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768),
     tasks: tuple[str, ...] = TASKS,
     out: str = "runs/evaluation",
-) -> SuiteConfig:
+) -> EvaluationConfig:
     """Long contexts of one model, and of its teacher for comparison.
 
     Args:
@@ -40,14 +40,14 @@ def config(
       out: where the report goes; questions are kept below it.
     """
     folders = {"teacher": teacher, "model": model}
-    models = tuple(ModelFolder(label, path) for label, path in folders.items() if path is not None)
-    return SuiteConfig(
+    models = tuple(ModelSource(label, path) for label, path in folders.items() if path is not None)
+    return EvaluationConfig(
         models=models,
         out=out,
         text=standard_library() if text is None else source_of(text),
         perplexity=PerplexityConfig(lengths, position_length=max(lengths, default=None)),
         ruler=RulerConfig(tasks, lengths, cache=f"{out}/questions"),
-        race=RaceConfig(lengths),
+        race=SpeedConfig(lengths),
     )
 
 

@@ -7,17 +7,17 @@ writes docs/results.md and a page.
 import math
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
-from hypenet_jax.evals.config import Bound
-from hypenet_jax.evals.suite_config import (
+from hypenet_jax.evals.checks import Bound
+from hypenet_jax.evals.config import (
     Claim,
     Document,
+    EvaluationConfig,
     HeldOut,
-    ModelFolder,
+    ModelSource,
     NeedleConfig,
     PerplexityConfig,
-    RaceConfig,
     RulerConfig,
-    SuiteConfig,
+    SpeedConfig,
     SweepConfig,
 )
 
@@ -81,7 +81,7 @@ def speed(text: str, metric: str, length: int, at_least: float) -> Claim:
     return Claim(f"Figure 1: {text}; ratio", Bound(metric, LOG, length, at_least=at_least))
 
 
-def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> SuiteConfig:
+def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> EvaluationConfig:
     """Everything in docs/results.md.
 
     Args:
@@ -89,13 +89,13 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Suite
       out: where the page and the rows go.
     """
     student = f"{run_dir}/finetune/hf"
-    return SuiteConfig(
+    return EvaluationConfig(
         models=(
-            ModelFolder(TEACHER, f"{run_dir}/teacher/hf"),
-            ModelFolder(LOG, student, f"hype {TRAINED_LENGTH}"),
-            ModelFolder(CONSTANT, student, FACTOR, races=False),
-            ModelFolder(NONE, student, None, races=False),
-            ModelFolder(ROPE, f"{run_dir}/rope_finetune/hf", races=False),
+            ModelSource(TEACHER, f"{run_dir}/teacher/hf"),
+            ModelSource(LOG, student, f"hype {TRAINED_LENGTH}"),
+            ModelSource(CONSTANT, student, FACTOR, races=False),
+            ModelSource(NONE, student, None, races=False),
+            ModelSource(ROPE, f"{run_dir}/rope_finetune/hf", races=False),
         ),
         out=out,
         text=HeldOut(f"{run_dir}/data"),
@@ -104,7 +104,7 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Suite
         ),
         perplexity=PerplexityConfig(LENGTHS, windows=16, targets=64, position_length=2048),
         ruler=RulerConfig(()),
-        race=RaceConfig((1024, 2048, 4096, 8192, 16384, 32768, 65536), longest_prefill=16384),
+        race=SpeedConfig((1024, 2048, 4096, 8192, 16384, 32768, 65536), longest_prefill=16384),
         sweep=SweepConfig(LOG, constants=(32.0, 128.0, 512.0), by="needle", length=LONGEST),
         claims=claims(),
         document=Document("docs/results.md", "Results", ABOUT, TRAINED_LENGTH),

@@ -2,15 +2,15 @@
 shows it.
 """
 
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.needle import needle_accuracy, retrieval
 from hypenet_jax.evals.perplexity import held_out, perplexity_by_length
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.evals.subject import Subject
 
 __all__ = [
+    "EvalModel",
     "Report",
     "Row",
-    "Subject",
     "held_out",
     "needle_accuracy",
     "perplexity_by_length",

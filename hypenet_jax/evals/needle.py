@@ -17,10 +17,10 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
+from hypenet_jax.evals.chunked_forward import last_hidden
+from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
 from hypenet_jax.evals.predictions import top_tokens
-from hypenet_jax.evals.reading import last_hidden
 from hypenet_jax.evals.report import Report, failure, scored, share
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.sharding import constrain
 
 LastLogits = Callable[[Int[np.ndarray, "B T"]], Float[Array, "B V"]]
@@ -45,7 +45,7 @@ class Quiz(NamedTuple):
 
 
 def needle_accuracy(
-    subject: Subject,
+    subject: EvalModel,
     catalogue: Catalogue,
     text: Int[np.ndarray, " n"],
     lengths: Sequence[int],
@@ -123,7 +123,7 @@ def scores(
     return np.where(np.isnan(tokens), np.nan, tokens == asked.answers)
 
 
-def last_logits(subject: Subject) -> LastLogits:
+def last_logits(subject: EvalModel) -> LastLogits:
     """The model as a function from rows to the logits after their last token."""
     return lambda tokens: _logits(subject.decoder, subject.params, last_hidden(subject, tokens, 1))
 
@@ -135,7 +135,7 @@ def _logits(decoder: Model, params: Params, hidden: Float[Array, "B 1 D"]) -> Fl
 
 
 def retrieval(
-    subject: Subject,
+    subject: EvalModel,
     catalogue: Catalogue,
     text: Int[np.ndarray, " n"],
     *,

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
 from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.report import Report, share
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
 from hypenet_jax.sharding import constrain
 
 NAMES = (
@@ -30,7 +30,7 @@ CODES = (10_000, 100_000)
 
 
 def passkey_retrieval(
-    subject: Subject,
+    subject: EvalModel,
     tokenizer: Tokenizer,
     text: Int[np.ndarray, " n"],
     *,

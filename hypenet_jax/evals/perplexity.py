@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model
 from hypenet_jax.evals.predictions import final_losses, top_tokens
 from hypenet_jax.evals.report import Report, Row, Z, failure
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
@@ -24,7 +24,7 @@ NUM_TARGETS = 64
 
 
 def perplexity_by_length(
-    subject: Subject,
+    subject: EvalModel,
     text: Int[np.ndarray, " n"],
     lengths: Sequence[int],
     *,
@@ -55,7 +55,7 @@ def perplexity_by_length(
 
 
 def perplexity_by_position(
-    subject: Subject,
+    subject: EvalModel,
     text: Int[np.ndarray, " n"],
     length: int,
     *,
@@ -84,7 +84,7 @@ def perplexity_by_position(
 
 
 def perplexity_of_text(
-    subject: Subject,
+    subject: EvalModel,
     text: Int[np.ndarray, " n"],
     length: int,
     *,
@@ -116,7 +116,7 @@ def perplexity_of_text(
 
 
 def _perplexity(
-    metric: str, subject: Subject, losses: Float[np.ndarray, "R W"], length: int
+    metric: str, subject: EvalModel, losses: Float[np.ndarray, "R W"], length: int
 ) -> list[Row]:
     """The row of exp(mean) with the interval of a mean over windows; windows whose losses are not finite stand in a
     row of their own and do not count."""
@@ -152,7 +152,9 @@ def window_ends(
     return np.linspace(max(lengths), text_length, num_windows).astype(np.int64)
 
 
-def held_out(subject: Subject, batches: Iterable[Batch], teacher: Subject | None = None) -> Report:
+def held_out(
+    subject: EvalModel, batches: Iterable[Batch], teacher: EvalModel | None = None
+) -> Report:
     """How well held-out text is predicted, and how far the model is from its teacher.
 
     Args:

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
-from hypenet_jax.evals.reading import hidden_parts
-from hypenet_jax.evals.subject import TOKENS_PER_BATCH, Model, Subject, batches_of
+from hypenet_jax.evals.chunked_forward import hidden_parts
+from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels import linear_cross_entropy
@@ -18,7 +18,7 @@ BLOCK = 256
 
 
 def final_losses(
-    subject: Subject,
+    subject: EvalModel,
     rows: Int[np.ndarray, "R T"],
     num_targets: int,
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -32,7 +32,7 @@ def final_losses(
 
 
 def token_losses(
-    subject: Subject, rows: Int[np.ndarray, "B T"], first: int = 1
+    subject: EvalModel, rows: Int[np.ndarray, "B T"], first: int = 1
 ) -> Float[np.ndarray, "B W"]:
     """-log p of the tokens at positions `first` .. T - 1 of each row, in nats, float64; `first` is at least 1."""
     head = output_head(subject.params, subject.decoder.config)

@@ -6,7 +6,7 @@ from jaxtyping import Int
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.data.sources import Source, documents
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.suite_config import HeldOut
+from hypenet_jax.evals.config import HeldOut
 from hypenet_jax.model.config import ModelConfig
 
 

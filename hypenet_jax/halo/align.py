@@ -16,9 +16,9 @@ from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
 from hypenet_jax.model.decoder import Decoder, Tap
-from hypenet_jax.model.layers import Initialization, unroll_runs
+from hypenet_jax.model.layers import Initialization, unroll_layers
 from hypenet_jax.model.mixers import make_mixer
-from hypenet_jax.model.timeline import place
+from hypenet_jax.model.token_layout import layout_tokens
 from hypenet_jax.train.stage import Stage
 
 
@@ -64,13 +64,13 @@ def imitate(student: Params, teacher: Decoder, taps: Tap, batch: Batch) -> jax.A
         dtype=teacher.dtype,
     )
     rows, time = batch.tokens.shape
-    timeline, _ = place(rows, time, batch.positions, batch.segment_ids, None)
+    layout, _ = layout_tokens(rows, time, batch.positions, batch.segment_ids, None)
 
     def one(carry: None, layer: tuple[Params, jax.Array]) -> tuple[None, jax.Array]:
         params, inputs = layer
-        wrote, _ = mixer.apply({"params": params}, inputs, timeline, None)
+        wrote, _ = mixer.apply({"params": params}, inputs, layout, None)
         return carry, wrote
 
-    unroll = teacher.config.num_layers if unroll_runs() else 1
+    unroll = teacher.config.num_layers if unroll_layers() else 1
     _, wrote = jax.lax.scan(one, None, (student["mixers"], taps.inputs), unroll=unroll)
     return wrote

@@ -20,9 +20,9 @@ from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output
-from hypenet_jax.model.layers import GatedMLP, RMSNorm, look_up, unroll_runs
+from hypenet_jax.model.layers import GatedMLP, RMSNorm, look_up, unroll_layers
 from hypenet_jax.model.mixers import make_mixer
-from hypenet_jax.model.timeline import place
+from hypenet_jax.model.token_layout import layout_tokens
 
 LayerScores = Float[np.ndarray, " L"]
 
@@ -171,15 +171,15 @@ class SweptDecoder:
             make_mixer(spec, start=start, dtype=dtype, **widths)
             for spec in (config.mixers[0], aligned_spec(config))
         ]
-        timeline, _ = place(tokens.shape[0], tokens.shape[1], positions, segment_ids, None)
+        layout, _ = layout_tokens(tokens.shape[0], tokens.shape[1], positions, segment_ids, None)
 
         def layer(x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]) -> tuple[Hidden, None]:
             own, aligned, index = xs
             read = norm.apply({"params": own["mixer_norm"]}, x)
             wrote = jax.lax.cond(
                 index == params["replaced"],
-                lambda: mixers[1].apply({"params": aligned}, read, timeline, None)[0],
-                lambda: mixers[0].apply({"params": own["mixer"]}, read, timeline, None)[0],
+                lambda: mixers[1].apply({"params": aligned}, read, layout, None)[0],
+                lambda: mixers[0].apply({"params": own["mixer"]}, read, layout, None)[0],
             )
             x = x + wrote
             x = x + mlp.apply({"params": own["mlp"]}, norm.apply({"params": own["mlp_norm"]}, x))
@@ -188,5 +188,5 @@ class SweptDecoder:
         layers = config.num_layers
         x = look_up(params["embed"]["embedding"], tokens, dtype)
         rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
-        x, _ = jax.lax.scan(layer, x, rows, unroll=layers if unroll_runs() else 1)
+        x, _ = jax.lax.scan(layer, x, rows, unroll=layers if unroll_layers() else 1)
         return norm.apply({"params": params["final_norm"]}, x)

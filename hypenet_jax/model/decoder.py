@@ -18,11 +18,17 @@ from hypenet_jax.model.layers import (
     Head,
     Initialization,
     RMSNorm,
-    unroll_runs,
+    unroll_layers,
 )
 from hypenet_jax.model.mixers import MixerSpec, MixerState, empty_state, make_mixer
-from hypenet_jax.model.stacking import run_names
-from hypenet_jax.model.timeline import Cursor, Timeline, overflow, place, start_cursor
+from hypenet_jax.model.stacking import group_names
+from hypenet_jax.model.token_layout import (
+    CachePosition,
+    TokenLayout,
+    layout_tokens,
+    overflow,
+    start_position,
+)
 from hypenet_jax.sharding import constrain
 
 
@@ -31,7 +37,7 @@ class DecodeState:
     """All that decoding remembers: one state per layer, and where each row stopped."""
 
     layers: tuple[MixerState, ...]
-    cursor: Cursor
+    cursor: CachePosition
 
     @property
     def lengths(self) -> jax.Array:
@@ -67,7 +73,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, state: MixerState | None, timeline: Timeline
+        self, x: Hidden, state: MixerState | None, layout: TokenLayout
     ) -> tuple[Hidden, tuple[MixerState | None, Tap | None]]:
         config = self.config
         shape, names, eps = (config.d_model,), (axes.NORM,), config.norm_eps
@@ -82,10 +88,10 @@ class Layer(nn.Module):
         norm, tap = RMSNorm(shape, names, eps, name="mixer_norm"), None
         if self.tap:
             read = norm(x)
-            wrote, state = mixer(read, timeline, state)
+            wrote, state = mixer(read, layout, state)
             x, tap = x + wrote, Tap(read, wrote)
         else:
-            x, state = mixer(x, timeline, state, norm.before_product(), residual=x)
+            x, state = mixer(x, layout, state, norm.before_product(), residual=x)
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, name="mlp")
         norm = RMSNorm(shape, names, eps, name="mlp_norm")
         x = mlp(x, norm.before_product(), residual=x)
@@ -137,7 +143,7 @@ class Decoder(nn.Module):
 
         Args:
           tokens: token ids, or their embeddings.
-          positions: place of each token in its document; None counts them here.
+          positions: layout_tokens of each token in its document; None counts them here.
           segment_ids: document of each token, 0 for padding; None: one document, no padding.
           state: where to go on from; the call then also returns the state after its last token.
           taps: also return what every mixer read and wrote.
@@ -147,11 +153,11 @@ class Decoder(nn.Module):
         """
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
         cursor = None if state is None else state.cursor
-        timeline, cursor = place(x.shape[0], x.shape[1], positions, segment_ids, cursor)
+        layout, cursor = layout_tokens(x.shape[0], x.shape[1], positions, segment_ids, cursor)
         layers: tuple[Any, ...] = (None,) * self.config.num_layers
         if state is not None:
             layers = state.layers
-        x, layers, tapped = self._layers(x, layers, timeline, taps)
+        x, layers, tapped = self._layers(x, layers, layout, taps)
         hidden = self.final_norm(x)
         if cursor is not None:
             hidden = jnp.where(overflow(cursor)[:, None, None], jnp.nan, hidden)
@@ -162,23 +168,23 @@ class Decoder(nn.Module):
         self,
         x: Hidden,
         states: tuple[Any, ...],
-        timeline: Timeline,
+        layout: TokenLayout,
         taps: bool,
     ) -> tuple[Hidden, tuple[MixerState | None, ...], Tap | None]:
         layer = nn.remat(Layer, prevent_cse=not self.scan) if self.remat == "full" else Layer
         after, tapped = [], []
-        for name, run in run_names(self.config, self.scan):
+        for name, run in group_names(self.config, self.scan):
             spec = self.config.mixers[run[0]]
             fields = (spec, self.config, self.dtype, self.start, taps)
             mine = [states[i] for i in run]
             if self.scan:
                 stacked = jax.tree.map(lambda *s: jnp.stack(s), *mine)
                 x, (stacked, tap) = _scanned(layer, len(run))(*fields, name=name)(
-                    x, stacked, timeline
+                    x, stacked, layout
                 )
                 mine = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(run))]
             else:
-                x, (mine[0], tap) = layer(*fields, name=name)(x, mine[0], timeline)
+                x, (mine[0], tap) = layer(*fields, name=name)(x, mine[0], layout)
                 tap = jax.tree.map(lambda t: t[None], tap)
             after += mine
             tapped.append(tap)
@@ -199,7 +205,7 @@ def _scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
         split_rngs={"params": True},
         in_axes=cast(Any, (0, nn.broadcast)),
         length=length,
-        unroll=length if unroll_runs() else 1,
+        unroll=length if unroll_layers() else 1,
         metadata_params={nn.PARTITION_NAME: axes.LAYERS},
     )
 
@@ -215,7 +221,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Params:
 
 
 def logical_axes(decoder: Decoder) -> Params:
-    """The tree of `init_params` with each array's logical axis names, as a tuple, in its place."""
+    """The tree of `init_params` with each array's logical axis names, as a tuple, in its layout_tokens."""
     boxed = jax.eval_shape(lambda key: _init(decoder, key), jax.random.key(0))
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
@@ -243,4 +249,4 @@ def decode_state(
     Bytes: softmax layers 2 * capacity * K * H * itemsize each, lightning layers N * H * H * 4 each, per row.
     """
     layers = tuple(empty_state(spec, batch, capacity, dtype) for spec in config.mixers)
-    return DecodeState(layers, start_cursor(batch, capacity))
+    return DecodeState(layers, start_position(batch, capacity))

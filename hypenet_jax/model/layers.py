@@ -38,7 +38,7 @@ class Initialization:
     query_norm: float = 1.0
 
 
-def unroll_runs() -> bool:
+def unroll_layers() -> bool:
     """Whether a scan over layers is unrolled: a loop costs a CPU more than the compile time that it saves."""
     return rows_merge()
 

@@ -10,7 +10,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
 
 
-def run_names(config: ModelConfig, scan: bool) -> list[tuple[str, range]]:
+def group_names(config: ModelConfig, scan: bool) -> list[tuple[str, range]]:
     """Name and layers of each group of parameters."""
     if scan:
         return [(f"layers_{run[0]}_{run[-1]}", run) for run in config.runs]
@@ -28,7 +28,7 @@ def stack_layers(params: Params, config: ModelConfig) -> Params:
     rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
     runs = {
         name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in run))
-        for name, run in run_names(config, scan=True)
+        for name, run in group_names(config, scan=True)
     }
     return {**rest, **runs}
 

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hypenet_jax.config import RunConfig
+from hypenet_jax.config import StageConfig
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.topology import Topology
 
-Planned = RunConfig | ServeConfig
+Planned = StageConfig | ServeConfig
 MOST_DEVICES = 4  # times as many as were asked for
 
 

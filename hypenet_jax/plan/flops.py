@@ -7,13 +7,13 @@ recurrent form, 4 N H^2 per token: what a chunked kernel does beyond that is how
 
 import dataclasses
 
-from hypenet_jax.config import RunConfig
+from hypenet_jax.config import StageConfig
+from hypenet_jax.convert.models import student_config
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
-from hypenet_jax.run.models import student_config
 
 # Weight and input of a product each need one more product in the backward pass.
 FORWARD, WITH_GRADIENTS = 1, 3
@@ -32,7 +32,7 @@ class Flops:
     recomputed: float = 0.0
 
 
-def training_flops(run: RunConfig) -> Flops:
+def training_flops(run: StageConfig) -> Flops:
     """FLOPs of one step of a stage.
 
     align: the teacher's layers forward; of every mixer the forward pass, the gradient of its weights, and that of the

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 
-from hypenet_jax.config import RunConfig
+from hypenet_jax.config import StageConfig
 from hypenet_jax.plan.changes import Change, Planned, changes
 from hypenet_jax.plan.compiled import Compiled, DoesNotFit, compile_program
 from hypenet_jax.plan.programs import Program, training_program
@@ -38,7 +38,7 @@ def plan(config: Planned, topology: Topology) -> Plan:
       TopologyError: there is no such topology, or no compiler for it.
     """
     mesh = make_mesh(config.mesh, topology.devices())
-    trains = isinstance(config, RunConfig)
+    trains = isinstance(config, StageConfig)
     program = training_program(config, mesh) if trains else serving_program(config, mesh)
     compiled = compile_program(program, topology)
     nodes = [topology.node(device) for device in mesh.devices.flat]

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hypenet_jax import axes
-from hypenet_jax.config import RunConfig
+from hypenet_jax.config import StageConfig
+from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
+from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.plan.flops import Flops, training_flops
-from hypenet_jax.run.models import decoder_shapes, decoder_shardings
-from hypenet_jax.run.stages import trained
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.step import make_train_step
 
@@ -37,10 +37,10 @@ class Program:
     calls: int
 
 
-def training_program(run: RunConfig, mesh: Mesh) -> Program:
+def training_program(run: StageConfig, mesh: Mesh) -> Program:
     """The very step that `launch.train` runs: same loss, shardings and donated state, the teacher inside."""
     assert run.training is not None
-    parts, loop = trained(run, mesh), run.training.loop
+    parts, loop = build_stage(run, mesh), run.training.loop
     state = parts.state()
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(

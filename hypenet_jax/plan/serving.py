@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from hypenet_jax import axes
+from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
+from hypenet_jax.generation.decode import row_keys, start_writing, write_until
+from hypenet_jax.generation.prefill import PREFILL_PART, Context, read_part, start_context
+from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.generate import row_keys, start_writing, write_until
 from hypenet_jax.model.mixers import state_axes
-from hypenet_jax.model.prefill import PREFILL_PART, Context, read_part, start_context
-from hypenet_jax.model.sampling import Sampling
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
 from hypenet_jax.plan.programs import Program, placed
-from hypenet_jax.run.models import decoder_shapes, decoder_shardings
 from hypenet_jax.sharding import replicated, sharding_of
 
 

@@ -19,7 +19,7 @@ from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.fingerprint import Facts, differences, leaf_facts, leaf_shapes, verify
-from hypenet_jax.train.origin import Origin, check_origin, unsealed
+from hypenet_jax.train.provenance import Provenance, check_provenance, unsealed
 from hypenet_jax.train.state import TrainState
 
 log = logging.getLogger("hypenet_jax")
@@ -32,9 +32,11 @@ class Checkpoints:
     never "the latest".
     """
 
-    def __init__(self, folder: str | os.PathLike[str], origin: Origin, *, keep: int = 3) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], provenance: Provenance, *, keep: int = 3
+    ) -> None:
         self.folder = epath.Path(folder).absolute()
-        self.origin = origin
+        self.provenance = provenance
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE),
@@ -52,7 +54,7 @@ class Checkpoints:
             folder.
         """
         step, tree = int(state.step), _as_tree(state)
-        about = self.origin.description(step=step, position=position, leaves=leaf_facts(tree))
+        about = self.provenance.description(step=step, position=position, leaves=leaf_facts(tree))
         items = ocp_args.Composite(
             state=ocp_args.StandardSave(tree), about=ocp_args.JsonSave(about)
         )
@@ -144,7 +146,7 @@ class Checkpoints:
     def _restored(self, step: int, like: TrainState) -> tuple[TrainState, int]:
         where = f"{self.folder} step {step}"
         about = unsealed(self._read(where, step, about=ocp_args.JsonRestore())["about"], where)
-        check_origin(about, self.origin, where)
+        check_provenance(about, self.provenance, where)
         check_leaves(about["leaves"], leaf_shapes(_as_tree(like)), where)
         wanted = ocp_args.StandardRestore(_as_tree(like))
         tree = self._read(where, step, state=wanted)["state"]

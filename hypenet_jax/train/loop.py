@@ -135,7 +135,7 @@ def _resumed(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> T
     if checkpoints.steps():
         # Two states at once would not fit where one nearly fills the memory.
         jax.tree.map(lambda leaf: leaf.delete(), state)
-    restored, name = checkpoints.restore(like), checkpoints.origin.stage
+    restored, name = checkpoints.restore(like), checkpoints.provenance.stage
     if restored is None:
         log.info("%s: starting", name)
         return state

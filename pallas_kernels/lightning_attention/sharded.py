@@ -4,7 +4,7 @@ The compiler cannot cut up a Pallas kernel, so every device runs the whole op on
 and heads do not speak to each other. Along a cut sequence each device first sums up what its own
 tokens write, [B, N, H, H] float32 whatever their number; these sums are all that is exchanged, and
 from them every device makes the memory that its own tokens begin with: from all of them, or inside
-`short_halo` from its neighbour's alone.
+`neighbor_exchange` from its neighbour's alone.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Tokens = Float[Array, "B T N H"]
 Memory = Float[Array, "B N H H"]
 
 FORGOTTEN = 2.0**-24
-"""What is left of a memory that `short_halo` does not pass on: less than float32 rounds off beside the whole."""
+"""What is left of a memory that `neighbor_exchange` does not pass on: less than float32 rounds off beside the whole."""
 
 # Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
 _short = jax.make_user_context(False)
@@ -41,7 +41,7 @@ class Summary(NamedTuple):
 
 
 @contextlib.contextmanager
-def short_halo() -> Iterator[None]:
+def neighbor_exchange() -> Iterator[None]:
     """Inside, a device hands its sum to the next one alone, where parts are long enough for that.
 
     Left out of the memory m_i that part i begins with is exp(log_decay * n) m_(i-1), n the real

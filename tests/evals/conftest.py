@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.synthetic import Catalogue
-from hypenet_jax.evals.subject import Subject
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
@@ -19,20 +19,20 @@ CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
 TEACHER = ModelConfig(32 + CATALOGUE.num_ids, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
 
 
-def _subject(name: str, config: ModelConfig, seed: int) -> Subject:
+def _subject(name: str, config: ModelConfig, seed: int) -> EvalModel:
     start = Initialization(std=0.2, embedding_std=0.5)
     decoder = Decoder(config, jnp.float32, start=start)
     init = jax.jit(init_params, static_argnums=0)
-    return Subject(name, decoder, init(decoder, jax.random.key(seed)))
+    return EvalModel(name, decoder, init(decoder, jax.random.key(seed)))
 
 
 @pytest.fixture(scope="session")
-def teacher() -> Subject:
+def teacher() -> EvalModel:
     return _subject("teacher", TEACHER, 0)
 
 
 @pytest.fixture(scope="session")
-def student() -> Subject:
+def student() -> EvalModel:
     return _subject("student", hypenet(TEACHER, (1,)), 1)
 
 
@@ -49,7 +49,7 @@ def log_probs():
     Rows are padded to one shape, so that it compiles once per model.
     """
 
-    def every(subject: Subject, tokens, positions=None, segment_ids=None) -> np.ndarray:
+    def every(subject: EvalModel, tokens, positions=None, segment_ids=None) -> np.ndarray:
         rows, time = tokens.shape
         whole = [
             np.broadcast_to(np.arange(time), tokens.shape) if positions is None else positions,

@@ -11,8 +11,8 @@ from harness_folder import local_tasks
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.evals.harness import evaluate_with_harness
-from hypenet_jax.evals.subject import Subject
+from hypenet_jax.evals.harness.scores import evaluate_with_harness
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import load_hf
 
@@ -21,7 +21,7 @@ def main(port: str, count: str, process: str, folder: str, data: str, *tasks: st
     jax.config.update("jax_num_cpu_devices", 4 // int(count))
     runtime.join_processes(runtime.Cluster(f"127.0.0.1:{port}", int(count), int(process)))
     mesh = make_mesh(MeshConfig(data=int(data)))
-    subject = Subject("tiny", *load_hf(folder, dtype=jnp.float32, mesh=mesh))
+    subject = EvalModel("tiny", *load_hf(folder, dtype=jnp.float32, mesh=mesh))
     with on_mesh(mesh):
         report = evaluate_with_harness(
             subject, load_tokenizer(folder), tasks or local_tasks(), max_length=64

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals import answering
-from hypenet_jax.evals.answering import task_scores, write
-from hypenet_jax.evals.ruler_text import Question
-from hypenet_jax.evals.subject import Subject
-from hypenet_jax.model.generate import generate
+from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.evals.ruler.scoring import task_scores, write
+from hypenet_jax.evals.ruler.text import Question
+from hypenet_jax.generation.decode import generate
 
 LENGTH, BUDGET = 32, 6
 
@@ -51,7 +50,7 @@ def test_nan_of_one_row_is_its_own(student, prompts):
         "embed": {"embedding": embedding.at[7].set(np.nan)},
         "head": {"kernel": embedding},
     }
-    spoiled = Subject("spoiled", student.decoder.clone(config=config), params)
+    spoiled = EvalModel("spoiled", student.decoder.clone(config=config), params)
     rows = [np.where(row == 7, 8, row) for row in prompts]
     rows[3][5] = 7
     good = write(student, rows, LENGTH, BUDGET, stop=(0,), tokens_per_batch=5 * 26)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from hypenet_jax.chips import RATES
-from hypenet_jax.evals.efficiency import cursor_at, decode_times, efficiency, filled_state
-from hypenet_jax.evals.floors import decode_work, floors, prefill_work
-from hypenet_jax.evals.footprint import state_bytes
+from hypenet_jax.evals.memory import state_bytes
+from hypenet_jax.evals.roofline import decode_work, floors, prefill_work
+from hypenet_jax.evals.speed import cursor_at, decode_times, efficiency, filled_state
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b
 

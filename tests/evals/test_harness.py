@@ -12,9 +12,9 @@ import pytest
 from harness_folder import local_tasks, write_folder
 
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
-from hypenet_jax.evals.chat import render_chat
+from hypenet_jax.evals.harness.chat import render_chat
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Report
-from hypenet_jax.evals.subject import Subject
 from hypenet_jax.weights import load_hf
 
 pytestmark = pytest.mark.harness
@@ -51,14 +51,14 @@ def tokenizer(folder) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def subject(folder) -> Subject:
-    return Subject("tiny", *load_hf(folder, dtype=jnp.float32))
+def subject(folder) -> EvalModel:
+    return EvalModel("tiny", *load_hf(folder, dtype=jnp.float32))
 
 
 @pytest.fixture(scope="module")
 def ours(subject, tokenizer) -> Any:
-    from hypenet_jax.evals.harness import answers
-    from hypenet_jax.evals.harness_model import HarnessModel
+    from hypenet_jax.evals.harness.model import HarnessModel
+    from hypenet_jax.evals.harness.scores import answers
 
     ask = functools.partial(answers, subject, tokenizer)
     return HarnessModel(ask, tokenizer, name="tiny", max_length=MAX_LENGTH)
@@ -84,7 +84,7 @@ def their_results(theirs) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def our_report(subject, tokenizer) -> Report:
-    from hypenet_jax.evals.harness import evaluate_with_harness
+    from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
     return evaluate_with_harness(subject, tokenizer, local_tasks(), max_length=MAX_LENGTH)
 
@@ -183,8 +183,8 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
 
 def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, tmp_path):
     from hypenet_jax.data.sources import TextFiles
-    from hypenet_jax.evals.suite_config import HarnessConfig, ModelFolder, RulerConfig, SuiteConfig
-    from hypenet_jax.run.suite import measure
+    from hypenet_jax.evals.config import EvaluationConfig, HarnessConfig, ModelSource, RulerConfig
+    from hypenet_jax.evals.runner import measure
 
     for task in local_tasks():
         (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(task))
@@ -192,8 +192,8 @@ def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, 
     asked = HarnessConfig(
         ("local_choice", "no_such_task"), folder=str(tmp_path), max_length=MAX_LENGTH
     )
-    suite = SuiteConfig(
-        models=(ModelFolder("tiny", str(folder)),),
+    suite = EvaluationConfig(
+        models=(ModelSource("tiny", str(folder)),),
         out=str(tmp_path / "out"),
         text=TextFiles(str(tmp_path), ("*.txt",)),
         ruler=RulerConfig(()),
@@ -224,7 +224,6 @@ def test_a_mean_over_documents_has_an_interval(our_report):
 
 
 def test_answers_are_kept_in_the_cache_file(subject, tokenizer, our_report, tmp_path, monkeypatch):
-    from hypenet_jax.evals import harness
 
     def evaluate() -> Report:
         cache = tmp_path / "answers"
@@ -266,7 +265,7 @@ def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(
     ours, subject, tokenizer
 ):
     from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-    from hypenet_jax.evals.harness import evaluate_with_harness
+    from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
     with pytest.raises(ValueError, match="does not fit into max_length"):
         ours.loglikelihood(instances("loglikelihood", [("a", " b" * MAX_LENGTH * 2)]))

@@ -9,11 +9,11 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.buckets import batches_by_width
-from hypenet_jax.evals.continuation import SPAN, Continuations, continuations
-from hypenet_jax.evals.likelihood import Likelihoods, likelihoods
-from hypenet_jax.model.generate import generate
-from hypenet_jax.model.sampling import Sampling
+from hypenet_jax.evals.harness.continuation import SPAN, Continuations, continuations
+from hypenet_jax.evals.harness.likelihood import Likelihoods, likelihoods
+from hypenet_jax.generation.batching import batches_by_width
+from hypenet_jax.generation.decode import generate
+from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
 LENGTHS = (5, 12, 20, 33)

@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.heat_map import heat_map
-from hypenet_jax.evals.page import render_page
+from hypenet_jax.evals.present.heat_map import heat_map
+from hypenet_jax.evals.present.page import render_page
+from hypenet_jax.evals.present.results import Results
 from hypenet_jax.evals.report import Report, Row, failure, share
-from hypenet_jax.evals.results import Results
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from hypenet_jax.evals.model import batches_of
 from hypenet_jax.evals.needle import (
     last_logits,
     needle_accuracy,
@@ -10,7 +11,6 @@ from hypenet_jax.evals.needle import (
     retrieval,
     scores,
 )
-from hypenet_jax.evals.subject import batches_of
 
 
 def _reader(catalogue, entry_of_class):

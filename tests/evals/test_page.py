@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.charts import length_axis, linear_axis, log_axis
-from hypenet_jax.evals.page import render_page, write_page
-from hypenet_jax.evals.page_parts import (
+from hypenet_jax.evals.present.charts import length_axis, linear_axis, log_axis
+from hypenet_jax.evals.present.page import render_page, write_page
+from hypenet_jax.evals.present.parts import (
     bytes_text,
     length_table,
     length_text,
@@ -13,8 +13,8 @@ from hypenet_jax.evals.page_parts import (
     seconds_text,
     share_text,
 )
+from hypenet_jax.evals.present.results import Check, Curve, LayerError, LayerScore, Results
 from hypenet_jax.evals.report import Report, Row, share
-from hypenet_jax.evals.results import Check, Curve, LayerError, LayerScore, Results
 
 MODELS = ("teacher <RoPE>", "student & co")
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.passkey import _row, passkey_retrieval
-from hypenet_jax.evals.subject import Subject
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Output
 from hypenet_jax.model.mixers import SoftmaxSpec
@@ -51,7 +51,7 @@ class Oracle:
 
 @pytest.mark.parametrize(("knows", "value"), [(True, 1.0), (False, 0.0)])
 def test_only_a_model_that_knows_the_code_is_credited(tokenizer, text, knows, value):
-    subject = Subject("oracle", Oracle(tokenizer.vocab_size, knows), {})
+    subject = EvalModel("oracle", Oracle(tokenizer.vocab_size, knows), {})
     options = {"length": 200, "num_rows": 5, "num_statements": 2, "seed": 0}
     report = passkey_retrieval(subject, tokenizer, text, tokens_per_batch=400, **options)
     assert report.value("retrieval", "oracle", 200) == value

@@ -7,7 +7,7 @@ import pytest
 
 from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
-from hypenet_jax.evals import reading
+from hypenet_jax.evals.chunked_forward import last_hidden
 from hypenet_jax.evals.perplexity import (
     _perplexity,
     held_out,
@@ -17,7 +17,6 @@ from hypenet_jax.evals.perplexity import (
     window_ends,
 )
 from hypenet_jax.evals.predictions import _losses, final_losses, token_losses
-from hypenet_jax.evals.reading import last_hidden
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.ruler import TASKS, match_all, questions
-from hypenet_jax.evals.ruler_cache import cached_questions
-from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
+from hypenet_jax.evals.ruler.cache import cached_questions
+from hypenet_jax.evals.ruler.tasks import TASKS, match_all, questions
+from hypenet_jax.evals.ruler.text import Haystacks, sentences_of
 
 TEXT = "Code is data. Is data code? Words and words, 12345 67890!\nA line of its own\n" * 30
 LENGTH = 2600

@@ -11,7 +11,7 @@ from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.losses import real_tokens
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import make_mixer
-from hypenet_jax.model.timeline import place
+from hypenet_jax.model.token_layout import layout_tokens
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,12 @@ def gaps(teacher, mixers, batch):
     spec = aligned_spec(teacher.config)
     widths = {"d_model": teacher.config.d_model, "norm_eps": teacher.config.norm_eps}
     mixer = make_mixer(spec, start=Initialization(), dtype=jnp.float32, **widths)
-    timeline, _ = place(*batch.tokens.shape, batch.positions, batch.segment_ids, None)
+    layout, _ = layout_tokens(*batch.tokens.shape, batch.positions, batch.segment_ids, None)
 
     @jax.jit
     def every(mixers):
         wrote = [
-            mixer.apply({"params": mine}, taps.inputs[i], timeline, None)[0]
+            mixer.apply({"params": mine}, taps.inputs[i], layout, None)[0]
             for i, mine in enumerate(_layers(mixers))
         ]
         return jnp.stack(wrote) - taps.outputs

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import ConfigError, RunConfig, load, resolved
+from hypenet_jax.config import ConfigError, StageConfig, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
 from hypenet_jax.data.tokenizer import TrainedTokenizer, load_tokenizer, train_tokenizer
+from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.report import report_from_json_lines
-from hypenet_jax.evals.ruler import TASKS
-from hypenet_jax.evals.suite_config import SuiteConfig
+from hypenet_jax.evals.ruler.tasks import TASKS
 from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
@@ -68,17 +68,17 @@ def test_a_folder_and_its_teacher_become_the_shipped_suite(folder, tmp_path):
 
 
 def test_the_config_of_the_results_loads_and_reads_back(tmp_path):
-    config = load(RESULTS, SuiteConfig, ["--run-dir", "elsewhere", "--race.rounds", "1"])
+    config = load(RESULTS, EvaluationConfig, ["--run-dir", "elsewhere", "--race.rounds", "1"])
     assert config.models[0].folder == "elsewhere/teacher/hf"
     assert config.race.rounds == 1
     plain = resolved(config)
     assert json.loads(json.dumps(plain)) == plain
     with pytest.raises(ConfigError, match=r"use python -m launch\.evaluate"):
-        load(RESULTS, RunConfig)
+        load(RESULTS, StageConfig)
 
 
 def test_every_claim_of_the_results_is_about_a_number_that_is_measured():
-    config = load(RESULTS, SuiteConfig)
+    config = load(RESULTS, EvaluationConfig)
     lengths = {
         "needle": config.needle.lengths,
         "perplexity": config.perplexity.lengths,

@@ -14,15 +14,14 @@ import pytest
 from jax import monitoring
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.generation import text_generator as room
+from hypenet_jax.generation.completions import CompletionFile, read_prompts
+from hypenet_jax.generation.sampling import Sampling
+from hypenet_jax.generation.throughput import COMPILING, Pace, Speed
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.model.sampling import Sampling
-from hypenet_jax.run import answer
-from hypenet_jax.run import generate as room
-from hypenet_jax.run.prompts import CompletionFile, read_prompts
-from hypenet_jax.run.speed import COMPILING, Pace, Speed
 from hypenet_jax.weights import CheckpointError, save_hf
 from launch import generate
 
@@ -42,8 +41,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def writer(folder) -> room.Writer:
-    return room.open_writer(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3)
+def writer(folder) -> room.TextGenerator:
+    return room.open_generator(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3)
 
 
 def complete(writer, prompts, **options):
@@ -160,7 +159,7 @@ def test_each_line_typed_is_continued_until_the_input_ends(folder, monkeypatch, 
     monkeypatch.setattr(sys, "stdin", typed)
     generate.main(generate.Arguments(folder, max_new_tokens=3, max_length=5))
     captured = capsys.readouterr()
-    writer = room.open_writer(folder, max_new_tokens=3, max_length=5)
+    writer = room.open_generator(folder, max_new_tokens=3, max_length=5)
     refused, expected = complete(writer, ["the cat", "zz"])
     assert captured.out == f"\nerror: {refused.error}\n{expected.text}\n"
     assert "decode" in captured.err
@@ -225,6 +224,6 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path):
         dtype="float32",
     )
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        room.open_writer(tmp_path / "bare", max_new_tokens=1)
+        room.open_generator(tmp_path / "bare", max_new_tokens=1)
     with pytest.raises(CheckpointError, match=r"absent.*a checkpoint folder holds config\.json"):
-        room.open_writer(tmp_path / "absent", max_new_tokens=1)
+        room.open_generator(tmp_path / "absent", max_new_tokens=1)

@@ -18,7 +18,7 @@ STEPS = 300
 
 # A model of one layer and 16 dimensions that reads its own text; `steps` is long enough to be stopped.
 TINY = """
-from hypenet_jax.config import RunConfig, TrainingConfig
+from hypenet_jax.config import StageConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig
 from hypenet_jax.data.sources import TextFiles
 from hypenet_jax.data.tokenizer import TrainedTokenizer
@@ -31,10 +31,10 @@ from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
 
 
-def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> RunConfig:
+def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> StageConfig:
     source = TextFiles(text, ("*.txt",))
     corpus = CorpusConfig(f"{run_dir}/data", source, TrainedTokenizer(260), 16, 0.0, seed=0)
-    return RunConfig(
+    return StageConfig(
         name="tiny",
         run_dir=run_dir,
         teacher=ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),), True),

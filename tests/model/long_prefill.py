@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.quickstart import TEACHER
+from hypenet_jax.generation.prefill import prefill, start_context
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.prefill import prefill, start_context
 
 
 def main(softmax_layers: int, length: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tiny_decoders import TIME, WIDE_START
 
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec, make_mixer
-from hypenet_jax.model.timeline import place
+from hypenet_jax.model.token_layout import layout_tokens
 
 MIXERS = {
     "softmax": SoftmaxSpec(4, 2, 8, 1e4, output_gate=True),
@@ -34,12 +34,12 @@ def assert_causal(sizes):
 def test_a_mixer_sees_every_earlier_token_and_no_later_one(name):
     mixer = make_mixer(MIXERS[name], d_model=16, norm_eps=1e-6, start=WIDE_START, dtype=jnp.float32)
     x = jax.random.normal(jax.random.key(0), (1, TIME, 16))
-    timeline, _ = place(1, TIME, None, None, None)
+    layout, _ = layout_tokens(1, TIME, None, None, None)
 
     @jax.jit
     def sizes(key, x):
-        params = mixer.init(key, x, timeline, None)
-        return influence(lambda x: mixer.apply(params, x, timeline, None)[0], x)
+        params = mixer.init(key, x, layout, None)
+        return influence(lambda x: mixer.apply(params, x, layout, None)[0], x)
 
     assert_causal(np.asarray(sizes(jax.random.key(2), x)))
 

@@ -18,7 +18,7 @@ from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, Layer, init_params
 from hypenet_jax.model.layers import Initialization, look_up
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
-from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import MESH_AXES, MeshConfig, constrain, make_mesh, on_mesh
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
@@ -96,13 +96,13 @@ def lightning_layer(time: int, mesh) -> str:
     def read(params, x, positions, documents):
         place = functools.partial(constrain, logical_names=(axes.BATCH, axes.TIME))
         x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
-        return layer.apply(params, x, None, Timeline(place(positions), place(documents)))[0]
+        return layer.apply(params, x, None, TokenLayout(place(positions), place(documents)))[0]
 
     def loss(params, x, *arrays):
         return jnp.mean(jnp.square(read(params, x, *arrays)))
 
     x, numbers = jnp.ones((2, time, 32)), jnp.ones((2, time), jnp.int32)
-    start = lambda: layer.init(jax.random.key(0), x, None, Timeline(numbers, numbers))  # noqa: E731
+    start = lambda: layer.init(jax.random.key(0), x, None, TokenLayout(numbers, numbers))  # noqa: E731
     params = nn.meta.unbox(jax.eval_shape(start))
     with on_mesh(mesh):
         return (

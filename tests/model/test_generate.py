@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from hypenet_jax.model import generate as module
-from hypenet_jax.model import prefill as reading
+from hypenet_jax.generation import decode as module
+from hypenet_jax.generation import prefill as reading
+from hypenet_jax.generation.decode import decode, generate
+from hypenet_jax.generation.prefill import prefill, start_context
+from hypenet_jax.generation.sampling import Sampling, draw
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.generate import decode, generate
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.model.prefill import prefill, start_context
-from hypenet_jax.model.sampling import Sampling, draw
 
 NEW = 6
 TEACHER = ModelConfig(24, 16, 24, (SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2, True)

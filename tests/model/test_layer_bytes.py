@@ -11,7 +11,7 @@ import pytest
 
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import LightningSpec, make_mixer
-from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.model.token_layout import TokenLayout
 from pallas_kernels import compile as aot
 
 LENGTH, WIDTH = 16_384, 2048
@@ -30,14 +30,14 @@ def compiled():
     x = jax.ShapeDtypeStruct((1, LENGTH, WIDTH), jnp.bfloat16)
     positions = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
 
-    def timeline(positions):
-        return Timeline(positions, None, unbroken=True)
+    def layout(positions):
+        return TokenLayout(positions, None, single_segment=True)
 
     def init(x, positions):
-        return mixer.init(jax.random.key(0), x, timeline(positions), None)
+        return mixer.init(jax.random.key(0), x, layout(positions), None)
 
     def forward(params, x, positions):
-        return mixer.apply(params, x, timeline(positions), None)[0]
+        return mixer.apply(params, x, layout(positions), None)[0]
 
     params = nn.meta.unbox(jax.eval_shape(init, x, positions))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 from tiny_decoders import VOCABULARY, random_params, tiny_teacher
 
-from hypenet_jax.model import prefill as module
-from hypenet_jax.model.config import hypenet, with_logit_scale
-from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.generate import decode, generate, row_keys, start_writing, write_until
-from hypenet_jax.model.hype import LogLengthScale
-from hypenet_jax.model.prefill import (
+from hypenet_jax.generation import prefill as module
+from hypenet_jax.generation.decode import decode, generate, row_keys, start_writing, write_until
+from hypenet_jax.generation.prefill import (
     left_padded,
     prefill,
     read_part,
     start_context,
     unpacked,
-    with_room,
+    with_capacity,
 )
-from hypenet_jax.model.sampling import GREEDY
-from hypenet_jax.model.saved_context import load_context, save_context
+from hypenet_jax.generation.sampling import GREEDY
+from hypenet_jax.generation.saved_context import load_context, save_context
+from hypenet_jax.model.config import hypenet, with_logit_scale
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.hype import LogLengthScale
 
 LENGTH, WIDTH, NEW = 200, 9, 4
 ROOM = WIDTH + NEW
@@ -150,7 +150,7 @@ def test_parts_of_padding_alone_are_not_read(params, text, monkeypatch):
 def test_a_context_from_a_file_goes_on_as_the_one_that_was_saved(
     params, documents, alone, tmp_path
 ):
-    context = with_room(read_alone(params, documents[2]), WIDTH)
+    context = with_capacity(read_alone(params, documents[2]), WIDTH)
     save_context(tmp_path / "read", DECODER, context)
     with pytest.raises(FileExistsError, match="is there already"):
         save_context(tmp_path / "read", DECODER, context)
@@ -159,7 +159,7 @@ def test_a_context_from_a_file_goes_on_as_the_one_that_was_saved(
     jax.tree.map(np.testing.assert_array_equal, loaded, context)
     with pytest.raises(ValueError, match="room for 9"):
         decode(DECODER, params, loaded, max_new_tokens=NEW)
-    more = decode(DECODER, params, with_room(loaded, ROOM), max_new_tokens=NEW)
+    more = decode(DECODER, params, with_capacity(loaded, ROOM), max_new_tokens=NEW)
     np.testing.assert_array_equal(more.tokens, alone[2:])
 
 
@@ -175,8 +175,8 @@ def test_a_context_of_another_model_and_none_at_all_are_errors(tmp_path):
 def test_room_is_cut_to_what_is_held_and_no_further(params, documents):
     context = read_alone(params, documents[2])
     with pytest.raises(ValueError, match="9 tokens do not fit"):
-        with_room(context, 8)
-    cut = with_room(context, 9).state
+        with_capacity(context, 8)
+    cut = with_capacity(context, 9).state
     assert {x.shape[1] for x in (*jax.tree.leaves(cut.layers[0]), cut.cursor.slot_documents)} == {9}
 
 

@@ -2,15 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypenet_jax.model import timeline as source
-from hypenet_jax.model.timeline import overflow, start_cursor
+from hypenet_jax.model import token_layout as source
+from hypenet_jax.model.token_layout import overflow, start_position
 
-place = jax.jit(source.place, static_argnums=(0, 1))
+layout_tokens = jax.jit(source.layout_tokens, static_argnums=(0, 1))
 
 
-def timeline(segment_ids, cursor=None):
+def layout(segment_ids, cursor=None):
     segment_ids = jnp.asarray(segment_ids, jnp.int32)
-    return place(*segment_ids.shape, None, segment_ids, cursor)
+    return layout_tokens(*segment_ids.shape, None, segment_ids, cursor)
 
 
 def by_hand(segment_ids):
@@ -27,7 +27,7 @@ def by_hand(segment_ids):
 
 
 def test_without_segments_positions_count_and_there_are_no_documents():
-    placed, cursor = place(2, 3, None, None, None)
+    placed, cursor = layout_tokens(2, 3, None, None, None)
     np.testing.assert_array_equal(placed.positions, [[0, 1, 2], [0, 1, 2]])
     assert placed.documents is None
     assert cursor is None
@@ -36,7 +36,7 @@ def test_without_segments_positions_count_and_there_are_no_documents():
 def test_documents_and_positions_are_as_counted_by_hand():
     draws = np.random.default_rng(0)
     rows = np.repeat(draws.integers(0, 4, (64, 12)), draws.integers(1, 4, 12), axis=1)
-    placed, _ = timeline(rows)
+    placed, _ = layout(rows)
     real = rows != 0
     for row, documents, positions in zip(rows, placed.documents, placed.positions, strict=True):
         want_documents, want_positions = by_hand(row)
@@ -46,13 +46,13 @@ def test_documents_and_positions_are_as_counted_by_hand():
 
 
 def test_a_repeated_number_is_a_document_of_its_own():
-    placed, _ = timeline([[1, 1, 2, 2, 1, 1]])
+    placed, _ = layout([[1, 1, 2, 2, 1, 1]])
     np.testing.assert_array_equal(placed.documents, [[1, 1, 2, 2, 3, 3]])
     np.testing.assert_array_equal(placed.positions, [[0, 1, 0, 1, 0, 1]])
 
 
 def test_padding_inside_a_document_does_not_cut_it():
-    placed, _ = timeline([[0, 5, 5, 0, 0, 5]])
+    placed, _ = layout([[0, 5, 5, 0, 0, 5]])
     np.testing.assert_array_equal(placed.documents, [[0, 1, 1, 0, 0, 1]])
     assert placed.positions[0, 5] == 2
 
@@ -60,9 +60,9 @@ def test_padding_inside_a_document_does_not_cut_it():
 def test_two_calls_place_tokens_as_one_call():
     draws = np.random.default_rng(1)
     rows = np.repeat(draws.integers(0, 3, (32, 8)), 2, axis=1)
-    whole, after = timeline(rows, start_cursor(32, 20))
-    first, cursor = timeline(rows[:, :9], start_cursor(32, 20))
-    second, cursor = timeline(rows[:, 9:], cursor)
+    whole, after = layout(rows, start_position(32, 20))
+    first, cursor = layout(rows[:, :9], start_position(32, 20))
+    second, cursor = layout(rows[:, 9:], cursor)
     real = rows != 0
     for name in ("documents", "slots", "positions"):
         joined = np.concatenate([getattr(first, name), getattr(second, name)], axis=1)
@@ -72,7 +72,7 @@ def test_two_calls_place_tokens_as_one_call():
 
 
 def test_padding_costs_no_slot():
-    placed, cursor = timeline([[0, 0, 1, 1], [1, 0, 1, 0]], start_cursor(2, 6))
+    placed, cursor = layout([[0, 0, 1, 1], [1, 0, 1, 0]], start_position(2, 6))
     np.testing.assert_array_equal(placed.slots, [[6, 6, 0, 1], [0, 6, 1, 6]])
     np.testing.assert_array_equal(placed.slot_documents, [[1, 1, 0, 0, 0, 0]] * 2)
     np.testing.assert_array_equal(cursor.written, [2, 2])
@@ -80,17 +80,17 @@ def test_padding_costs_no_slot():
 
 
 def test_without_segments_a_call_goes_on_with_the_open_document():
-    _, cursor = timeline([[7, 7, 0], [0, 0, 0]], start_cursor(2, 6))
-    placed, _ = place(2, 2, None, None, cursor)
+    _, cursor = layout([[7, 7, 0], [0, 0, 0]], start_position(2, 6))
+    placed, _ = layout_tokens(2, 2, None, None, cursor)
     np.testing.assert_array_equal(placed.positions, [[2, 3], [0, 1]])
-    np.testing.assert_array_equal(placed.resets, [False, True])
+    np.testing.assert_array_equal(placed.reset_state, [False, True])
     np.testing.assert_array_equal(placed.slots, [[2, 3], [0, 1]])
 
 
 def test_a_new_number_resets_and_a_row_of_padding_waits():
-    _, cursor = timeline([[7, 7], [7, 7], [7, 7]], start_cursor(3, 6))
-    placed, after = timeline([[7, 8], [8, 8], [0, 0]], cursor)
-    np.testing.assert_array_equal(placed.resets, [False, True, False])
+    _, cursor = layout([[7, 7], [7, 7], [7, 7]], start_position(3, 6))
+    placed, after = layout([[7, 8], [8, 8], [0, 0]], cursor)
+    np.testing.assert_array_equal(placed.reset_state, [False, True, False])
     np.testing.assert_array_equal(placed.positions[:2], [[2, 0], [0, 1]])
     np.testing.assert_array_equal(after.segment, [8, 8, 7])
     np.testing.assert_array_equal(after.position, [1, 2, 2])
@@ -99,12 +99,12 @@ def test_a_new_number_resets_and_a_row_of_padding_waits():
 
 def test_given_positions_win_and_the_count_goes_on_from_them():
     segment_ids = jnp.ones((1, 2), jnp.int32)
-    placed, cursor = place(1, 2, jnp.asarray([[40, 41]]), segment_ids, start_cursor(1, 4))
+    placed, cursor = layout_tokens(1, 2, jnp.asarray([[40, 41]]), segment_ids, start_position(1, 4))
     np.testing.assert_array_equal(placed.positions, [[40, 41]])
     assert cursor.position == 42
     assert cursor.written == 2
 
 
 def test_a_row_overflows_with_its_first_token_past_the_capacity():
-    _, cursor = timeline([[1, 1, 1], [1, 1, 0]], start_cursor(2, 2))
+    _, cursor = layout([[1, 1, 1], [1, 1, 0]], start_position(2, 2))
     np.testing.assert_array_equal(overflow(cursor), [True, False])

@@ -8,8 +8,8 @@ import pytest
 from processes import HALO
 
 from hypenet_jax.halo.select import read_selection
-from hypenet_jax.train.handoff import read_handoff
 from hypenet_jax.train.metrics import read_metrics
+from hypenet_jax.train.stage_output import read_stage_output
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -47,7 +47,7 @@ def test_kill_minus_nine_in_every_stage_changes_no_bit(start, text, tmp_path):
             [r["loss"] for r in read_metrics(run / name / "metrics.jsonl")] for run in (cut, whole)
         ]
         assert losses[0] == losses[1]
-        prints = [read_handoff(run / name / "final", name).fingerprint for run in (cut, whole)]
+        prints = [read_stage_output(run / name / "final", name).fingerprint for run in (cut, whole)]
         assert prints[0] == prints[1]
     selections = [read_selection(run / "select" / "selection.json") for run in (cut, whole)]
     assert selections[0] == selections[1]

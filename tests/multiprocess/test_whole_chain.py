@@ -11,8 +11,8 @@ import pytest
 from processes import HALO, starting
 
 from hypenet_jax.halo.select import read_selection
-from hypenet_jax.train.handoff import load_params
 from hypenet_jax.train.metrics import read_metrics
+from hypenet_jax.train.stage_output import load_params
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

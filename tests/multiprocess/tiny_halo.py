@@ -9,7 +9,7 @@ import pathlib
 from tiny_chain import CATALOGUE, chain
 
 from hypenet_jax.config import HaloConfig
-from hypenet_jax.evals.config import Bound, Candidate, EvaluateConfig
+from hypenet_jax.evals.checks import Bound, Candidate, EvaluateConfig
 
 EVALUATE = EvaluateConfig(
     candidates=(

@@ -13,14 +13,14 @@ from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
 
 from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.reading import READ_PART
-from hypenet_jax.evals.suite_config import (
-    ModelFolder,
+from hypenet_jax.evals.chunked_forward import READ_PART
+from hypenet_jax.evals.config import (
+    EvaluationConfig,
+    ModelSource,
     NeedleConfig,
     PerplexityConfig,
-    RaceConfig,
     RulerConfig,
-    SuiteConfig,
+    SpeedConfig,
     SweepConfig,
 )
 from hypenet_jax.model.config import hypenet
@@ -48,11 +48,11 @@ def write_models(folder: pathlib.Path, text: pathlib.Path) -> None:
         tokenizer.save(folder / name)
 
 
-def config(folder: str, text: str, out: str) -> SuiteConfig:
-    return SuiteConfig(
+def config(folder: str, text: str, out: str) -> EvaluationConfig:
+    return EvaluationConfig(
         models=(
-            ModelFolder("teacher", f"{folder}/teacher"),
-            ModelFolder("student", f"{folder}/student"),
+            ModelSource("teacher", f"{folder}/teacher"),
+            ModelSource("student", f"{folder}/student"),
         ),
         out=out,
         text=source(text),
@@ -62,7 +62,7 @@ def config(folder: str, text: str, out: str) -> SuiteConfig:
         ),
         needle=NeedleConfig(CATALOGUE, (64,), 2, 8, 8, 64),
         sweep=SweepConfig(constants=(16.0,), length=64),
-        race=RaceConfig((64,), rounds=1),
+        race=SpeedConfig((64,), rounds=1),
     )
 
 

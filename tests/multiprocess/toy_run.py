@@ -15,7 +15,7 @@ from train_toy import AXES, OPTIMIZER, Stream, init, run, trainable
 from hypenet_jax import runtime
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.sharding import MeshConfig, make_mesh, row_parts, shardings_of
-from hypenet_jax.train.checkpoint import Checkpoints, Origin
+from hypenet_jax.train.checkpoint import Checkpoints, Provenance
 from hypenet_jax.train.state import TrainState, create_state
 
 
@@ -46,7 +46,7 @@ def main(folder: pathlib.Path, steps: int, every: int) -> None:
         return create_state(params, trainable, OPTIMIZER, shardings_of(params, AXES, mesh))
 
     folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", Origin("toy", {"width": 8}))
+    checkpoints = Checkpoints(folder / "checkpoints", Provenance("toy", {"width": 8}))
     found = checkpoints.restore(start())
     checkpoints.close()
     if found is not None:

@@ -11,10 +11,10 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.evals.answering import write
-from hypenet_jax.evals.ruler import TASKS, questions
-from hypenet_jax.evals.ruler_text import Haystacks, sentences_of
-from hypenet_jax.evals.subject import Subject
+from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.evals.ruler.scoring import write
+from hypenet_jax.evals.ruler.tasks import TASKS, questions
+from hypenet_jax.evals.ruler.text import Haystacks, sentences_of
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import load_hf
 
@@ -29,7 +29,7 @@ def main(folder: str, text: str, out: str, data: str, sequence: str) -> None:
         asked.tokens[start:]
         for start, asked in enumerate(questions(TASK, haystacks, LENGTH, count=5, seed=0))
     ]
-    subject = Subject("student", *load_hf(folder, mesh=mesh))
+    subject = EvalModel("student", *load_hf(folder, mesh=mesh))
     with on_mesh(mesh):
         found = write(subject, prompts, LENGTH, TASKS[TASK].budget, stop=(tokenizer.end_id,))
     if jax.process_index() == 0:

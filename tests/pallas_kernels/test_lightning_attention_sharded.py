@@ -14,7 +14,7 @@ from test_decode_attention import collectives
 from test_lightning_attention import SCALE, decays, documents, inputs
 
 from pallas_kernels import dispatch, lightning_attention
-from pallas_kernels.lightning_attention.sharded import FORGOTTEN, sharded, short_halo
+from pallas_kernels.lightning_attention.sharded import FORGOTTEN, neighbor_exchange, sharded
 
 TOKENS, MEMORY = ("data", "sequence", "tensor"), ("data", "tensor")
 KINDS = (AxisType.Auto,) * 3
@@ -87,7 +87,7 @@ def halo(log_decay, state_factor=1.0, segments=None, short=True):
     """Outputs, last memory and gradients on four devices with 32 tokens each."""
     q, k, v, state = inputs(batch=4, length=128, heads=4, width=8)
     arrays, run = (q, k, v, state_factor * state), functools.partial(sharded, **AXES)
-    context = short_halo() if short else contextlib.nullcontext()
+    context = neighbor_exchange() if short else contextlib.nullcontext()
     with jax.set_mesh(mesh_of(2, 4, 1)), context:
         return with_gradients(run, arrays, jnp.full(4, log_decay, jnp.float32), segments)
 
@@ -128,7 +128,7 @@ def test_a_halo_is_one_memory_however_many_devices():
     run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
     memory, factors, open_documents, choice = 2 * 8 * 8, 2, 2, 1
     for devices in (4, 8):
-        with jax.set_mesh(mesh_of(1, devices, 1)), short_halo():
+        with jax.set_mesh(mesh_of(1, devices, 1)), neighbor_exchange():
             program = jax.jit(run).lower(q, k, v, decays(2), state).compile()
         assert collectives(program.as_text()) == {
             "collective-permute": 4 * (memory + 1),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hypenet_jax.config import RunConfig, StudentConfig, load
+from hypenet_jax.config import StageConfig, StudentConfig, load
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import SoftmaxSpec
 
@@ -13,14 +13,14 @@ TEACHER = ModelConfig(512, 64, 128, (SoftmaxSpec(4, 4, 16, rope_theta=1e4),) * 2
 
 
 @pytest.fixture
-def tiny(monkeypatch, request) -> Callable[..., RunConfig]:
+def tiny(monkeypatch, request) -> Callable[..., StageConfig]:
     """tiny(stage, *arguments): a stage of the 2B conversion, made small."""
     root = request.config.rootpath
     monkeypatch.chdir(root)
     monkeypatch.syspath_prepend(root)
 
-    def make(stage: str, *arguments: str) -> RunConfig:
-        run = load(f"configs/halo_2b/{stage}.py", RunConfig, arguments)
+    def make(stage: str, *arguments: str) -> StageConfig:
+        run = load(f"configs/halo_2b/{stage}.py", StageConfig, arguments)
         corpus = dataclasses.replace(run.data.corpus, block_length=16)
         data = dataclasses.replace(
             run.data, corpus=corpus, context_length=16, sequences_per_step=16, first_token=0

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from hypenet_jax.config import RunConfig, load
+from hypenet_jax.config import StageConfig, load
 from hypenet_jax.model.presets import hypenet_2b
 from hypenet_jax.plan.changes import changes
 from hypenet_jax.plan.config import ServeConfig
@@ -18,7 +18,7 @@ ALIGN = "configs/halo_2b/align.py"
 def align(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.syspath_prepend(request.config.rootpath)
-    return load(ALIGN, RunConfig)
+    return load(ALIGN, StageConfig)
 
 
 def without_topology(words):
@@ -49,7 +49,7 @@ def test_copies_of_the_model_become_shards_before_there_are_more_devices(align):
 def test_typing_the_words_gives_the_changed_run_and_its_batch_divides(align):
     tried = list(changes(align, parse("v5e:2x4")))
     for change in tried:
-        assert load(ALIGN, RunConfig, without_topology(change.words)) == change.config
+        assert load(ALIGN, StageConfig, without_topology(change.words)) == change.config
         data, fsdp, *_ = change.config.mesh.sizes(change.topology.count)
         micro = change.config.data.sequences_per_step / change.config.training.loop.accumulate
         assert micro % (data * fsdp) == 0

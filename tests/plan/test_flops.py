@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import RunConfig, load
+from hypenet_jax.config import StageConfig, load
+from hypenet_jax.convert.models import decoder_shapes, student_config
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.plan.flops import head_flops, layers_flops, training_flops
-from hypenet_jax.run.models import decoder_shapes, student_config
 
 TEACHER = ModelConfig(512, 256, 512, (SoftmaxSpec(4, 2, 64, rope_theta=1e4),) * 2, True)
 DISTILL = "configs/halo_2b/distill.py"
@@ -45,7 +45,7 @@ def test_a_part_after_others_costs_what_the_whole_costs_without_them():
 def distill(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.syspath_prepend(request.config.rootpath)
-    return load(DISTILL, RunConfig)
+    return load(DISTILL, StageConfig)
 
 
 def test_distillation_costs_six_per_weight_of_the_student_and_two_of_the_teacher(distill):

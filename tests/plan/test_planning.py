@@ -5,6 +5,9 @@ import dataclasses
 import jax
 import pytest
 
+from hypenet_jax.convert.initial_weights import initial_weights
+from hypenet_jax.convert.models import teacher_decoder
+from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, planning, report
@@ -12,9 +15,6 @@ from hypenet_jax.plan.changes import Change
 from hypenet_jax.plan.chips import CHIPS
 from hypenet_jax.plan.compiled import too_big
 from hypenet_jax.plan.programs import training_program
-from hypenet_jax.run.models import teacher_decoder
-from hypenet_jax.run.stages import trained
-from hypenet_jax.run.start import start_weights
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
 from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf
@@ -34,8 +34,8 @@ def test_arguments_are_those_that_a_run_calls_its_step_with(tiny, tmp_path, stag
         run = dataclasses.replace(run, teacher_folder=str(tmp_path / "teacher"))
     else:
         run = dataclasses.replace(run, stage=FinetuneConfig(None))
-    parts = trained(run, mesh)
-    start = start_weights(run, parts, mesh)
+    parts = build_stage(run, mesh)
+    start = initial_weights(run, parts, mesh)
     state = create_state(start.params, parts.stage.trainable, parts.optimizer, parts.shardings)
     planned_state, planned_frozen, _ = training_program(run, mesh).arguments
     assert places(planned_state) == places(state)

@@ -10,7 +10,7 @@ from train_toy import AXES, OPTIMIZER, bits, init, make_batch, new_state, traina
 from train_toy import loss as loss_of
 
 from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch, shardings_of
-from hypenet_jax.train.checkpoint import Checkpoints, Origin
+from hypenet_jax.train.checkpoint import Checkpoints, Provenance
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 from hypenet_jax.train.state import create_state
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
 
-ORIGIN = Origin(
+ORIGIN = Provenance(
     "toy", {"width": 8, "data": {"seed": 0, "sizes": (1, 2)}, "run_dir": "/a"}, free=("run_dir",)
 )
 
@@ -31,8 +31,8 @@ def opened():
     """Opens folders and closes them at the end."""
     made: list[Checkpoints] = []
 
-    def open_(folder, origin=ORIGIN, keep=3):
-        made.append(Checkpoints(folder, origin, keep=keep))
+    def open_(folder, provenance=ORIGIN, keep=3):
+        made.append(Checkpoints(folder, provenance, keep=keep))
         return made[-1]
 
     yield open_
@@ -227,14 +227,14 @@ def test_what_is_not_ours_stays_with_one_warning_and_what_is_unfinished_goes(
 def test_another_stage_is_refused(tmp_path, opened):
     filled(opened, tmp_path)
     with pytest.raises(CheckpointError, match="written by stage 'toy', this is stage 'distill'"):
-        opened(tmp_path, Origin("distill", ORIGIN.config)).restore(new_state())
+        opened(tmp_path, Provenance("distill", ORIGIN.config)).restore(new_state())
 
 
 def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
     filled(opened, tmp_path)
     config = {"width": 9, "data": {"seed": 0, "sizes": [1, 2]}, "extra": 1, "run_dir": "/b"}
     with pytest.raises(CheckpointError) as error:
-        opened(tmp_path, Origin("toy", config, free=("run_dir",))).restore(new_state())
+        opened(tmp_path, Provenance("toy", config, free=("run_dir",))).restore(new_state())
     message = str(error.value)
     assert "extra: None saved, 1 now; width: 8 saved, 9 now" in message
     assert "run_dir" not in message
@@ -244,7 +244,7 @@ def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
 def test_another_parent_is_refused(tmp_path, opened):
     filled(opened, tmp_path)
     with pytest.raises(CheckpointError, match="started from weights None, this run from abc"):
-        opened(tmp_path, Origin("toy", ORIGIN.config, "abc", ORIGIN.free)).restore(new_state())
+        opened(tmp_path, Provenance("toy", ORIGIN.config, "abc", ORIGIN.free)).restore(new_state())
 
 
 def test_other_leaves_are_refused_by_path(tmp_path, opened):

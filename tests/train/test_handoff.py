@@ -5,9 +5,9 @@ import pytest
 from train_toy import AXES, bits, init
 
 from hypenet_jax.sharding import MeshConfig, make_mesh, shardings_of
-from hypenet_jax.train.checkpoint import Origin
+from hypenet_jax.train.checkpoint import Provenance
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.handoff import load_params, read_handoff, save_params
+from hypenet_jax.train.stage_output import load_params, read_stage_output, save_params
 
 # A read that fails leaves dropped coroutines in the library that reads; they are collected here.
 pytestmark = [
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
 ]
 
-ORIGIN = Origin("align", {"width": 8}, parent="teacher")
+ORIGIN = Provenance("align", {"width": 8}, parent="teacher")
 
 
 @pytest.fixture
@@ -27,20 +27,26 @@ def params():
 
 def test_weights_come_back_bit_for_bit_with_their_origin(tmp_path, params):
     fingerprint = save_params(tmp_path / "final", params, ORIGIN)
-    loaded, handoff = load_params(tmp_path / "final", "align", like=params)
+    loaded, parent_output = load_params(tmp_path / "final", "align", like=params)
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     assert bits(loaded) == bits(params)
     assert loaded["held"]["kernel"].dtype == jnp.bfloat16
-    assert (handoff.stage, handoff.parent, handoff.config) == ("align", "teacher", {"width": 8})
+    assert (parent_output.stage, parent_output.parent, parent_output.config) == (
+        "align",
+        "teacher",
+        {"width": 8},
+    )
     assert (
-        handoff.fingerprint == fingerprint == read_handoff(tmp_path / "final", "align").fingerprint
+        parent_output.fingerprint
+        == fingerprint
+        == read_stage_output(tmp_path / "final", "align").fingerprint
     )
 
 
 def test_weights_load_onto_a_mesh(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     mesh = make_mesh(MeshConfig(fsdp=8))
-    shapes = read_handoff(tmp_path / "final", "align").shapes()
+    shapes = read_stage_output(tmp_path / "final", "align").shapes()
     where = shardings_of(shapes, AXES, mesh)
     loaded, _ = load_params(tmp_path / "final", "align", shardings=where)
     assert bits(loaded) == bits(params)
@@ -50,14 +56,14 @@ def test_weights_load_onto_a_mesh(tmp_path, params):
 def test_weights_of_another_stage_are_refused(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     with pytest.raises(CheckpointError, match=r"written by stage 'align', wanted .* 'distill'"):
-        read_handoff(tmp_path / "final", "distill")
+        read_stage_output(tmp_path / "final", "distill")
     with pytest.raises(CheckpointError, match="written by stage 'align'"):
         load_params(tmp_path / "final", "distill")
 
 
 def test_missing_weights_say_which_stage_to_run(tmp_path):
     with pytest.raises(CheckpointError, match="run stage 'align' first"):
-        read_handoff(tmp_path / "final", "align")
+        read_stage_output(tmp_path / "final", "align")
 
 
 def test_other_shapes_are_refused_by_path(tmp_path, params):
@@ -83,7 +89,7 @@ def test_a_changed_description_is_noticed(tmp_path, params):
     path = tmp_path / "final" / "about" / "metadata"
     path.write_text(path.read_text().replace('"teacher"', '"nobody"'))
     with pytest.raises(CorruptCheckpoint, match="description changed"):
-        read_handoff(tmp_path / "final", "align")
+        read_stage_output(tmp_path / "final", "align")
 
 
 def test_the_fingerprint_of_weights_changes_with_any_of_them(tmp_path, params):

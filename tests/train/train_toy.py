@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.train.checkpoint import Checkpoints, Origin
+from hypenet_jax.train.checkpoint import Checkpoints, Provenance
 from hypenet_jax.train.loop import LoopConfig, fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
@@ -117,7 +117,7 @@ def run(folder: pathlib.Path, steps: int = 12, stage: Stage = STAGE, **options: 
     )
     batches = options.pop("batches", None) or Stream()
     config = options.pop("config", {"width": WIDTH})
-    checkpoints = Checkpoints(folder / "checkpoints", Origin(stage.name, config))
+    checkpoints = Checkpoints(folder / "checkpoints", Provenance(stage.name, config))
     metrics = Metrics(MetricsFile(folder / "metrics.jsonl"))
     try:
         return fit(

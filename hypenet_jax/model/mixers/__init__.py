@@ -27,7 +27,7 @@ def make_mixer(
     dtype: DTypeLike,
     name: str | None = None,
 ) -> Any:
-    """The module of a spec: `(x, timeline, state, norm, residual) -> (residual + mixer(norm(x)), state)`.
+    """The module of a spec: `(x, layout, state, norm, residual) -> (residual + mixer(norm(x)), state)`.
 
     state None means from the start, nothing kept; norm or residual None are left out.
 

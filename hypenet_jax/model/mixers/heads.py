@@ -12,7 +12,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Queries
 from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, parameter
-from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels.norm_rotary import rms_norm
 from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
@@ -50,9 +50,9 @@ def cuts(x: Queries, heads_axis: str = axes.HEADS) -> Cuts:
     return Cuts(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
 
 
-def head_angles(timeline: Timeline, head_dim: int, theta: float | None) -> Angles | None:
+def head_angles(layout: TokenLayout, head_dim: int, theta: float | None) -> Angles | None:
     """Rotary angles of the positions; None without a base: queries and keys stay as they are (NoPE)."""
-    return None if theta is None else rotary_angles(timeline.positions, head_dim, theta)
+    return None if theta is None else rotary_angles(layout.positions, head_dim, theta)
 
 
 class HeadNorm(nn.Module):

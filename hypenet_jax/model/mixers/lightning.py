@@ -22,7 +22,7 @@ from hypenet_jax.model.mixers.heads import (
     project_in,
     project_out,
 )
-from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
@@ -108,19 +108,19 @@ class LightningMixer(nn.Module):
     def __call__(
         self,
         x: Hidden,
-        timeline: Timeline,
+        layout: TokenLayout,
         state: LightningState | None,
         norm: Norm | None = None,
         residual: Hidden | None = None,
     ) -> tuple[Hidden, LightningState | None]:
         spec, count = self.spec, self.spec.num_heads
-        angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
+        angles = head_angles(layout, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, count, count, norm=norm)
         norms = head_norms(self) if spec.qk_norm else None
         if state is not None and x.shape[1] == 1 and dispatch.mesh_refusal() is None:
-            heads, memory = _step(spec, (q, k, v), norms, angles, timeline, state)
+            heads, memory = _step(spec, (q, k, v), norms, angles, layout, state)
         else:
-            heads, memory = _attend(spec, (q, k, v), norms, angles, timeline, state)
+            heads, memory = _attend(spec, (q, k, v), norms, angles, layout, state)
         joint = None
         if spec.output_norm:
             shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
@@ -134,7 +134,7 @@ def _attend(
     heads: tuple[Queries, Keys, Keys],
     norms: tuple[HeadNorm, HeadNorm] | None,
     angles: Angles | None,
-    timeline: Timeline,
+    layout: TokenLayout,
     state: LightningState | None,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
     """Outputs of any number of tokens, and the memory after them."""
@@ -148,18 +148,18 @@ def _attend(
         k,
         v,
         jnp.negative(slopes(spec.num_heads)),
-        None if state is None else _remember(state.memory, timeline),
-        None if timeline.unbroken else timeline.documents,
+        None if state is None else _remember(state.memory, layout),
+        None if layout.single_segment else layout.documents,
         scale=spec.query_scale,
         **cuts(q)._asdict(),
     )
 
 
-def _remember(memory: Float[Array, "B N H H"], timeline: Timeline) -> Float[Array, "B N H H"]:
+def _remember(memory: Float[Array, "B N H H"], layout: TokenLayout) -> Float[Array, "B N H H"]:
     """The memory of rows that go on with their document; zeros where a new one begins."""
-    if timeline.resets is None:
+    if layout.reset_state is None:
         return memory
-    return jnp.where(timeline.resets[:, None, None, None], 0.0, memory)
+    return jnp.where(layout.reset_state[:, None, None, None], 0.0, memory)
 
 
 def _step(
@@ -167,12 +167,12 @@ def _step(
     heads: tuple[Queries, Keys, Keys],
     norms: tuple[HeadNorm, HeadNorm] | None,
     angles: Angles | None,
-    timeline: Timeline,
+    layout: TokenLayout,
     state: LightningState,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
     """`_attend` for one token after a state on one device: one kernel there where it can be."""
     q, k, v = (x[:, 0] for x in heads)
-    documents = None if timeline.unbroken else timeline.documents
+    documents = None if layout.single_segment else layout.documents
     out, memory = lightning_step(
         q,
         k,
@@ -183,6 +183,6 @@ def _step(
         norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
         angles=None if angles is None else angles[:, 0],
         real=None if documents is None else documents[:, 0] != 0,
-        fresh=timeline.resets,
+        fresh=layout.reset_state,
     )
     return out[:, None], memory

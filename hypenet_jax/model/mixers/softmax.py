@@ -23,7 +23,7 @@ from hypenet_jax.model.mixers.heads import (
     project_in,
     project_out,
 )
-from hypenet_jax.model.timeline import Timeline
+from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
 from pallas_kernels.attention.masks import Visibility
 from pallas_kernels.attention.sharded import over_slots
@@ -101,33 +101,33 @@ class SoftmaxMixer(nn.Module):
     def __call__(
         self,
         x: Hidden,
-        timeline: Timeline,
+        layout: TokenLayout,
         state: KVState | None,
         norm: Norm | None = None,
         residual: Hidden | None = None,
     ) -> tuple[Hidden, KVState | None]:
         spec = self.spec
-        angles = head_angles(timeline, spec.head_dim, spec.rope_theta)
+        angles = head_angles(layout, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads, norm=norm)
         q_norm, k_norm = head_norms(self)
         q, k = q_norm(q, angles), k_norm(k, angles)
-        q = _scale_logits(q, timeline, spec.logit_scale)
+        q = _scale_logits(q, layout, spec.logit_scale)
         if state is not None:
-            state = _write(state, k, v, timeline)
+            state = _write(state, k, v, layout)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
-        heads = _attend(q, k, v, timeline, spec.head_dim**-0.5)
+        heads = _attend(q, k, v, layout, spec.head_dim**-0.5)
         return project_out(self, heads, gate, residual=residual), state
 
 
-def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Queries:
+def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> Queries:
     """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
-    documents, slots = timeline.documents, timeline.slots
+    documents, slots = layout.documents, layout.slots
     if slots is None:
         return self_attention(q, k, v, documents, scale=scale, **cuts(q)._asdict())
     assert documents is not None  # a call with a cache always has them
     cut = cuts(k, axes.KV_HEADS)
     if q.shape[1] > 1:
-        visibility = Visibility(slots, documents, timeline.slot_documents)
+        visibility = Visibility(slots, documents, layout.slot_documents)
         return over_slots(q, k, v, visibility, scale=scale, **cut._asdict())
     heads = decode_attention(
         q[:, 0],
@@ -136,7 +136,7 @@ def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Q
         slots[:, 0],
         scale=scale,
         query_segments=documents[:, 0],
-        key_segments=timeline.slot_documents,
+        key_segments=layout.slot_documents,
         batch=cut.batch,
         heads=cut.heads,
         length_axis=cut.sequence,
@@ -144,17 +144,17 @@ def _attend(q: Queries, k: Keys, v: Keys, timeline: Timeline, scale: float) -> Q
     return heads[:, None]
 
 
-def _scale_logits(q: Queries, timeline: Timeline, scale: LogLengthScale | float | None) -> Queries:
+def _scale_logits(q: Queries, layout: TokenLayout, scale: LogLengthScale | float | None) -> Queries:
     """Multiply in float32: the factors of neighbouring far positions are equal in bfloat16."""
     if scale is None:
         return q
     if isinstance(scale, LogLengthScale):
-        factor = scale.at(timeline.positions)[:, :, None, None]
+        factor = scale.at(layout.positions)[:, :, None, None]
         return (q.astype(jnp.float32) * factor).astype(q.dtype)
     return (q.astype(jnp.float32) * scale).astype(q.dtype)
 
 
-def _write(state: KVState, k: Keys, v: Keys, timeline: Timeline) -> KVState:
+def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:
     """The cache with the new tokens in their slots; each device writes those that it holds."""
     cut = cuts(state.keys, axes.KV_HEADS)
     cache, rows = PartitionSpec(*cut), PartitionSpec(cut.batch)
@@ -162,7 +162,7 @@ def _write(state: KVState, k: Keys, v: Keys, timeline: Timeline) -> KVState:
     local = functools.partial(_write_own, cut.sequence)
     return KVState(
         *on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))(
-            (state.keys, state.values), (k, v), timeline.slots
+            (state.keys, state.values), (k, v), layout.slots
         )
     )
 

@@ -1,0 +1,52 @@
+"""A whole conversion, stage after stage. What is done already is found and kept, so the same call goes on."""
+
+import logging
+from collections.abc import Callable
+
+from hypenet_jax.config import HaloConfig, StageConfig
+from hypenet_jax.convert.evaluate import evaluate
+from hypenet_jax.convert.selection import select
+from hypenet_jax.convert.training import train
+from hypenet_jax.halo.select import SelectConfig
+
+log = logging.getLogger("hypenet_jax")
+
+EVALUATE = "evaluate"
+
+
+def convert(
+    config: HaloConfig,
+    *,
+    only: str | None = None,
+    start: str | None = None,
+    stop: Callable[[int], bool] = lambda step: False,
+) -> bool:
+    """Runs the stages in order, then the evaluation.
+
+    Args:
+      only: run this stage alone ("evaluate" is the last one).
+      start: skip the stages before this one; what they left is still checked by the stages that need it.
+      stop: asked after every training step, every layer of a selection and before every model of the evaluation; True
+        saves what is to save and raises Preempted.
+    Returns:
+      Whether every bound of the evaluation holds; True where there is none.
+    Raises:
+      ConfigError: an unknown stage.
+    """
+    for run in _chosen(config, only, start):
+        if isinstance(run.stage, SelectConfig):
+            select(run, stop=stop)
+        else:
+            train(run, stop=stop)
+    if config.evaluate is None or only not in (None, EVALUATE):
+        return True
+    return evaluate(config, stop=stop)
+
+
+def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[StageConfig, ...]:
+    if EVALUATE in (only, start):
+        return ()
+    if only is not None:
+        return (config.run(only),)
+    first = 0 if start is None else config.runs.index(config.run(start))
+    return config.runs[first:]

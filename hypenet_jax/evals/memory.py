@@ -1,0 +1,91 @@
+"""What a model holds at a context length: its state, by its arrays and by formula, and the peak while it runs."""
+
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from hypenet_jax.evals.model import EvalModel, Model
+from hypenet_jax.evals.report import Row
+from hypenet_jax.generation.decode import row_keys, start_writing, write_until
+from hypenet_jax.generation.prefill import PREFILL_PART, read_part, start_context
+from hypenet_jax.generation.sampling import GREEDY
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.decoder import Decoder, decode_state
+from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+
+
+def bytes_rows(subject: EvalModel, length: int) -> tuple[Row, Row]:
+    """What one row's state takes at a context of `length`: its arrays added up, and by formula."""
+    config, dtype = subject.decoder.config, subject.decoder.dtype
+    state = jax.eval_shape(lambda: decode_state(config, 1, length, dtype))
+    measured = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    formula = state_bytes(config, length, dtype)
+    return (
+        Row("state_bytes", subject.name, float(measured), 1, length),
+        Row("state_bytes_formula", subject.name, float(formula), 1, length),
+    )
+
+
+def peak_rows(subject: EvalModel, length: int, *, new_tokens: int) -> tuple[Row, Row]:
+    """Most bytes a device holds while it reads a context of `length`, and while it writes into it.
+
+    Parameters, state, results and what the compiler sets aside between them, by its own account.
+    """
+    decoder, params = subject.decoder, subject.params
+    assert isinstance(decoder, Decoder)
+    context = jax.eval_shape(functools.partial(start_context, decoder, 1, length))
+    tokens = jax.ShapeDtypeStruct((1, min(length, PREFILL_PART)), jnp.int32)
+    start = jax.eval_shape(lambda c: start_writing(c, new_tokens, ()), context)
+    keys = jax.eval_shape(lambda: row_keys(None, 1))
+    programs = {
+        "prefill": read_part.lower(decoder, params, context, tokens, None),
+        "decode": write_until.lower(decoder, params, start, keys, new_tokens, GREEDY, ()),
+    }
+    first, second = (
+        Row(f"{name}_peak_bytes", subject.name, _peak_bytes(program.compile()), 1, length)
+        for name, program in programs.items()
+    )
+    return first, second
+
+
+def check_memory(decoder: Model, batch: int, capacity: int) -> None:
+    """Raises MemoryError: a state of so many rows and tokens is larger than all memory of this machine.
+
+    Only where the devices are CPUs: there the system would end the process; other devices refuse by themselves.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    needed = batch * state_bytes(decoder.config, capacity, decoder.dtype) / jax.process_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise MemoryError(
+            f"the state of {batch} rows of {capacity} tokens takes {needed / 2**30:.1f} GiB of this machine's "
+            f"{memory / 2**30:.1f}; use a shorter length, or more machines"
+        )
+
+
+def _peak_bytes(program: jax.stages.Compiled) -> float:
+    held = program.memory_analysis()
+    assert held is not None  # every backend of XLA tells
+    given = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
+    return float(given + held.temp_size_in_bytes)
+
+
+def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
+    """Bytes of one row's state: 2 S K H b per softmax layer, 4 N H H per lightning layer, and 4 (S + 4).
+
+    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by all
+    layers.
+    """
+    return sum(_mixer_bytes(spec, capacity, dtype) for spec in config.mixers) + 4 * (capacity + 4)
+
+
+def _mixer_bytes(spec: MixerSpec, capacity: int, dtype: DTypeLike) -> int:
+    match spec:
+        case SoftmaxSpec():
+            return 2 * capacity * spec.num_kv_heads * spec.head_dim * jnp.dtype(dtype).itemsize
+        case LightningSpec():
+            return 4 * spec.num_heads * spec.head_dim**2

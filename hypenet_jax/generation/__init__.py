@@ -1,0 +1,1 @@
+"""Text and tokens from a model: prefill, decoding, sampling, batches of prompts, completions."""

@@ -1,0 +1,185 @@
+"""Reading: prompts of any length and padding go into a state part by part, in the memory of one part."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import no_type_check
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hypenet_jax.axes import Params, Segments, Tokens
+from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
+from hypenet_jax.model.mixers.softmax import KVState
+from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.sharding import constrain
+
+# Prompts are read in parts of this many tokens, so that activations do not grow with the prompt.
+PREFILL_PART = 2048
+
+
+# Not checked at construction: tree functions build contexts of shapes and shardings.
+@no_type_check
+@flax.struct.dataclass
+class Context:
+    """What has been read and written so far: all that is needed to go on, now or from a file.
+
+    Attributes:
+      state: of the decoder, after the last token of each row.
+      logits: of each row's next token.
+    """
+
+    state: DecodeState
+    logits: Float[Array, "B V"]
+
+
+def start_context(decoder: Decoder, batch: int, capacity: int) -> Context:
+    """The context before the first token, with room for `capacity` tokens per row, read or written."""
+    state = decode_state(decoder.config, batch, capacity, decoder.dtype)
+    return Context(state, jnp.zeros((batch, decoder.config.vocab_size), jnp.float32))
+
+
+def prefill(
+    decoder: Decoder,
+    params: Params,
+    context: Context,
+    prompts: Tokens | Int[np.ndarray, "B T"],
+    *,
+    segment_ids: Int[np.ndarray, "B T"] | None = None,
+) -> Context:
+    """Reads prompts after what `context` holds; a row of padding alone stays where it was.
+
+    `context` is given away, as its caches are written in place: copy it first to use it twice.
+
+    Args:
+      prompts: token ids; at padding any number.
+      segment_ids: as the decoder reads them: 0 is padding, on either side or between; a number other than
+        the row's last one starts a new document, and a row goes on with its last document alone. None:
+        no padding, every row goes on with its open document.
+    Raises:
+      ValueError: a row would hold no token at all, or more than it has room for; unknown token ids.
+    """
+    prompts = np.asarray(prompts)
+    real = np.ones_like(prompts) if segment_ids is None else np.asarray(segment_ids)
+    prompts = np.where(real != 0, prompts, 0)
+    _check_prompts(decoder, context, prompts, real)
+    decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    for start in range(0, prompts.shape[1], PREFILL_PART):
+        part = np.s_[:, start : start + PREFILL_PART]
+        if real[part].any():
+            segments = None if segment_ids is None else real[part]
+            context = read_part(decoder, params, context, prompts[part], segments)
+    return context
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def read_part(
+    decoder: Decoder, params: Params, context: Context, tokens: Tokens, segment_ids: Segments | None
+) -> Context:
+    """One compiled call of `prefill`; the logits are those after each row's last real token so far."""
+    output = decoder.apply({"params": params}, tokens, segment_ids=segment_ids, state=context.state)
+    if segment_ids is None:
+        segment_ids = jnp.ones_like(tokens)
+    real = segment_ids != 0
+    last = tokens.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)
+    new = decoder.apply({"params": params}, hidden, method="logits")[:, 0]
+    some = jnp.any(real, axis=1, keepdims=True)
+    return known_lengths(Context(output.state, jnp.where(some, new, context.logits)))
+
+
+def known_lengths(context: Context) -> Context:
+    """The same with the lengths of all rows on every device, as each process reads them."""
+    state = context.state
+    cursor = dataclasses.replace(state.cursor, written=constrain(state.lengths, (None,)))
+    return dataclasses.replace(context, state=dataclasses.replace(state, cursor=cursor))
+
+
+def with_capacity(context: Context, capacity: int) -> Context:
+    """The same context with room for `capacity` tokens per row: to go on past its end, or to store less.
+
+    Raises:
+      ValueError: a row holds more tokens than that.
+    """
+    check_room(context.state.lengths, capacity)
+
+    def fit(slots: Array) -> Array:
+        kept = slots[:, :capacity]
+        more = [(0, 0)] * kept.ndim
+        more[1] = (0, capacity - kept.shape[1])
+        return jnp.pad(kept, more)
+
+    state = context.state
+    layers = (jax.tree.map(fit, x) if isinstance(x, KVState) else x for x in state.layers)
+    slots = fit(state.cursor.slot_documents)
+    cursor = dataclasses.replace(state.cursor, slot_documents=slots)
+    return dataclasses.replace(context, state=DecodeState(tuple(layers), cursor))
+
+
+def left_padded(
+    rows: Sequence[Int[np.ndarray, " _"]], width: int
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+    """Token ids of rows of any lengths up to `width`, and their segment ids: 1, and 0 before a row begins."""
+    tokens, segment_ids = (np.zeros((len(rows), width), np.int32) for _ in range(2))
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = row
+        segment_ids[i, width - len(row) :] = 1
+    return tokens, segment_ids
+
+
+def unpacked(
+    tokens: Int[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
+) -> tuple[Int[np.ndarray, "R T"], Int[np.ndarray, "R T"]]:
+    """Each document of packed rows in a row of its own, in reading order: what continues every one of them."""
+    documents: list[np.ndarray] = []
+    for row, numbers in zip(tokens, segment_ids, strict=True):
+        row, numbers = row[numbers != 0], numbers[numbers != 0]
+        documents += np.split(row, np.flatnonzero(np.diff(numbers)) + 1)
+    documents = [document for document in documents if len(document)]
+    return left_padded(documents, max(map(len, documents), default=0))
+
+
+def unsupported_reason(
+    prompt: Int[np.ndarray, " _"], vocabulary: int, new_tokens: int, longest: int | None
+) -> str | None:
+    """Why no `new_tokens` can be written after a prompt, `longest` tokens in all (None: any number); None: they can."""
+    if not len(prompt):
+        return "the prompt is empty; give at least one token"
+    if prompt.min() < 0 or prompt.max() >= vocabulary:
+        return (
+            f"token ids from {prompt.min()} to {prompt.max()} are not all in the vocabulary of {vocabulary}: "
+            "it is the tokenizer of another model; use this model's own"
+        )
+    if longest is not None and len(prompt) + new_tokens > longest:
+        return (
+            f"{len(prompt)} tokens of prompt and {new_tokens} new ones "
+            f"exceed the maximum length {longest}; shorten the prompt, or allow more"
+        )
+    return None
+
+
+def check_room(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
+    longest = np.asarray(lengths).max(initial=0)
+    if longest > capacity:
+        raise ValueError(
+            f"{longest} tokens do not fit into a state with room for {capacity}; make it larger"
+        )
+
+
+def _check_prompts(
+    decoder: Decoder, context: Context, prompts: np.ndarray, real: np.ndarray
+) -> None:
+    vocabulary = decoder.config.vocab_size
+    lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
+    if lengths.size == 0 or lengths.min() == 0:
+        raise ValueError(
+            "a prompt is empty; give at least one token, such as the end-of-text token"
+        )
+    if prompts.size and (prompts.min() < 0 or prompts.max() >= vocabulary):
+        raise ValueError(
+            f"token ids from {prompts.min()} to {prompts.max()} are not all in the vocabulary of {vocabulary}"
+        )
+    check_room(lengths, context.state.cursor.slot_documents.shape[1])

@@ -1,0 +1,61 @@
+"""A context on disk: what one process has read, another goes on with."""
+
+from os import PathLike
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import args
+
+from hypenet_jax.generation.prefill import Context, start_context
+from hypenet_jax.model.decoder import Decoder
+
+
+def save_context(folder: str | PathLike[str], decoder: Decoder, context: Context) -> None:
+    """Writes a context with all the room of its caches; `with_capacity` cuts them to what they hold.
+
+    Raises:
+      FileExistsError: the folder is there already.
+    """
+    path = epath.Path(folder).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; name a new folder or remove this one")
+    batch, capacity = context.state.cursor.slot_documents.shape
+    about = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
+    items = args.Composite(context=args.StandardSave(context), about=args.JsonSave(about))
+    with _checkpointer() as checkpointer:
+        checkpointer.save(path, args=items)
+
+
+def load_context(folder: str | PathLike[str], decoder: Decoder) -> Context:
+    """What `save_context` wrote, for a decoder of the same config, on this process's first device.
+
+    Caches take the decoder's dtype. That the parameters are the same is the caller's care.
+
+    Raises:
+      FileNotFoundError: no context is there.
+      ValueError: a model of another config read it.
+    """
+    path = epath.Path(folder).absolute()
+    if not (path / "about").exists():
+        raise FileNotFoundError(f"{path} holds no context; write one with save_context")
+    about = _read(path, about=args.JsonRestore())["about"]
+    if about["model"] != repr(decoder.config):
+        raise ValueError(
+            f"{path} was read by {about['model']}, this is {decoder.config}; read the text again"
+        )
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.eval_shape(lambda: start_context(decoder, about["batch"], about["capacity"]))
+    goal = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    return _read(path, context=args.StandardRestore(goal))["context"]
+
+
+def _read(path: epath.Path, **items: Any) -> Any:
+    with _checkpointer() as checkpointer:
+        return checkpointer.restore(path, args=args.Composite(**items))
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("context", "about"))

@@ -1,0 +1,134 @@
+"""A conversion asked to stop outside of training, and one whose earlier stages or teacher are not what they were."""
+
+import dataclasses
+import logging
+import shutil
+import sys
+
+import jax
+import pytest
+
+from hypenet_jax.convert import convert
+from hypenet_jax.convert.models import teacher_fingerprint
+from hypenet_jax.convert.training import TEXT, provenance_of
+from hypenet_jax.data import prepare
+from hypenet_jax.evals.checks import Candidate, EvaluateConfig
+from hypenet_jax.halo.select import read_selection
+from hypenet_jax.train.errors import CheckpointError, Preempted
+from hypenet_jax.train.stage_output import load_params, save_params
+
+# What is asked of the first candidate does not matter: it is not reached.
+EVALUATE = EvaluateConfig(
+    candidates=(Candidate("teacher", None, (16,)),),
+    student="teacher",
+    catalogue=None,
+    needles=0,
+    sequences=0,
+    long_sequences=0,
+    long_length=0,
+    read_lengths=(),
+    read_windows=0,
+    read_targets=0,
+    race_lengths=(),
+    heldout_rows=0,
+    bounds=(),
+    prompts=(),
+    sample_tokens=0,
+)
+
+
+def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
+    copy, done, monkeypatch, caplog
+):
+    shutil.rmtree(copy.run("select").folder)
+    with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
+        convert(copy, only="select", stop=lambda layer: True)
+    module, scored = sys.modules["hypenet_jax.convert.selection"], []
+    real = module._scores
+    monkeypatch.setattr(module, "_scores", lambda *args: scored.append(args) or real(*args))
+    with caplog.at_level(logging.INFO, "hypenet_jax"):
+        convert(copy, only="select")
+    assert len(scored) == 1
+    assert "select: going on after layer 0, fingerprint holds" in caplog.text
+    again, before = (
+        read_selection(config.run("select").folder / "selection.json")
+        for config in (copy, done.config)
+    )
+    assert again == before
+
+
+def test_scores_of_another_sweep_are_refused(copy):
+    shutil.rmtree(copy.run("select").folder / "final")
+    stage = dataclasses.replace(copy.run("select").stage, rows=8)
+    runs = tuple(
+        dataclasses.replace(run, stage=stage) if run.name == "select" else run for run in copy.runs
+    )
+    with pytest.raises(CheckpointError, match=r"scores\.json: other settings.*stage\.rows: 16 sav"):
+        convert(dataclasses.replace(copy, runs=runs), only="select")
+
+
+def test_an_evaluation_that_is_asked_to_stop_says_that_it_starts_anew(copy):
+    with pytest.raises(Preempted, match=r"stopped before evaluating teacher; .* starts anew"):
+        convert(dataclasses.replace(copy, evaluate=EVALUATE), only="evaluate", stop=lambda n: True)
+
+
+@pytest.mark.parametrize("after", ["select", "distill"])
+def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
+    run = copy.run("align")
+    params, parent_output = load_params(run.folder / "final", "align")
+    other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), parent_output.fingerprint
+    text = parent_output.config[TEXT]
+    provenance = provenance_of(run, parent_output.parent, teacher_fingerprint(run), text)
+    save_params(run.folder / "final", other, provenance)
+    with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
+        convert(copy, start=after)
+
+
+def change_teacher(config):
+    """Another last bit of its last weight."""
+    (file,) = config.run("teacher").hf_folder.glob("*.safetensors")
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(bytes(raw))
+
+
+def test_what_a_teacher_had_taught_is_refused_once_the_teacher_changed(copy):
+    change_teacher(copy)
+    for name in ("align", "select", "distill"):
+        with pytest.raises(CheckpointError, match=f"{name}.final: other settings.*teacher_weights"):
+            convert(copy, only=name)
+    convert(copy, only="finetune")  # reads no teacher
+
+
+def test_a_stage_that_was_cut_off_does_not_go_on_with_another_teacher(copy):
+    shutil.rmtree(copy.run("align").folder / "final")
+    change_teacher(copy)
+    with pytest.raises(
+        CheckpointError, match=r"align.checkpoints step 2: .*teacher_weights: \w+ s"
+    ):
+        convert(copy, only="align")
+
+
+def test_mixers_are_not_used_with_another_teacher_than_they_imitate(copy):
+    shutil.rmtree(copy.run("distill").folder)
+    change_teacher(copy)
+    with pytest.raises(CheckpointError, match=r"align.final: imitates a teacher with the weights"):
+        convert(copy, only="distill")
+
+
+def test_a_finished_stage_outlives_its_teacher_and_its_data(copy):
+    shutil.rmtree(copy.run("teacher").hf_folder)
+    shutil.rmtree(copy.runs[0].data.corpus.folder)
+    convert(copy, only="distill")
+
+
+def test_a_stage_that_was_cut_off_does_not_go_on_with_another_text(copy, monkeypatch):
+    run = copy.run("finetune")
+    shutil.rmtree(run.folder / "final")
+    shutil.rmtree(run.data.corpus.folder)
+    monkeypatch.setattr(prepare, "source_fingerprint", lambda source: "of other files")
+    other = r"text_fingerprint: \w+ saved, of other files now"
+    with pytest.raises(CheckpointError, match=f"finetune.checkpoints step 2: .*{other}"):
+        convert(copy, only="finetune")
+    with pytest.raises(CheckpointError, match=f"distill.final: .*{other}"):
+        convert(copy, only="distill")

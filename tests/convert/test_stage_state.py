@@ -1,0 +1,52 @@
+"""What the published 9B stages hold between steps, how they compute and exchange; on paper, without memory."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from hypenet_jax.config import ConfigError, StageConfig, load
+from hypenet_jax.convert.models import decoder_of, student_config
+from hypenet_jax.convert.programs import build_stage
+from hypenet_jax.sharding import MeshConfig, make_mesh
+
+
+@pytest.fixture
+def shipped(monkeypatch, request) -> Callable[..., StageConfig]:
+    root = request.config.rootpath
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(root)
+    return lambda stage, *arguments: load(f"configs/halo_9b/{stage}.py", StageConfig, arguments)
+
+
+def test_stage_one_trains_and_remembers_mixers_alone(shipped):
+    parts = build_stage(shipped("align"), make_mesh(MeshConfig(fsdp=8)))
+    state = parts.state()
+    trees = state.params, state.opt_state.mu, state.opt_state.nu
+    assert all(set(tree) == {"mixers"} for tree in trees)
+    leaves = jax.tree.leaves(trees)
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+    mine = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    # 36 layers of queries, keys, values, gate and output, three times; norms are on every device.
+    assert mine == pytest.approx(3 * 36 * 5 * 4096 * 32 * 128 / 8, rel=1e-3)
+    assert parts.teacher is not None
+    assert parts.teacher.dtype == jnp.bfloat16
+
+
+def test_what_is_recomputed_is_the_configs(shipped):
+    for remat in ("full", "none"):
+        run = shipped("distill", "--training.remat", remat)
+        assert decoder_of(student_config(run), run).remat == remat
+
+
+def test_a_short_halo_needs_parts_in_which_the_slowest_head_forgets(shipped):
+    words = ("--data.context-length", "16384", "--training.short-halo", "--mesh.fsdp", "1")
+    refused = shipped("align", *words, "--mesh.sequence", "8")
+    with pytest.raises(ConfigError) as error:
+        build_stage(refused, make_mesh(refused.mesh))
+    for said in ("at least 4259 tokens", "over 8 devices are parts of 2048", "into at most 3"):
+        assert said in str(error.value)
+    cut = shipped("align", *words, "--mesh.sequence", "2")
+    build_stage(cut, make_mesh(cut.mesh, jax.devices()[:2]))

@@ -1,0 +1,87 @@
+"""A whole conversion in a few steps each: text, tokenizer, teacher of two layers, and the stages in order."""
+
+import pathlib
+
+from hypenet_jax.config import HaloConfig, MethodConfig, StageConfig, StudentConfig, TrainingConfig
+from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
+from hypenet_jax.data.sources import TextFiles
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows
+from hypenet_jax.data.tokenizer import TrainedTokenizer
+from hypenet_jax.halo.align import AlignConfig
+from hypenet_jax.halo.distill import DistillConfig
+from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.select import SelectConfig
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.sharding import MeshConfig
+from hypenet_jax.train.loop import LoopConfig
+from hypenet_jax.train.optimizer import OptimizerConfig
+
+VOCABULARY, LENGTH, LONG, ROWS = 280, 16, 32, 8
+CATALOGUE = Catalogue(first_id=VOCABULARY, classes=4, entries=4)
+NEEDLES = NeedleRows(CATALOGUE, 0.5, min_needles=1, max_needles=2, queries=2)
+TEACHER = ModelConfig(
+    vocab_size=VOCABULARY + CATALOGUE.num_ids,
+    d_model=32,
+    d_mlp=48,
+    mixers=(SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
+
+
+def write_text(folder: pathlib.Path) -> pathlib.Path:
+    """Thirty small files that repeat themselves."""
+    folder.mkdir()
+    for i in range(30):
+        lines = [f"the {word} of file {i} is line {n}\n" for n in range(12) for word in "abc"]
+        (folder / f"{i}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
+    """Teacher, align, select, distill, finetune; two or three steps each."""
+    tokenizer = TrainedTokenizer(VOCABULARY, CATALOGUE.token_names())
+    source = TextFiles(str(text), ("*.txt",))
+    corpus = CorpusConfig(f"{run_dir}/data", source, tokenizer, LONG, 0.3, seed=0)
+    teacher_folder = f"{run_dir}/teacher/hf"
+    selected = StudentConfig(None, "select", logit_scale=16.0)
+
+    def data(length: int, first: int) -> DataConfig:
+        return DataConfig(corpus, length, ROWS, first, seed=0, needles=NEEDLES)
+
+    def run(
+        stage: MethodConfig, name: str, data: DataConfig, student=None, steps=2, export=None
+    ) -> StageConfig:
+        training = TrainingConfig(
+            OptimizerConfig(1e-2, 1e-3, 1, 8), LoopConfig(steps, 1, checkpoint_every=8), "float32"
+        )
+        return StageConfig(
+            name=name,
+            run_dir=str(run_dir),
+            teacher=TEACHER,
+            teacher_folder=None if name == "teacher" else teacher_folder,
+            student=student,
+            stage=stage,
+            data=data,
+            training=None if name == "select" else training,
+            mesh=MeshConfig(),
+            seed=0,
+            export=export,
+        )
+
+    start = FinetuneConfig(None, Initialization(std=0.2, embedding_std=0.5))
+    first = data(LENGTH, 0)
+    second = data(LENGTH, tokens_after(first, 3))
+    third = data(LENGTH, tokens_after(second, 2))
+    last = data(LONG, tokens_after(third, 2))
+    return HaloConfig(
+        str(run_dir),
+        (
+            run(start, "teacher", first, steps=3, export="float32"),
+            run(AlignConfig(), "align", second),
+            run(SelectConfig("align", keep=1, rows=16, eps=0.01), "select", second),
+            run(DistillConfig("align"), "distill", third, selected),
+            run(FinetuneConfig("distill"), "finetune", last, selected, export="float32"),
+        ),
+    )
