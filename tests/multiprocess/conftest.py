@@ -10,7 +10,7 @@ from processes import ROOT, Start, starting
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    chain = runpy.run_path(str(ROOT / "tests" / "run" / "tiny_chain.py"))
+    chain = runpy.run_path(str(ROOT / "tests" / "convert" / "tiny_chain.py"))
     return chain["write_text"](tmp_path_factory.mktemp("pods") / "text")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-TESTS = (ROOT / "tests" / "run", ROOT / "tests" / "train")
+TESTS = (ROOT / "tests" / "convert", ROOT / "tests" / "train")
 HALO = ["-m", "launch.halo", "tests/multiprocess/tiny_halo.py"]
 TOY = str(ROOT / "tests" / "multiprocess" / "toy_run.py")
 # Longer than this machine makes a process wait; tests of a lost one take less.

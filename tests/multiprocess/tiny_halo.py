@@ -1,6 +1,6 @@
-"""The tiny chain of tests/run as a config file.
+"""The tiny chain of tests/convert as a config file.
 
-python -m launch.halo tests/multiprocess/tiny_halo.py --text FOLDER --run-dir FOLDER, with tests/run on PYTHONPATH
+python -m launch.halo tests/multiprocess/tiny_halo.py --text FOLDER --run-dir FOLDER, with tests/convert on PYTHONPATH
 """
 
 import dataclasses
