@@ -20,8 +20,28 @@ from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 from hypenet_jax.evals.chunked_forward import last_hidden
 from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
 from hypenet_jax.evals.predictions import top_tokens
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored, share
 from hypenet_jax.sharding import constrain
+
+PRESENTATIONS = (
+    Presentation(
+        metric="needle",
+        title="Finding a needle",
+        note="Share of questions at the end of a text that are answered with what was planted in it. {counts} texts "
+        "per point, the same for every model; whiskers are 95\u00a0% intervals (Wilson).",
+        unit="share",
+        label="accuracy",
+    ),
+    Presentation(
+        metric="needle_by_depth",
+        title="Needles by depth",
+        note="Accuracy by context length and by where in it the needle lies; the deepest is nearest to the question.",
+        unit="share",
+        kind="heat map",
+    ),
+)
+
 
 LastLogits = Callable[[Int[np.ndarray, "B T"]], Float[Array, "B V"]]
 """Rows of tokens to the logits of what follows each row's last token."""

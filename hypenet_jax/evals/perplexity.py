@@ -15,12 +15,39 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model
 from hypenet_jax.evals.predictions import final_losses, top_tokens
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, failure
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
 
 NUM_TARGETS = 64
+
+
+PRESENTATIONS = (
+    Presentation(
+        metric="perplexity",
+        title="Using a longer context",
+        note="Perplexity of the same final tokens of held-out text, with more or less context before them. Lower is "
+        "better; the targets are the same at every length and for every model. Whiskers are 95\u00a0% intervals over "
+        "windows of text.",
+        label="perplexity",
+    ),
+    Presentation(
+        metric="perplexity_by_position",
+        title="Along the context",
+        note="Perplexity of the tokens whose position lies below the number and at or above half of it, in windows of "
+        "one length: how much the model makes of the context so far. Whiskers are 95\u00a0% intervals over windows.",
+        label="perplexity",
+    ),
+    Presentation(
+        metric="perplexity_sliding",
+        title="Sliding over the text",
+        note="Perplexity of every token but the first ones, in windows of one length that move on by the stride: each "
+        "token is predicted once, from at least the length less the stride.",
+        kind="table",
+    ),
+)
 
 
 def perplexity_by_length(

@@ -26,8 +26,9 @@ class Row:
       length: context length in tokens; None where there is none to speak of.
       low, high: interval around the value; None where none was computed.
       label: what else tells rows apart, such as a layer.
-      task: which task of a suite.
+      task: which task of several, or which series of one metric.
       depth: where in the context the answer lay, from 0 at its start to 1 at its end; None: wherever it lay.
+      step: of the training that left this number; None: it is not of a step.
     """
 
     metric: str
@@ -40,13 +41,15 @@ class Row:
     label: str | None = None
     task: str | None = None
     depth: float | None = None
+    step: int | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str, int, float]:
+    def key(self) -> tuple[str, str, str, str, int, float, int]:
         """What names this row; rows sort by it."""
         length = -1 if self.length is None else self.length
         depth = -1.0 if self.depth is None else self.depth
-        return self.metric, self.task or "", self.model, self.label or "", length, depth
+        step = -1 if self.step is None else self.step
+        return self.metric, self.task or "", self.model, self.label or "", length, depth, step
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -123,8 +126,9 @@ class Report:
 
     def table(self) -> str:
         """Aligned text for a terminal: one block per metric, a line per model (and label), a column per length; rows of
-        a single depth are left out."""
-        metrics = dict.fromkeys(row.metric for row in self.rows if row.depth is None)
+        a single depth or step are left out."""
+        whole = [row for row in self.rows if row.depth is None and row.step is None]
+        metrics = dict.fromkeys(row.metric for row in whole)
         return "\n".join(_block(metric, self.select(metric)) for metric in metrics)
 
 

@@ -12,10 +12,34 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from hypenet_jax.chips import RATES, Rates
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+
+_NOTE = (
+    "Computed, not measured: bytes that must move over a chip's bandwidth, or operations over its peak, whichever "
+    "takes longer."
+)
+PRESENTATIONS = (
+    Presentation(
+        metric="prefill_seconds_floor",
+        title="Roofline of prefill",
+        note=_NOTE,
+        unit="seconds",
+        kind="table",
+        section="Least times of chips",
+    ),
+    Presentation(
+        metric="decode_seconds_floor",
+        title="Roofline of decode, per token",
+        note=_NOTE,
+        unit="seconds",
+        kind="table",
+        section="Least times of chips",
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,65 @@ import numpy as np
 
 from hypenet_jax.evals.memory import bytes_rows, check_memory, peak_rows
 from hypenet_jax.evals.model import EvalModel, Model, random_like
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.prefill import Context, start_context
 from hypenet_jax.generation.prefill import prefill as read_prompts
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.token_layout import CachePosition
+
+_SECTION = "Speed and memory"
+PRESENTATIONS = (
+    Presentation(
+        metric="prefill_seconds",
+        title="Prefill: reading the context",
+        note="One sequence; medians of runs in turns.",
+        unit="seconds",
+        label="time",
+        section=_SECTION,
+        better="faster",
+        ratio="prefill_speedup",
+    ),
+    Presentation(
+        metric="decode_seconds",
+        title="Decode: time per token",
+        note="One sequence, greedy; medians of runs in turns, after a cache filled with random numbers.",
+        unit="seconds",
+        label="time per token",
+        section=_SECTION,
+        better="faster",
+        ratio="decode_speedup",
+    ),
+    Presentation(
+        metric="state_bytes",
+        title="State of one sequence",
+        note="Key-value caches of softmax layers and states of recurrent ones.",
+        unit="bytes",
+        label="bytes",
+        section=_SECTION,
+        better="smaller",
+    ),
+    Presentation(
+        metric="prefill_peak_bytes",
+        title="Peak memory of prefill",
+        note="Weights, state and activations.",
+        unit="bytes",
+        label="bytes",
+        section=_SECTION,
+        better="smaller",
+    ),
+    Presentation(
+        metric="decode_peak_bytes",
+        title="Peak memory of decode",
+        note="Weights, state and activations of one token.",
+        unit="bytes",
+        label="bytes",
+        section=_SECTION,
+        better="smaller",
+    ),
+)
+
 
 DECODE_STEPS = 32
 

@@ -16,11 +16,22 @@ from hypenet_jax import runtime
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.cache import KeptRows
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.quality import Entrant, needles, open_entrant, perplexity_at, tasks
 from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
 
 log = logging.getLogger("hypenet_jax")
+
+PRESENTATIONS = (
+    Presentation(
+        metric="scale_sweep",
+        title="The logit scale",
+        note="What each value of attn_logits_scaling brings.",
+        kind="list",
+        best="scale_best",
+    ),
+)
 
 # The label of no scaling.
 NONE = "none"

@@ -7,9 +7,19 @@ import pathlib
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.quality import Entrant, attempt
 from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json
+
+PRESENTATIONS = (
+    Presentation(
+        metric="harness/*",
+        title="Tasks of lm-evaluation-harness",
+        note="Prompts and metrics are those of the harness.",
+        kind="list",
+    ),
+)
 
 
 def check_harness(config: EvaluationConfig) -> None:

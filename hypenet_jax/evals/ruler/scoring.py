@@ -8,12 +8,40 @@ from jaxtyping import Int
 from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.memory import check_memory
 from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, batches_of
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored
 from hypenet_jax.evals.ruler.tasks import TASKS, match_all
 from hypenet_jax.evals.ruler.text import Question
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.prefill import left_padded, prefill, start_context, unsupported_reason
 from hypenet_jax.model.decoder import Decoder
+
+_SECTION = "Tasks in the manner of RULER"
+PRESENTATIONS = (
+    Presentation(
+        metric="ruler_mean",
+        title="Mean of the tasks",
+        note="Share of the right answers that the model writes, mean over the tasks.",
+        unit="share",
+        label="score",
+        section=_SECTION,
+    ),
+    Presentation(
+        metric="ruler",
+        title="Each task",
+        note="{counts} questions per number, the same for models of one tokenizer.",
+        unit="share",
+        kind="table",
+        section=_SECTION,
+    ),
+    Presentation(
+        metric="ruler_by_depth",
+        title="Tasks by depth",
+        note="Score by context length and by where in it the answer lies; the deepest is nearest to the question.",
+        unit="share",
+        kind="heat map",
+    ),
+)
 
 Prompt = Int[np.ndarray, " _"]
 Written = Int[np.ndarray, " M"] | Exception
