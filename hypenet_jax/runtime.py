@@ -124,6 +124,11 @@ def _detected(seconds: int) -> tuple[str | None, int | None, int | None, Sequenc
     return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
 
 
+def reason(error: Exception) -> str:
+    """Kind of an error, and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
 def meet(where: str) -> None:
     """Returns when every process has come here."""
     if jax.process_count() > 1:

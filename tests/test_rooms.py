@@ -18,18 +18,23 @@ MAY_IMPORT = {
     "pallas_kernels": (),
     "axes": (),
     "chips": (),
+    "fingerprint": (),
     "runtime": (),
     "sharding": ("axes",),
     "data": ("axes",),
     "losses": ("axes", "sharding", "pallas_kernels"),
     "model": ("axes", "sharding", "pallas_kernels"),
     "weights": ("axes", "model", "sharding"),
-    "train": ("axes", "sharding", "data.batch"),
+    "generation": (
+        *("axes", "fingerprint", "runtime", "sharding", "data", "model", "weights"),
+        "pallas_kernels",
+    ),
+    "train": ("axes", "fingerprint", "sharding", "data.batch"),
     "train.stage": ("axes", "data.batch", "losses"),
 }
 ROOMS = tuple(name for name in MAY_IMPORT if "." not in name)
 # While rooms move: these may still import each other.
-MOVING = ("generation", "evals", "halo", "convert", "config")
+MOVING = ("evals", "halo", "convert", "config")
 MAY_IMPORT |= {name: (*ROOMS, *MOVING) for name in MOVING}
 MAY_IMPORT |= {
     "plan": (*ROOMS, *MOVING),

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import ConfigError, StageConfig
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.halo.transfer import aligned_spec
@@ -21,7 +22,6 @@ from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.sharding import shardings_of
-from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights import read_hf
 from hypenet_jax.weights.shards import find_tensors
 

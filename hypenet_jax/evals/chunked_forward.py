@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
-from hypenet_jax.evals.memory import check_memory
-from hypenet_jax.evals.model import EvalModel, Model
+from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.sharding import constrain
 

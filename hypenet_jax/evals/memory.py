@@ -1,13 +1,12 @@
 """What a model holds at a context length: its state, by its arrays and by formula, and the peak while it runs."""
 
 import functools
-import os
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hypenet_jax.evals.model import EvalModel, Model
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Row
 from hypenet_jax.generation.decode import row_keys, start_writing, write_until
 from hypenet_jax.generation.prefill import PREFILL_PART, read_part, start_context
@@ -49,22 +48,6 @@ def peak_rows(subject: EvalModel, length: int, *, new_tokens: int) -> tuple[Row,
         for name, program in programs.items()
     )
     return first, second
-
-
-def check_memory(decoder: Model, batch: int, capacity: int) -> None:
-    """Raises MemoryError: a state of so many rows and tokens is larger than all memory of this machine.
-
-    Only where the devices are CPUs: there the system would end the process; other devices refuse by themselves.
-    """
-    if jax.default_backend() != "cpu":
-        return
-    needed = batch * state_bytes(decoder.config, capacity, decoder.dtype) / jax.process_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise MemoryError(
-            f"the state of {batch} rows of {capacity} tokens takes {needed / 2**30:.1f} GiB of this machine's "
-            f"{memory / 2**30:.1f}; use a shorter length, or more machines"
-        )
 
 
 def _peak_bytes(program: jax.stages.Compiled) -> float:

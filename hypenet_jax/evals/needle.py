@@ -18,10 +18,12 @@ from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 from hypenet_jax.evals.chunked_forward import last_hidden
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored, share
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
+from hypenet_jax.generation.model import Model
 from hypenet_jax.sharding import constrain
 
 PRESENTATIONS = (

@@ -15,9 +15,11 @@ from jaxtyping import Array, Bool, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model, batches_of
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.report import Report, share
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
+from hypenet_jax.generation.model import Model
 from hypenet_jax.sharding import constrain
 
 NAMES = (

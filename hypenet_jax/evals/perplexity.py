@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import final_losses, top_tokens
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, failure
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH
+from hypenet_jax.generation.model import Model
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain

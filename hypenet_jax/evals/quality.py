@@ -17,16 +17,16 @@ from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals import EvalModel, Report, Row, needle_accuracy, perplexity_by_length
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.perplexity import perplexity_by_position, perplexity_of_text
-from hypenet_jax.evals.report import failure, reason
+from hypenet_jax.evals.report import failure
 from hypenet_jax.evals.ruler.cache import cached_questions
 from hypenet_jax.evals.ruler.scoring import task_scores
 from hypenet_jax.evals.ruler.text import Haystacks, sentences_of
 from hypenet_jax.evals.text import text_tokens
-from hypenet_jax.generation.fingerprint import model_fingerprint
+from hypenet_jax.fingerprint import digest
+from hypenet_jax.generation.model import model_fingerprint
 from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.train.fingerprint import digest
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
 
@@ -117,7 +117,7 @@ def attempt(model: str, what: str, length: int, measured: Callable[[], Report]) 
     try:
         return measured()
     except EXPECTED as error:
-        why = reason(error)
+        why = runtime.reason(error)
         log.warning("%s of %s at %d: %s", what, model, length, why)
         return Report((failure(model, what, why, length),))
 

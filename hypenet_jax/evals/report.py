@@ -147,11 +147,6 @@ def share(metric: str, model: str, hits: int | float, count: int, **rest: Any) -
     return Row(metric, model, hits / count, count, low=low, high=high, **rest)
 
 
-def reason(error: Exception) -> str:
-    """Kind of an error, and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
-
-
 def failure(model: str, what: str, why: object, length: int | None = None, count: int = 1) -> Row:
     """The row "failed" of `count` samples of the task `what` that could not be scored, and why."""
     return Row(

@@ -26,7 +26,7 @@ from hypenet_jax.evals.roofline import floors
 from hypenet_jax.evals.speed import efficiency
 from hypenet_jax.evals.suite_checks import check_suite
 from hypenet_jax.evals.sweep import sweep
-from hypenet_jax.generation.fingerprint import model_fingerprint
+from hypenet_jax.generation.model import model_fingerprint
 from hypenet_jax.sharding import make_mesh, on_mesh
 
 log = logging.getLogger("hypenet_jax")

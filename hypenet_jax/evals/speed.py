@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hypenet_jax.evals.memory import bytes_rows, check_memory, peak_rows
-from hypenet_jax.evals.model import EvalModel, Model, random_like
+from hypenet_jax.evals.memory import bytes_rows, peak_rows
+from hypenet_jax.evals.model import EvalModel, random_like
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.generation.decode import decode
+from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.generation.prefill import Context, start_context
 from hypenet_jax.generation.prefill import prefill as read_prompts
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state

@@ -12,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, batch_parts
+from hypenet_jax import axes
 from hypenet_jax.generation.prefill import left_padded
+from hypenet_jax.sharding import sharding_of
 
 TokenRow: TypeAlias = Int[np.ndarray, " _"]
 
+# Tokens of one forward pass on a device: rows get fewer as they get longer, so memory and time per batch stay about
+# the same.
+TOKENS_PER_BATCH = 8192
 SHORTEST = 32
 
 
@@ -32,32 +36,64 @@ class Batch:
         self, rows: Sequence[TokenRow]
     ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
         """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
-        return left_padded([rows[row] for row in self._order], self.width)
+        return left_padded([rows[row] for row in self.order], self.width)
 
     def keys(self, seed: int, draws: Sequence[int]) -> Key[Array, "B"]:
         """fold_in(key(seed), draws[row]) for each row, whatever it is batched with; fillers repeat the last row."""
-        numbers = jnp.asarray([draws[row] for row in self._order])
+        numbers = jnp.asarray([draws[row] for row in self.order])
         return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
     @property
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
+        """Indices of all rows of the batch, fillers included."""
         return [*self.rows, *[self.rows[-1]] * (self.size - len(self.rows))]
 
 
 def batches_by_width(
-    lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATCH
+    lengths: Sequence[int],
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    *,
+    width: int | None = None,
 ) -> Iterator[Batch]:
-    """Every row once, the longest first, in one shape per width (rows of a mesh: a multiple of its batch parts)."""
+    """Every row once, the longest first, in one shape per width.
+
+    On a mesh the size of a batch is a multiple of the parts into which the mesh cuts it.
+
+    Args:
+      lengths: tokens of each row.
+      tokens_per_batch: per part; a longer row is a batch by itself.
+      width: of all batches; None: the powers of two from SHORTEST on.
+    """
     parts = batch_parts()
     widths: dict[int, list[int]] = {}
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        widths.setdefault(power_of_two(max(lengths[row], SHORTEST)), []).append(row)
-    for width, rows in widths.items():
-        size = min(parts * tokens_per_batch // width, power_of_two(len(rows)))
-        size = max(parts, size // parts * parts)
+        widths.setdefault(width or power_of_two(max(lengths[row], SHORTEST)), []).append(row)
+    for wide, rows in widths.items():
+        needed = -(-len(rows) // parts)
+        needed = needed if width else power_of_two(needed)
+        size = parts * max(1, min(tokens_per_batch // wide, needed))
         for first in range(0, len(rows), size):
-            yield Batch(width, size, tuple(rows[first : first + size]))
+            yield Batch(wide, size, tuple(rows[first : first + size]))
+
+
+def batches_of(
+    rows: Int[np.ndarray, "R T"], tokens_per_batch: int = TOKENS_PER_BATCH
+) -> Iterator[tuple[Int[np.ndarray, "B T"], int]]:
+    """Batches of one shape, in order, and how many rows are real; the last batch repeats its last row as filler."""
+    count, width = rows.shape
+    for batch in batches_by_width([width] * count, tokens_per_batch, width=width):
+        yield rows[batch.order], len(batch.rows)
+
+
+def batch_parts() -> int:
+    """Into how many parts the mesh cuts a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    whole = (mesh.size,)
+    return mesh.size // sharding_of((axes.BATCH,), whole, mesh).shard_shape(whole)[0]
 
 
 def power_of_two(number: int) -> int:
+    """The least power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

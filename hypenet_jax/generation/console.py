@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypenet_jax.generation.completions import CompletionFile, Prompt
-from hypenet_jax.generation.fingerprint import model_fingerprint
+from hypenet_jax.generation.model import model_fingerprint
 from hypenet_jax.generation.text_generator import TextGenerator, complete
 from hypenet_jax.generation.throughput import Speed
 

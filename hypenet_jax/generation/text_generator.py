@@ -9,16 +9,15 @@ import numpy as np
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
-from hypenet_jax.evals.memory import check_memory
-from hypenet_jax.evals.model import TOKENS_PER_BATCH
-from hypenet_jax.evals.report import reason
-from hypenet_jax.generation.batching import Batch, TokenRow, batches_by_width
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, Batch, TokenRow, batches_by_width
 from hypenet_jax.generation.completions import Completion, Prompt
 from hypenet_jax.generation.decode import Generation, decode
+from hypenet_jax.generation.model import check_memory
 from hypenet_jax.generation.prefill import prefill, start_context, unsupported_reason
 from hypenet_jax.generation.sampling import GREEDY, Sampling
 from hypenet_jax.generation.throughput import Speed
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.runtime import reason
 from hypenet_jax.weights import load_hf, read_config
 from hypenet_jax.weights.hf_config import read_json
 

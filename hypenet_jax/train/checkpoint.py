@@ -17,8 +17,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
+from hypenet_jax.fingerprint import Facts, leaf_facts, leaf_shapes
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import Facts, differences, leaf_facts, leaf_shapes, verify
+from hypenet_jax.train.fingerprint import differences, verify
 from hypenet_jax.train.provenance import Provenance, check_provenance, unsealed
 from hypenet_jax.train.state import TrainState
 

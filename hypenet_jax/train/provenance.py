@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import digest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,10 @@ from etils import epath
 from orbax.checkpoint import args as ocp_args
 
 from hypenet_jax.axes import Params
+from hypenet_jax.fingerprint import Facts, digest, leaf_facts, leaf_shapes
 from hypenet_jax.train.checkpoint import check_leaves, first_line
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import Facts, digest, leaf_facts, leaf_shapes, verify
+from hypenet_jax.train.fingerprint import verify
 from hypenet_jax.train.provenance import Provenance, unsealed
 
 log = logging.getLogger("hypenet_jax")

@@ -7,6 +7,7 @@ import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.evals.ruler import scoring as answering
 from hypenet_jax.evals.ruler.scoring import task_scores, write
 from hypenet_jax.evals.ruler.text import Question
 from hypenet_jax.generation.decode import generate

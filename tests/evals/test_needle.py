@@ -2,7 +2,6 @@ import jax
 import numpy as np
 import pytest
 
-from hypenet_jax.evals.model import batches_of
 from hypenet_jax.evals.needle import (
     last_logits,
     needle_accuracy,
@@ -11,6 +10,7 @@ from hypenet_jax.evals.needle import (
     retrieval,
     scores,
 )
+from hypenet_jax.generation.batching import batches_of
 
 
 def _reader(catalogue, entry_of_class):

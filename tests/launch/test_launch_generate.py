@@ -14,6 +14,7 @@ import pytest
 from jax import monitoring
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.generation import console as answer
 from hypenet_jax.generation import text_generator as room
 from hypenet_jax.generation.completions import CompletionFile, read_prompts
 from hypenet_jax.generation.sampling import Sampling

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax.fingerprint import digest, leaf_facts, leaf_shapes
 from hypenet_jax.sharding import MeshConfig, make_mesh, sharding_of
 from hypenet_jax.train.errors import CorruptCheckpoint
-from hypenet_jax.train.fingerprint import differences, digest, leaf_facts, leaf_shapes, verify
+from hypenet_jax.train.fingerprint import differences, verify
 
 TREE = {
     "a": {"kernel": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)},

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel
-from hypenet_jax.generation.batching import Batch, TokenRow, batches_by_width
+from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, Batch, TokenRow, batches_by_width
 from hypenet_jax.generation.decode import decode, refuse_nan
 from hypenet_jax.generation.prefill import prefill, start_context
 from hypenet_jax.generation.sampling import Sampling

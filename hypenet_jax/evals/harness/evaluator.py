@@ -9,7 +9,7 @@ from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.quality import Entrant, attempt
-from hypenet_jax.train.fingerprint import digest
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json
 
 PRESENTATIONS = (

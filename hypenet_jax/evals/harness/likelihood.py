@@ -14,9 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Mask, Params, Segments, Tokens
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, Model
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import BLOCK
-from hypenet_jax.generation.batching import Batch, TokenRow, batches_by_width, power_of_two
+from hypenet_jax.generation.batching import (
+    TOKENS_PER_BATCH,
+    Batch,
+    TokenRow,
+    batches_by_width,
+    power_of_two,
+)
+from hypenet_jax.generation.model import Model
 from hypenet_jax.generation.prefill import PREFILL_PART
 from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.sharding import constrain

@@ -6,13 +6,14 @@ import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.memory import check_memory
-from hypenet_jax.evals.model import TOKENS_PER_BATCH, EvalModel, batches_of
+from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored
 from hypenet_jax.evals.ruler.tasks import TASKS, match_all
 from hypenet_jax.evals.ruler.text import Question
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
 from hypenet_jax.generation.decode import decode
+from hypenet_jax.generation.model import check_memory
 from hypenet_jax.generation.prefill import left_padded, prefill, start_context, unsupported_reason
 from hypenet_jax.model.decoder import Decoder
 
