@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Scalar, Segments, Tokens, Weights
+from hypenet_jax.axes import Hidden, Scalar, SegmentIds, Tokens, Weights
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels import linear_cross_entropy, linear_kl
 from pallas_kernels.mesh import on_each_device, parts
@@ -151,6 +151,6 @@ def relative_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     return Mean(squared_gap(imitation, target, weights).total, variance)
 
 
-def real_tokens(segment_ids: Segments) -> Weights:
+def real_tokens(segment_ids: SegmentIds) -> Weights:
     """1 for real tokens, 0 for padding."""
     return (segment_ids != 0).astype(jnp.float32)

@@ -60,7 +60,7 @@ def _peak_bytes(program: jax.stages.Compiled) -> float:
 def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
     """Bytes of one row's state: 2 S K H b per softmax layer, 4 N H H per lightning layer, and 4 (S + 4).
 
-    S is the capacity, b the bytes of a number of `dtype`; the last term is the cursor, shared by all
+    S is the capacity, b the bytes of a number of `dtype`; the last term is the cache position, shared by all
     layers.
     """
     return sum(_mixer_bytes(spec, capacity, dtype) for spec in config.mixers) + 4 * (capacity + 4)

@@ -137,7 +137,9 @@ def decode_times(
 
     def write(subject: EvalModel) -> float:
         decoder = _decoder(subject)
-        state = dataclasses.replace(states[subject.name], cursor=cursor_at(length, length - steps))
+        state = dataclasses.replace(
+            states[subject.name], cache_position=cursor_at(length, length - steps)
+        )
         logits = jnp.zeros((1, decoder.config.vocab_size))
         context = jax.block_until_ready(Context(state, logits))
         start = time.perf_counter()
@@ -184,11 +186,11 @@ def filled_state(decoder: Model, length: int) -> DecodeState:
 
 
 def cursor_at(capacity: int, written: int) -> CachePosition:
-    """The cursor of one row that has read `written` tokens of one document."""
+    """The cache position of one row that has read `written` tokens of one document."""
     return CachePosition(
         written=jnp.full((1,), written, jnp.int32),
-        position=jnp.full((1,), written, jnp.int32),
-        segment=jnp.ones((1,), jnp.int32),
-        document=jnp.ones((1,), jnp.int32),
-        slot_documents=(jnp.arange(capacity)[None] < written).astype(jnp.int32),
+        next_position=jnp.full((1,), written, jnp.int32),
+        segment_id=jnp.ones((1,), jnp.int32),
+        num_segments=jnp.ones((1,), jnp.int32),
+        slot_segment_ids=(jnp.arange(capacity)[None] < written).astype(jnp.int32),
     )

@@ -128,7 +128,7 @@ def decode(
     """
     _check_writing(max_new_tokens, sampling, key)
     lengths = np.asarray(context.state.lengths)
-    check_room(lengths + max_new_tokens, context.state.cursor.slot_documents.shape[1])
+    check_room(lengths + max_new_tokens, context.state.cache_position.slot_segment_ids.shape[1])
     if lengths.size == 0 or lengths.min() == 0:
         raise ValueError("a row has read no token; prefill its prompt first")
     stops = (stop_token,) if isinstance(stop_token, int) else stop_token or ()
@@ -212,10 +212,10 @@ def write_until(
         logits, state = now.context.logits, now.context.state
         broken = now.broken | (~now.done & jnp.isnan(jnp.max(logits, axis=-1)))
         ended = now.done | broken
-        keys_now = jax.vmap(jax.random.fold_in)(keys, state.cursor.written)
+        keys_now = jax.vmap(jax.random.fold_in)(keys, state.cache_position.written)
         token = jnp.where(ended, filler, draw(logits, keys_now, sampling))
         # An ended row reads padding, which leaves its state as it was; without stops only NaN ends a row.
-        real = jnp.where(ended, 0, state.cursor.segment)[:, None] if stops else None
+        real = jnp.where(ended, 0, state.cache_position.segment_id)[:, None] if stops else None
         output = decoder.apply({"params": params}, token[:, None], segment_ids=real, state=state)
         new = decoder.apply({"params": params}, output.hidden, method="logits")[:, 0]
         stop = jnp.any(token[:, None] == jnp.asarray(stops, jnp.int32)[None], axis=1)

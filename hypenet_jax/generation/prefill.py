@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypenet_jax.axes import Params, Segments, Tokens
+from hypenet_jax.axes import Params, SegmentIds, Tokens
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.mixers.softmax import KVState
 from hypenet_jax.model.stacking import unstack_layers
@@ -77,7 +77,11 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def read_part(
-    decoder: Decoder, params: Params, context: Context, tokens: Tokens, segment_ids: Segments | None
+    decoder: Decoder,
+    params: Params,
+    context: Context,
+    tokens: Tokens,
+    segment_ids: SegmentIds | None,
 ) -> Context:
     """One compiled call of `prefill`; the logits are those after each row's last real token so far."""
     output = decoder.apply({"params": params}, tokens, segment_ids=segment_ids, state=context.state)
@@ -94,8 +98,12 @@ def read_part(
 def known_lengths(context: Context) -> Context:
     """The same with the lengths of all rows on every device, as each process reads them."""
     state = context.state
-    cursor = dataclasses.replace(state.cursor, written=constrain(state.lengths, (None,)))
-    return dataclasses.replace(context, state=dataclasses.replace(state, cursor=cursor))
+    cache_position = dataclasses.replace(
+        state.cache_position, written=constrain(state.lengths, (None,))
+    )
+    return dataclasses.replace(
+        context, state=dataclasses.replace(state, cache_position=cache_position)
+    )
 
 
 def with_capacity(context: Context, capacity: int) -> Context:
@@ -114,9 +122,9 @@ def with_capacity(context: Context, capacity: int) -> Context:
 
     state = context.state
     layers = (jax.tree.map(fit, x) if isinstance(x, KVState) else x for x in state.layers)
-    slots = fit(state.cursor.slot_documents)
-    cursor = dataclasses.replace(state.cursor, slot_documents=slots)
-    return dataclasses.replace(context, state=DecodeState(tuple(layers), cursor))
+    slots = fit(state.cache_position.slot_segment_ids)
+    cache_position = dataclasses.replace(state.cache_position, slot_segment_ids=slots)
+    return dataclasses.replace(context, state=DecodeState(tuple(layers), cache_position))
 
 
 def left_padded(
@@ -182,4 +190,4 @@ def _check_prompts(
         raise ValueError(
             f"token ids from {prompts.min()} to {prompts.max()} are not all in the vocabulary of {vocabulary}"
         )
-    check_room(lengths, context.state.cursor.slot_documents.shape[1])
+    check_room(lengths, context.state.cache_position.slot_segment_ids.shape[1])

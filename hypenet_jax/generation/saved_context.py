@@ -22,7 +22,7 @@ def save_context(folder: str | PathLike[str], decoder: Decoder, context: Context
     path = epath.Path(folder).absolute()
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new folder or remove this one")
-    batch, capacity = context.state.cursor.slot_documents.shape
+    batch, capacity = context.state.cache_position.slot_segment_ids.shape
     about = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
     items = args.Composite(context=args.StandardSave(context), about=args.JsonSave(about))
     with _checkpointer() as checkpointer:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
+from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output
@@ -149,7 +149,7 @@ class SweptDecoder:
         variables: Params,
         tokens: Tokens | Hidden,
         positions: Positions | None = None,
-        segment_ids: Segments | None = None,
+        segment_ids: SegmentIds | None = None,
         method: str | None = None,
     ) -> Output | Logits:
         if method is not None:
@@ -161,7 +161,7 @@ class SweptDecoder:
         params: Params,
         tokens: Tokens,
         positions: Positions | None,
-        segment_ids: Segments | None,
+        segment_ids: SegmentIds | None,
     ) -> Hidden:
         config, dtype, start = self.config, self.teacher.dtype, self.teacher.start
         norm: Any = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)

@@ -35,8 +35,8 @@ class ModelConfig:
         return tuple(i for i, spec in enumerate(self.mixers) if isinstance(spec, SoftmaxSpec))
 
     @property
-    def runs(self) -> tuple[range, ...]:
-        """Maximal ranges of neighbouring layers with equal mixers: each is one scan, its parameters stacked."""
+    def layer_groups(self) -> tuple[range, ...]:
+        """Maximal ranges of neighbouring layers with equal mixers; each is one scan over stacked parameters."""
         starts = [i for i, spec in enumerate(self.mixers) if i == 0 or spec != self.mixers[i - 1]]
         return tuple(
             range(a, b) for a, b in zip(starts, [*starts[1:], self.num_layers], strict=True)

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Logits, Params, Positions, Segments, Tokens
+from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import (
     Embedding,
@@ -37,12 +37,12 @@ class DecodeState:
     """All that decoding remembers: one state per layer, and where each row stopped."""
 
     layers: tuple[MixerState, ...]
-    cursor: CachePosition
+    cache_position: CachePosition
 
     @property
     def lengths(self) -> jax.Array:
         """Real tokens seen per row."""
-        return self.cursor.written
+        return self.cache_position.written
 
 
 @flax.struct.dataclass
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
         self,
         tokens: Tokens | Hidden,
         positions: Positions | None = None,
-        segment_ids: Segments | None = None,
+        segment_ids: SegmentIds | None = None,
         state: DecodeState | None = None,
         taps: bool = False,
     ) -> Output:
@@ -152,16 +152,18 @@ class Decoder(nn.Module):
           returns NaN from then on.
         """
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
-        cursor = None if state is None else state.cursor
-        layout, cursor = layout_tokens(x.shape[0], x.shape[1], positions, segment_ids, cursor)
+        cache_position = None if state is None else state.cache_position
+        layout, cache_position = layout_tokens(
+            x.shape[0], x.shape[1], positions, segment_ids, cache_position
+        )
         layers: tuple[Any, ...] = (None,) * self.config.num_layers
         if state is not None:
             layers = state.layers
         x, layers, tapped = self._layers(x, layers, layout, taps)
         hidden = self.final_norm(x)
-        if cursor is not None:
-            hidden = jnp.where(overflow(cursor)[:, None, None], jnp.nan, hidden)
-            state = DecodeState(layers, cursor)
+        if cache_position is not None:
+            hidden = jnp.where(overflow(cache_position)[:, None, None], jnp.nan, hidden)
+            state = DecodeState(layers, cache_position)
         return Output(hidden, state, tapped)
 
     def _layers(
@@ -173,16 +175,16 @@ class Decoder(nn.Module):
     ) -> tuple[Hidden, tuple[MixerState | None, ...], Tap | None]:
         layer = nn.remat(Layer, prevent_cse=not self.scan) if self.remat == "full" else Layer
         after, tapped = [], []
-        for name, run in group_names(self.config, self.scan):
-            spec = self.config.mixers[run[0]]
+        for name, group in group_names(self.config, self.scan):
+            spec = self.config.mixers[group[0]]
             fields = (spec, self.config, self.dtype, self.start, taps)
-            mine = [states[i] for i in run]
+            mine = [states[i] for i in group]
             if self.scan:
                 stacked = jax.tree.map(lambda *s: jnp.stack(s), *mine)
-                x, (stacked, tap) = _scanned(layer, len(run))(*fields, name=name)(
+                x, (stacked, tap) = _scanned(layer, len(group))(*fields, name=name)(
                     x, stacked, layout
                 )
-                mine = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(run))]
+                mine = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(group))]
             else:
                 x, (mine[0], tap) = layer(*fields, name=name)(x, mine[0], layout)
                 tap = jax.tree.map(lambda t: t[None], tap)

@@ -1,6 +1,6 @@
-"""Two groupings of the same parameters: every layer alone, or runs of equal layers stacked on axis 0.
+"""Two arrangements of the same parameters: one tree per layer, or groups of equal layers stacked on axis 0.
 
-Training scans over runs; decoding, weight files and transfer speak of single layers.
+Training scans over groups; decoding, weight files and transfer speak of single layers.
 """
 
 import jax
@@ -11,9 +11,9 @@ from hypenet_jax.model.config import ModelConfig
 
 
 def group_names(config: ModelConfig, scan: bool) -> list[tuple[str, range]]:
-    """Name and layers of each group of parameters."""
+    """Name and layers of each tree of parameters: of each group where `scan`, else of each layer."""
     if scan:
-        return [(f"layers_{run[0]}_{run[-1]}", run) for run in config.runs]
+        return [(f"layers_{group[0]}_{group[-1]}", group) for group in config.layer_groups]
     return [(f"layer_{i}", range(i, i + 1)) for i in range(config.num_layers)]
 
 
@@ -22,19 +22,21 @@ def is_stacked(params: Params) -> bool:
 
 
 def stack_layers(params: Params, config: ModelConfig) -> Params:
-    """Single layers to the runs of `config`; parameters that are stacked already come back as they are."""
+    """Single layers to the groups of `config`; parameters that are stacked already come back as they are."""
     if is_stacked(params):
         return params
     rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
-    runs = {
-        name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in run))
-        for name, run in group_names(config, scan=True)
+    groups = {
+        name: jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in group)
+        )
+        for name, group in group_names(config, scan=True)
     }
-    return {**rest, **runs}
+    return {**rest, **groups}
 
 
 def unstack_layers(params: Params) -> Params:
-    """Runs to single layers, whatever the plan they were stacked for."""
+    """Groups to single layers, whatever the config they were stacked for."""
     single = {}
     for name, tree in params.items():
         if not name.startswith("layers_"):

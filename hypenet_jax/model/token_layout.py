@@ -1,8 +1,8 @@
-"""Where every token stands: its document, its position there, its cache slot. Computed once per call.
+"""Segment, position and cache slot of every token, computed once per call of a decoder.
 
-`segment_ids`: 0 is padding; a run of one other number is a document, and a changed number starts the next one.
-`positions`: how many real tokens of the same document came before, across calls; given positions win.
-A cache slot is the count of tokens written, never the position, so padding costs no slot.
+`segment_ids`: 0 is padding; neighbours of one other number are a segment, a changed number starts the next.
+`positions`: how many real tokens of the same segment came before, across calls; given positions win.
+A cache slot is the count of tokens written, never the position, so padding takes no slot.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Mask, Positions, Segments, Slots, SlotSegments
+from hypenet_jax.axes import CacheSlots, Mask, Positions, SegmentIds, SlotSegmentIds
 from hypenet_jax.sharding import constrain
 
 
@@ -25,85 +25,85 @@ class CachePosition:
     """Where each row of a `DecodeState` stopped.
 
     Attributes:
-      written: tokens written so far, which is the next free cache slot.
-      position: position of the next token if it continues the open document.
-      segment: the caller's number of the open document; 0 before the first token.
-      document: our own count of documents, which tells runs of a repeated number apart.
-      slot_documents: the document of every cache slot; 0 is free.
+      written: real tokens so far, which is the next free cache slot.
+      next_position: position of the next token if it continues the open segment.
+      segment_id: the caller's number of the open segment; 0 before the first token.
+      num_segments: segments begun so far: our own number of the open one, unique where the caller repeats a number.
+      slot_segment_ids: our number of the segment in every cache slot; 0 is free.
     """
 
     written: Int[Array, "B"]
-    position: Int[Array, "B"]
-    segment: Int[Array, "B"]
-    document: Int[Array, "B"]
-    slot_documents: SlotSegments
+    next_position: Int[Array, "B"]
+    segment_id: Int[Array, "B"]
+    num_segments: Int[Array, "B"]
+    slot_segment_ids: SlotSegmentIds
 
 
 @flax.struct.dataclass
 class TokenLayout:
-    """Placement of the tokens of one call.
+    """Segment, position and cache slot of the tokens of one call.
 
     Attributes:
-      positions: of every token in its document.
-      documents: 0 for padding, else a number that grows with each new document; None: one document, no padding.
-      reset_state: rows whose first document is new, so that a recurrent state from before must be forgotten.
-      single_segment: no segment ids were given, so all tokens of a row are real and of one document; known without
-        looking at `documents`, which spares a recurrent mixer the masks.
-      slots: cache slot of each token; the capacity, which is out of range, for padding. None without a cache.
-      slot_documents: document of every slot once the tokens of this call are written.
+      positions: of every token in its segment.
+      segment_ids: 0 for padding, else a number that grows with each new segment; None: one segment, no padding.
+      single_segment: no segment ids were given, so all tokens of a row are real and of one segment; known without
+        looking at `segment_ids`, which spares a recurrent mixer the masks.
+      reset_state: rows whose first segment is new, so that a recurrent state from before must not reach it.
+      cache_slots: cache slot of each token; the capacity, which is out of range, for padding. None without a cache.
+      slot_segment_ids: segment of every slot once the tokens of this call are written.
     """
 
     positions: Positions
-    documents: Segments | None
+    segment_ids: SegmentIds | None
     single_segment: bool = flax.struct.field(pytree_node=False, default=False)
     reset_state: Bool[Array, "B"] | None = None
-    slots: Slots | None = None
-    slot_documents: SlotSegments | None = None
+    cache_slots: CacheSlots | None = None
+    slot_segment_ids: SlotSegmentIds | None = None
 
 
 def start_position(batch: int, capacity: int) -> CachePosition:
-    """The cursor of `batch` rows before their first token, with room for `capacity` tokens each."""
+    """The cache position of `batch` rows before their first token, with capacity for this many tokens each."""
     # Four arrays, not one four times: a caller may donate the state, and each buffer only once.
     counts = (jnp.zeros((batch,), jnp.int32) for _ in range(4))
-    return CachePosition(*counts, slot_documents=jnp.zeros((batch, capacity), jnp.int32))
+    return CachePosition(*counts, slot_segment_ids=jnp.zeros((batch, capacity), jnp.int32))
 
 
 def layout_tokens(
     batch: int,
     time: int,
-    positions: Positions | None,
-    segment_ids: Segments | None,
-    cursor: CachePosition | None,
+    positions: Positions | None = None,
+    segment_ids: SegmentIds | None = None,
+    cache_position: CachePosition | None = None,
 ) -> tuple[TokenLayout, CachePosition | None]:
-    """The layout of a call, and the cursor after it."""
-    if cursor is None and segment_ids is None:
+    """The layout of a call, and the cache position after it."""
+    if cache_position is None and segment_ids is None:
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(time, dtype=jnp.int32)[None], (batch, time))
         return TokenLayout(positions, None, single_segment=True), None
-    before = start_position(batch, 0) if cursor is None else cursor
+    before = start_position(batch, 0) if cache_position is None else cache_position
     single_segment = segment_ids is None
     if segment_ids is None:
-        open_segment = jnp.maximum(before.segment, 1)
+        open_segment = jnp.maximum(before.segment_id, 1)
         segment_ids = jnp.broadcast_to(open_segment[:, None], (batch, time))
     # Counts run over whole rows, also where devices hold parts of them: the numbers are few.
     segment_ids = constrain(segment_ids, (axes.BATCH, None))
     real = segment_ids != 0
-    starts = _document_starts(segment_ids, before.segment)
-    documents = before.document[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+    starts = _segment_starts(segment_ids, before.segment_id)
+    unique_ids = before.num_segments[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)
     if positions is None:
-        positions = _count(real, starts, before.position)
-    layout = TokenLayout(positions, jnp.where(real, documents, 0), single_segment)
-    if cursor is None:
+        positions = _count(real, starts, before.next_position)
+    layout = TokenLayout(positions, jnp.where(real, unique_ids, 0), single_segment)
+    if cache_position is None:
         return layout, None
-    return _with_cache(layout, segment_ids, documents, starts, cursor)
+    return _with_cache(layout, segment_ids, unique_ids, starts, cache_position)
 
 
-def overflow(cursor: CachePosition) -> Bool[Array, "B"]:
+def overflow(cache_position: CachePosition) -> Bool[Array, "B"]:
     """Rows that were given more tokens than their cache has slots."""
-    return cursor.written > cursor.slot_documents.shape[1]
+    return cache_position.written > cache_position.slot_segment_ids.shape[1]
 
 
-def _document_starts(segment_ids: Segments, open_segment: Int[Array, "B"]) -> Mask:
+def _segment_starts(segment_ids: SegmentIds, open_segment: Int[Array, "B"]) -> Mask:
     """True at each real token whose number differs from that of the real token before it."""
     time = segment_ids.shape[1]
     index = jnp.where(segment_ids != 0, jnp.arange(time, dtype=jnp.int32)[None], -1)
@@ -114,37 +114,42 @@ def _document_starts(segment_ids: Segments, open_segment: Int[Array, "B"]) -> Ma
     return (segment_ids != 0) & (segment_ids != previous)
 
 
-def _count(real: Mask, starts: Mask, position: Int[Array, "B"]) -> Positions:
-    """Real tokens of the same document before each token; a continued document goes on from `position`."""
+def _count(real: Mask, starts: Mask, next_position: Int[Array, "B"]) -> Positions:
+    """Real tokens of the same segment before each token; a continued segment goes on from `next_position`."""
     earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
     origin = jax.lax.cummax(jnp.where(starts, earlier, -1), axis=1)
-    return jnp.where(origin >= 0, earlier - origin, earlier + position[:, None])
+    return jnp.where(origin >= 0, earlier - origin, earlier + next_position[:, None])
 
 
 def _with_cache(
     layout: TokenLayout,
-    segment_ids: Segments,
-    documents: Segments,
+    segment_ids: SegmentIds,
+    unique_ids: SegmentIds,
     starts: Mask,
-    cursor: CachePosition,
+    before: CachePosition,
 ) -> tuple[TokenLayout, CachePosition]:
-    capacity = cursor.slot_documents.shape[1]
+    capacity = before.slot_segment_ids.shape[1]
     rows = jnp.arange(segment_ids.shape[0])
     real = segment_ids != 0
     earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
-    slots = jnp.where(real, cursor.written[:, None] + earlier, capacity)
-    slot_documents = cursor.slot_documents.at[rows[:, None], slots].set(documents, mode="drop")
+    cache_slots = jnp.where(real, before.written[:, None] + earlier, capacity)
+    slot_segment_ids = before.slot_segment_ids.at[rows[:, None], cache_slots].set(
+        unique_ids, mode="drop"
+    )
     first = jnp.argmax(real, axis=1)
     last = segment_ids.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
     some = jnp.any(real, axis=1)
-    placed = dataclasses.replace(
-        layout, reset_state=some & starts[rows, first], slots=slots, slot_documents=slot_documents
-    )
     after = CachePosition(
-        written=cursor.written + jnp.sum(real, axis=1, dtype=jnp.int32),
-        position=jnp.where(some, layout.positions[rows, last] + 1, cursor.position),
-        segment=jnp.where(some, segment_ids[rows, last], cursor.segment),
-        document=jnp.where(some, documents[rows, last], cursor.document),
-        slot_documents=slot_documents,
+        written=before.written + jnp.sum(real, axis=1, dtype=jnp.int32),
+        next_position=jnp.where(some, layout.positions[rows, last] + 1, before.next_position),
+        segment_id=jnp.where(some, segment_ids[rows, last], before.segment_id),
+        num_segments=jnp.where(some, unique_ids[rows, last], before.num_segments),
+        slot_segment_ids=slot_segment_ids,
     )
-    return placed, after
+    layout = dataclasses.replace(
+        layout,
+        reset_state=some & starts[rows, first],
+        cache_slots=cache_slots,
+        slot_segment_ids=slot_segment_ids,
+    )
+    return layout, after

@@ -75,9 +75,9 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         jax.tree.map(functools.partial(where, names=state_axes(spec)), layer)
         for spec, layer in zip(config.model.mixers, shapes.state.layers, strict=True)
     )
-    cursor = jax.tree.map(lambda leaf: rows, shapes.state.cursor)
+    cache_position = jax.tree.map(lambda leaf: rows, shapes.state.cache_position)
     places = cast(Any, Context)(
-        shapes.state.replace(layers=layers, cursor=cursor),
+        shapes.state.replace(layers=layers, cache_position=cache_position),
         where(shapes.logits, (axes.BATCH, axes.VOCAB)),
     )
     return placed(shapes, places)

@@ -51,7 +51,7 @@ def save_hf(
     Args:
       folder: must not exist, or be empty.
       config: the architecture of `params`.
-      params: single layers or stacked runs, on any devices.
+      params: single or stacked layers, on any devices.
       dtype: of the tensors in the files.
       tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids
         are taken over.

@@ -46,9 +46,11 @@ def test_a_filled_state_goes_on_where_a_read_context_would(student):
         lambda state: single.decoder.apply({"params": single.params}, tokens, state=state)
     )
     read = read(state).state
-    filled = filled_state(single.decoder, 16).replace(cursor=cursor_at(16, 12))
+    filled = filled_state(single.decoder, 16).replace(cache_position=cursor_at(16, 12))
     assert jax.tree.structure(filled) == jax.tree.structure(read)
-    for mine, theirs in zip(*map(jax.tree.leaves, (filled.cursor, read.cursor)), strict=True):
+    for mine, theirs in zip(
+        *map(jax.tree.leaves, (filled.cache_position, read.cache_position)), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
 
 

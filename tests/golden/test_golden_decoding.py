@@ -50,7 +50,7 @@ def tokens():
 
 def states_are(golden, name, state):
     for i in LIGHTNING:
-        golden.close(f"decoding/{name}.layer_{i}", state.layers[i].memory, atol=TOLERANCE)
+        golden.close(f"decoding/{name}.layer_{i}", state.layers[i].recurrent_state, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("case", "prefill"), [("a", 40), ("b", 70)])

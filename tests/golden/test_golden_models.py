@@ -41,7 +41,9 @@ def test_every_layer_state_and_logit_is_that_of_the_official_code(model, golden,
     golden.close(f"{model}/logits", logits, atol=TOLERANCE)
     for i, state in enumerate(output.state.layers):
         if isinstance(state, LightningState):
-            golden.close(f"{model}/recurrent_state.layer_{i}", state.memory, atol=TOLERANCE)
+            golden.close(
+                f"{model}/recurrent_state.layer_{i}", state.recurrent_state, atol=TOLERANCE
+            )
 
 
 @pytest.mark.parametrize("model", MODELS)

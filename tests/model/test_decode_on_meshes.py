@@ -54,12 +54,12 @@ def test_tokens_are_those_of_one_device(alone, sizes):
 
 
 def test_each_device_holds_its_slots_and_heads():
-    """Four rows of 32 slots, two key/value heads and four heads of recurrent memory."""
+    """Four rows of 32 slots, two key/value heads and four heads of recurrent state."""
     step = jax.jit(lambda params, x, s: MODEL.decoder.apply({"params": params}, x, state=s).state)
     with on_mesh(mesh_of({"fsdp": 2, "sequence": 2, "tensor": 2})):
         state = decode_state(CONFIG, 4, 32, MODEL.decoder.dtype)
         after = step(MODEL.params, np.zeros((4, 1), np.int32), state)
     for now in (state, after):
-        keys, memory = now.layers[0].keys, now.layers[1].memory
+        keys, recurrent = now.layers[0].keys, now.layers[1].recurrent_state
         assert keys.sharding.shard_shape(keys.shape) == (2, 16, 1, 8)
-        assert memory.sharding.shard_shape(memory.shape) == (2, 2, 8, 8)
+        assert recurrent.sharding.shard_shape(recurrent.shape) == (2, 2, 8, 8)

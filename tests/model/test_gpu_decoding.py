@@ -56,8 +56,10 @@ def within_a_document(config):
     state, rng = decode_state(config, 1, CAPACITY, jnp.float32), np.random.default_rng(0)
     draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), x.dtype)  # noqa: E731
     one = jnp.ones((1,), jnp.int32)
-    cursor = state.cursor.replace(position=5 * one, segment=one, document=one)
-    return state.replace(layers=jax.tree.map(draw, state.layers), cursor=cursor)
+    cache_position = state.cache_position.replace(
+        next_position=5 * one, segment_id=one, num_segments=one
+    )
+    return state.replace(layers=jax.tree.map(draw, state.layers), cache_position=cache_position)
 
 
 @pytest.mark.parametrize("op", ["projection", "lightning_step"])

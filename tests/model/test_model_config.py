@@ -32,8 +32,8 @@ def test_a_student_is_no_teacher():
 
 
 def test_runs_are_maximal_ranges_of_equal_mixers():
-    assert tiny_hybrid().runs == (range(1), range(1, 3), range(3, 4))
-    assert tiny_teacher().runs == (range(4),)
+    assert tiny_hybrid().layer_groups == (range(1), range(1, 3), range(3, 4))
+    assert tiny_teacher().layer_groups == (range(4),)
 
 
 def test_the_logit_scale_is_set_in_softmax_layers_alone():

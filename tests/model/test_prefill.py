@@ -177,7 +177,9 @@ def test_room_is_cut_to_what_is_held_and_no_further(params, documents):
     with pytest.raises(ValueError, match="9 tokens do not fit"):
         with_capacity(context, 8)
     cut = with_capacity(context, 9).state
-    assert {x.shape[1] for x in (*jax.tree.leaves(cut.layers[0]), cut.cursor.slot_documents)} == {9}
+    assert {
+        x.shape[1] for x in (*jax.tree.leaves(cut.layers[0]), cut.cache_position.slot_segment_ids)
+    } == {9}
 
 
 def test_reading_and_writing_hold_no_copy_of_a_cache():

@@ -71,7 +71,7 @@ def test_a_hypenet_has_positions_in_lightning_layers_alone(name):
     ],
 )
 def test_the_state_has_the_published_size(name, cache_per_token, memory):
-    """Bytes of one sequence in bfloat16: caches by token, recurrent memory whatever the length."""
+    """Bytes of one sequence in bfloat16: caches by token, recurrent state whatever the length."""
     config = getattr(presets, name)()
     layers = jax.eval_shape(
         lambda: [jax.tree.leaves(x) for x in decode_state(config, 1, 1000).layers]

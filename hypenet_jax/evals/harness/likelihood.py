@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Mask, Params, Segments, Tokens
+from hypenet_jax.axes import Hidden, Mask, Params, SegmentIds, Tokens
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import BLOCK
 from hypenet_jax.generation.batching import (
@@ -49,7 +49,7 @@ class _Asked:
     """Tokens, 0 where they are padding in `real`, what follows each of them, and where that counts."""
 
     tokens: Tokens
-    real: Segments
+    real: SegmentIds
     labels: Tokens
     counted: Mask
 

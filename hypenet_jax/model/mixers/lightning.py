@@ -64,7 +64,7 @@ class LightningSpec:
 class LightningState:
     """The memory of every head, [key dim, value dim], float32: bfloat16 loses 2 % on the slowest head."""
 
-    memory: Float[Array, "B N H H"]
+    recurrent_state: Float[Array, "B N H H"]
 
 
 MEMORY_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
@@ -148,8 +148,8 @@ def _attend(
         k,
         v,
         jnp.negative(slopes(spec.num_heads)),
-        None if state is None else _remember(state.memory, layout),
-        None if layout.single_segment else layout.documents,
+        None if state is None else _remember(state.recurrent_state, layout),
+        None if layout.single_segment else layout.segment_ids,
         scale=spec.query_scale,
         **cuts(q)._asdict(),
     )
@@ -172,13 +172,13 @@ def _step(
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
     """`_attend` for one token after a state on one device: one kernel there where it can be."""
     q, k, v = (x[:, 0] for x in heads)
-    documents = None if layout.single_segment else layout.documents
+    documents = None if layout.single_segment else layout.segment_ids
     out, memory = lightning_step(
         q,
         k,
         v,
         jnp.negative(slopes(spec.num_heads)),
-        state.memory,
+        state.recurrent_state,
         scale=spec.query_scale,
         norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
         angles=None if angles is None else angles[:, 0],

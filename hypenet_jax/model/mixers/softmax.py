@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Keys, Queries, Slots
+from hypenet_jax.axes import CacheSlots, Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
@@ -121,13 +121,13 @@ class SoftmaxMixer(nn.Module):
 
 def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> Queries:
     """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
-    documents, slots = layout.documents, layout.slots
+    documents, slots = layout.segment_ids, layout.cache_slots
     if slots is None:
         return self_attention(q, k, v, documents, scale=scale, **cuts(q)._asdict())
     assert documents is not None  # a call with a cache always has them
     cut = cuts(k, axes.KV_HEADS)
     if q.shape[1] > 1:
-        visibility = Visibility(slots, documents, layout.slot_documents)
+        visibility = Visibility(slots, documents, layout.slot_segment_ids)
         return over_slots(q, k, v, visibility, scale=scale, **cut._asdict())
     heads = decode_attention(
         q[:, 0],
@@ -136,7 +136,7 @@ def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> 
         slots[:, 0],
         scale=scale,
         query_segments=documents[:, 0],
-        key_segments=layout.slot_documents,
+        key_segments=layout.slot_segment_ids,
         batch=cut.batch,
         heads=cut.heads,
         length_axis=cut.sequence,
@@ -162,7 +162,7 @@ def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:
     local = functools.partial(_write_own, cut.sequence)
     return KVState(
         *on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))(
-            (state.keys, state.values), (k, v), layout.slots
+            (state.keys, state.values), (k, v), layout.cache_slots
         )
     )
 
@@ -171,7 +171,7 @@ def _write_own(
     cut: MeshAxes,
     caches: tuple[Keys, Keys],
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
-    slots: Slots,
+    slots: CacheSlots,
 ) -> tuple[Keys, Keys]:
     rows, room = jnp.arange(len(slots))[:, None], caches[0].shape[1]
     if parts(cut) > 1:
