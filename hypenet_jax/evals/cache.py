@@ -1,8 +1,9 @@
-"""Rows of a suite that was cut off, so that the same command goes on after them."""
+"""Rows of an evaluation that was cut off, so that the same command goes on after them."""
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -12,34 +13,41 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.config import resolved
-from hypenet_jax.evals import Report
 from hypenet_jax.evals.config import EvaluationConfig
-from hypenet_jax.evals.report import report_from_json_lines
+from hypenet_jax.evals.report import Report, failure, report_from_json_lines
+
+log = logging.getLogger("hypenet_jax")
+
+# What a measurement may raise because of what it was given; other errors are bugs.
+EXPECTED = (
+    *(ValueError, FloatingPointError, FileNotFoundError),
+    *(MemoryError, jax.errors.JaxRuntimeError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptRows:
-    """A file for each measurement that is done, below the folder of the suite; gone when the suite is.
+class ResultCache:
+    """A file for each part of a measurement that is done, below the folder of the evaluation; gone when that is done.
 
     Attributes:
-      about: what the rows depend on; with another suite or code, or for another fingerprint, nothing is found.
+      key: what the rows depend on: with other numbers, code or weights nothing is in the cache.
     """
 
     folder: pathlib.Path
-    about: str
+    key: str
 
-    def of(self, *fingerprints: str) -> "KeptRows":
-        """The rows of what has these fingerprints alone."""
-        return dataclasses.replace(self, about="\n".join((self.about, *fingerprints)))
+    def of(self, *keys: str) -> "ResultCache":
+        """The rows that depend on this too."""
+        return dataclasses.replace(self, key="\n".join((self.key, *keys)))
 
-    def __call__(self, what: str, measured: Callable[[], Report]) -> Report:
-        """The rows that were kept for `what`, else those measured now; every process has those of process 0."""
-        name = hashlib.sha256(f"{self.about}\n{what}".encode()).hexdigest()[:24]
+    def __call__(self, part: str, measure: Callable[[], Report]) -> Report:
+        """The rows that were kept for a part, else those measured now; every process has those of process 0."""
+        name = hashlib.sha256(f"{self.key}\n{part}".encode()).hexdigest()[:24]
         path = self.folder / f"{name}.jsonl"
         kept = runtime.broadcast(path.read_text(encoding="utf-8") if path.is_file() else None)
         if kept is not None:
             return report_from_json_lines(kept)
-        report = measured()
+        report = measure()
         if jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(".new")
@@ -47,14 +55,24 @@ class KeptRows:
             os.replace(beside, path)
         return report
 
-    def forget(self) -> None:
-        """Removes the rows: the suite is done, and its next run measures anew."""
+    def clear(self) -> None:
+        """Removes the rows: the evaluation is done, and its next run measures anew."""
         if jax.process_index() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def kept_rows(config: EvaluationConfig) -> KeptRows:
+def attempt(model: str, what: str, length: int | None, measure: Callable[[], Report]) -> Report:
+    """The rows of a measurement, or the row "failed" that says why there are none."""
+    try:
+        return measure()
+    except EXPECTED as error:
+        why = runtime.reason(error)
+        log.warning("%s of %s at %s: %s", what, model, length, why)
+        return Report((failure(model, what, why, length),))
+
+
+def kept_rows(config: EvaluationConfig) -> ResultCache:
     """What an earlier run of this very suite has left."""
     measured = dataclasses.replace(config, claims=(), document=None, conversion=None)
     about = {"config": resolved(measured), "code": runtime.code_version()}
-    return KeptRows(pathlib.Path(config.out) / "parts", json.dumps(about, sort_keys=True))
+    return ResultCache(pathlib.Path(config.out) / "parts", json.dumps(about, sort_keys=True))

@@ -8,6 +8,7 @@ import tyro
 from hypenet_jax.data.sources import Source
 from hypenet_jax.data.synthetic import Catalogue
 from hypenet_jax.evals.checks import Bound
+from hypenet_jax.evals.model import ModelSource
 from hypenet_jax.sharding import MeshConfig
 
 
@@ -25,26 +26,6 @@ class HeldOut:
     """The held-out text of a prepared corpus, whose tokenizer the models must have."""
 
     folder: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSource:
-    """One model of a suite.
-
-    Attributes:
-      label: its name in tables and plots.
-      folder: Hugging Face folder of Qwen3 or HypeNet.
-      logit_scale: in place of the `attn_logits_scaling` of its config.json, and written as there: "hype 500", a
-        constant, None for none; "stored" keeps what is there.
-      searches, reads, races: whether its needles and tasks, its perplexity, its speed and memory are measured.
-    """
-
-    label: str
-    folder: str
-    logit_scale: str | float | None = "stored"
-    searches: bool = True
-    reads: bool = True
-    races: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,16 +2,43 @@
 
 import dataclasses
 import functools
+import hashlib
+import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from jax.typing import DTypeLike
+from jaxtyping import Int
 
 from hypenet_jax.axes import Params
-from hypenet_jax.generation.model import Model
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.fingerprint import digest
+from hypenet_jax.generation.model import Model, model_fingerprint
+from hypenet_jax.model.config import ModelConfig, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.weights.hf_fields import logit_scale_from_hf
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """One model of an evaluation.
+
+    Attributes:
+      label: its name in tables and plots.
+      folder: Hugging Face folder of Qwen3 or HypeNet.
+      logit_scale: in place of the `attn_logits_scaling` of its config.json, and written as there: "hype 500", a
+        constant, None for none; "stored" keeps what is there.
+      searches, reads, races: whether its needles and tasks, its perplexity, its speed and memory are measured.
+    """
+
+    label: str
+    folder: str
+    logit_scale: str | float | None = "stored"
+    searches: bool = True
+    reads: bool = True
+    races: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,17 +49,44 @@ class EvalModel:
       name: of the model in every row of the report.
       decoder: with `scan` as the parameters are grouped.
       params: of the decoder.
+      tokenizer: of the model; None where nothing is measured that reads or writes words.
+      end_ids: tokens that end what it writes.
+      text: tokens of held-out text.
+      folder: where the model comes from; None where it was made here.
     """
 
     name: str
     decoder: Model
     params: Params
+    tokenizer: Tokenizer | None = None
+    end_ids: tuple[int, ...] = ()
+    text: Int[np.ndarray, " n"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    folder: pathlib.Path | None = None
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Of all that the model's answers depend on, whatever is read to it."""
+        words = None if self.tokenizer is None else self.tokenizer.fingerprint
+        return model_fingerprint(self.decoder, self.params, words, self.end_ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that the model's numbers depend on, the text included."""
+        return digest([self.model_fingerprint, hashlib.sha256(self.text.tobytes()).hexdigest()])
+
+    def scaled(self, logit_scale: str | float | None) -> "EvalModel":
+        """The same with another `attn_logits_scaling`, written as in a config.json; "stored" changes nothing."""
+        if logit_scale == "stored":
+            return self
+        assert isinstance(self.decoder, Decoder)
+        config = with_logit_scale(self.decoder.config, logit_scale_from_hf(logit_scale))
+        return dataclasses.replace(self, decoder=self.decoder.clone(config=config))
 
     def with_single_layers(self) -> "EvalModel":
         """The same model with every layer alone, as decoding wants it: a scan would copy the caches."""
         assert isinstance(self.decoder, Decoder)
         decoder = self.decoder.clone(scan=False, remat="none")
-        return EvalModel(self.name, decoder, unstack_layers(self.params))
+        return dataclasses.replace(self, decoder=decoder, params=unstack_layers(self.params))
 
 
 def random_model(name: str, config: ModelConfig, dtype: DTypeLike) -> EvalModel:

@@ -3,11 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-import logging
 import pathlib
-from collections.abc import Callable
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
@@ -15,9 +12,9 @@ from jaxtyping import Int
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals import EvalModel, Report, Row, needle_accuracy, perplexity_by_length
+from hypenet_jax.evals.cache import attempt
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.perplexity import perplexity_by_position, perplexity_of_text
-from hypenet_jax.evals.report import failure
 from hypenet_jax.evals.ruler.cache import cached_questions
 from hypenet_jax.evals.ruler.scoring import task_scores
 from hypenet_jax.evals.ruler.text import Haystacks, sentences_of
@@ -30,15 +27,8 @@ from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
 
-log = logging.getLogger("hypenet_jax")
-
 # Text read for a suite: windows are spread over the longest context and this many tokens.
 TEXT_TOKENS = 2**20
-# What a measurement may raise because of what it was given; other errors are bugs.
-EXPECTED = (
-    *(ValueError, FloatingPointError, FileNotFoundError),
-    *(MemoryError, jax.errors.JaxRuntimeError),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +100,6 @@ def open_entrant(config: EvaluationConfig, one: ModelSource, mesh: Mesh) -> Entr
     runtime.check_agreement(text=hashlib.sha256(text.tobytes()).hexdigest())
     ends = end_ids(folder) or (tokenizer.end_id,)
     return Entrant(open_model(config, one, mesh), tokenizer, ends, text)
-
-
-def attempt(model: str, what: str, length: int, measured: Callable[[], Report]) -> Report:
-    """The rows of a measurement, or the row that says why there are none."""
-    try:
-        return measured()
-    except EXPECTED as error:
-        why = runtime.reason(error)
-        log.warning("%s of %s at %d: %s", what, model, length, why)
-        return Report((failure(model, what, why, length),))
 
 
 def perplexities(config: EvaluationConfig, entrant: Entrant) -> Report:

@@ -9,13 +9,12 @@ from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report
-from hypenet_jax.evals.cache import KeptRows, kept_rows
+from hypenet_jax.evals.cache import ResultCache, attempt, kept_rows
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.harness.evaluator import harness_scores
 from hypenet_jax.evals.present.write import write_suite
 from hypenet_jax.evals.quality import (
     Entrant,
-    attempt,
     needles,
     open_entrant,
     open_model,
@@ -53,12 +52,12 @@ def measure(config: EvaluationConfig) -> Report:
         print(report.table())
         write_suite(config, report)
     runtime.meet("report written")
-    kept.forget()
+    kept.clear()
     return report
 
 
 def _quality(
-    config: EvaluationConfig, one: ModelSource, entrant: Entrant, kept: KeptRows
+    config: EvaluationConfig, one: ModelSource, entrant: Entrant, kept: ResultCache
 ) -> Report:
     """What is asked of this model."""
     report = Report()
@@ -77,7 +76,7 @@ def _quality(
     return report
 
 
-def _race(config: EvaluationConfig, mesh: Mesh, kept: KeptRows) -> Report:
+def _race(config: EvaluationConfig, mesh: Mesh, kept: ResultCache) -> Report:
     racing = [one for one in config.models if one.races]
     if not racing or not config.race.lengths:
         return Report()

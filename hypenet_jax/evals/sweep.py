@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.cache import KeptRows
+from hypenet_jax.evals.cache import ResultCache
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.quality import Entrant, needles, open_entrant, perplexity_at, tasks
@@ -37,7 +37,7 @@ PRESENTATIONS = (
 NONE = "none"
 
 
-def sweep(config: EvaluationConfig, mesh: Mesh, kept: KeptRows) -> Report:
+def sweep(config: EvaluationConfig, mesh: Mesh, kept: ResultCache) -> Report:
     """One model with no scaling and with every constant a.
 
     Returns:

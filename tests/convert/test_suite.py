@@ -12,7 +12,7 @@ import shutil
 import pytest
 from tiny_chain import CATALOGUE
 
-from hypenet_jax.evals.cache import kept_rows
+from hypenet_jax.evals.cache import attempt, kept_rows
 from hypenet_jax.evals.checks import Bound
 from hypenet_jax.evals.config import (
     Claim,
@@ -28,7 +28,7 @@ from hypenet_jax.evals.config import (
     SweepConfig,
 )
 from hypenet_jax.evals.harness.evaluator import answers_file
-from hypenet_jax.evals.quality import Entrant, attempt, open_entrant
+from hypenet_jax.evals.quality import Entrant, open_entrant
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
 from hypenet_jax.evals.runner import measure
 from hypenet_jax.evals.sweep import sweep, write_scale
@@ -186,7 +186,7 @@ def test_a_suite_that_was_cut_off_goes_on_after_what_it_measured(config, tmp_pat
     other = kept_rows(dataclasses.replace(config, seed=1))
     assert other("needles at 16", Report).rows == ()
     assert kept.of("another model")("needles at 16", Report).rows == ()
-    kept.forget()
+    kept.clear()
     assert kept("needles at 16", Report).rows == ()
 
 

@@ -6,9 +6,10 @@ import pathlib
 
 from hypenet_jax import runtime
 from hypenet_jax.evals import Report
+from hypenet_jax.evals.cache import attempt
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.quality import Entrant, attempt
+from hypenet_jax.evals.quality import Entrant
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json
 
