@@ -135,7 +135,7 @@ def align(recipe: Recipe, folders: Folders) -> StageConfig:
         teacher=recipe.teacher,
         teacher_folder=folders.teacher,
         student=None,
-        stage=AlignConfig(),
+        method=AlignConfig(),
         data=DataConfig(_corpus(folders), SHORT, ALIGN_ROWS, 0, seed=0),
         training=_training(ALIGN_STEPS, 1e-3, 1e-5),
         mesh=MeshConfig(),
@@ -155,7 +155,7 @@ def select(recipe: Recipe, folders: Folders) -> StageConfig:
     return dataclasses.replace(
         before,
         name="select",
-        stage=SelectConfig("align", keep=keep, rows=128, eps=0.01),
+        method=SelectConfig("align", keep=keep, rows=128, eps=0.01),
         data=data,
         training=None,
     )
@@ -169,7 +169,7 @@ def distill(recipe: Recipe, folders: Folders) -> StageConfig:
         before,
         name="distill",
         student=StudentConfig(recipe.softmax_layers),
-        stage=DistillConfig("align"),
+        method=DistillConfig("align"),
         data=DataConfig(before.data.corpus, SHORT, DISTILL_ROWS, first, seed=0),
         training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
     )
@@ -183,7 +183,7 @@ def finetune(recipe: Recipe, folders: Folders) -> StageConfig:
         before,
         name="finetune",
         student=StudentConfig(recipe.softmax_layers, logit_scale=recipe.logit_scale),
-        stage=FinetuneConfig("distill"),
+        method=FinetuneConfig("distill"),
         data=DataConfig(before.data.corpus, LONG, FINETUNE_ROWS, first, seed=0),
         training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
         export="bfloat16",

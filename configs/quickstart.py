@@ -7,13 +7,7 @@ in the text and asked for at its end. It was chosen because a tiny model learns 
 
 import dataclasses
 
-from hypenet_jax.config import (
-    HaloConfig,
-    MethodConfig,
-    StageConfig,
-    StudentConfig,
-    TrainingConfig,
-)
+from hypenet_jax.config import HaloConfig, MethodConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import standard_library
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
@@ -102,15 +96,15 @@ def config(
     texts = texts_of(corpus, seed)
     distill = DistillConfig("align")
 
-    def run(name: str, stage: MethodConfig, student: StudentConfig | None, **rest) -> StageConfig:
-        makes_teacher = isinstance(stage, FinetuneConfig) and student is None
+    def run(name: str, method: MethodConfig, student: StudentConfig | None, **rest) -> StageConfig:
+        makes_teacher = isinstance(method, FinetuneConfig) and student is None
         return StageConfig(
             name=name,
             run_dir=run_dir,
             teacher=TEACHER,
             teacher_folder=None if makes_teacher else teacher or f"{run_dir}/teacher/hf",
             student=student,
-            stage=stage,
+            method=method,
             data=texts[name.removeprefix("rope_").removeprefix("recurrent_")],
             mesh=MeshConfig(),
             seed=seed,

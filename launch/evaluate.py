@@ -12,7 +12,7 @@ import pathlib
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import load, resolved
+from hypenet_jax.config_file import load, resolved
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.runner import measure
 from launch.errors import CODES

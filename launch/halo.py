@@ -12,7 +12,8 @@ Exit codes: 0 done, 2 bad config, 4 numbers not finite, 5 bad data or checkpoint
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config import HaloConfig, load, resolved
+from hypenet_jax.config import HaloConfig
+from hypenet_jax.config_file import load, resolved
 from hypenet_jax.convert import convert
 from hypenet_jax.convert.lock import sole_use
 from launch.errors import CODES

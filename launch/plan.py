@@ -15,7 +15,8 @@ import sys
 import jax
 
 from hypenet_jax import runtime
-from hypenet_jax.config import StageConfig, load
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import load
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, parse, plan, report
 from launch.errors import CODES
 from pallas_kernels.compile import ENVIRONMENT

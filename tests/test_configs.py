@@ -10,14 +10,8 @@ import jax
 import pytest
 
 from configs.mesh import SERVING, TRAINING
-from hypenet_jax.config import (
-    ConfigError,
-    HaloConfig,
-    StageConfig,
-    StudentConfig,
-    load,
-    resolved,
-)
+from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig
+from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.convert.models import decoder_shapes, decoder_shardings, student_config
 from hypenet_jax.data.config import tokens_after
 from hypenet_jax.halo.distill import DistillConfig
@@ -51,7 +45,7 @@ def kind(path):
 
 def stages(path):
     config = load(path, kind(path))
-    return config.runs if isinstance(config, HaloConfig) else (config,)
+    return config.stages if isinstance(config, HaloConfig) else (config,)
 
 
 def predicted_tokens(run):
@@ -65,7 +59,7 @@ def count(shapes):
 @pytest.mark.parametrize("path", FILES)
 def test_every_config_loads_as_a_function_of_named_arguments(path):
     config = load(path, kind(path), ["--run-dir", "elsewhere"])
-    runs = config.runs if isinstance(config, HaloConfig) else (config,)
+    runs = config.stages if isinstance(config, HaloConfig) else (config,)
     assert {config.run_dir, *(run.run_dir for run in runs)} == {"elsewhere"}
 
 
@@ -115,12 +109,12 @@ def test_a_layout_leaves_the_rows_of_a_step_and_each_device_a_part_of_them(layou
 def test_each_stage_starts_where_the_text_of_its_parent_ended(path):
     config = load(path, HaloConfig)
     starts = 0
-    for run in config.runs:
-        parent = getattr(run.stage, "start_from", None)
-        if parent is None or isinstance(run.stage, SelectConfig):
+    for run in config.stages:
+        parent = getattr(run.method, "start_from", None)
+        if parent is None or isinstance(run.method, SelectConfig):
             continue
-        before = config.run(parent)
-        assert config.runs.index(before) < config.runs.index(run)
+        before = config.stage(parent)
+        assert config.stages.index(before) < config.stages.index(run)
         assert run.data.first_token == tokens_after(before.data, before.training.loop.steps)
         assert run.data.corpus == before.data.corpus
         assert run.data.seed == before.data.seed
@@ -185,13 +179,13 @@ def test_full_size_models_have_the_published_sizes_and_split_over_eight_devices(
 
 def test_overrides_are_typed():
     words = ["--training.loop.steps", "7", "--mesh.tensor", "2", "--training.dtype", "float32"]
-    run = load(ALIGN, StageConfig, [*words, "--stage.loss", "l2norm", "--data", "here"])
+    run = load(ALIGN, StageConfig, [*words, "--method.loss", "l2norm", "--data", "here"])
     assert run.training.loop.steps == 7
     assert run.mesh.tensor == 2
-    assert (run.training.dtype, run.stage.loss) == ("float32", "l2norm")
+    assert (run.training.dtype, run.method.loss) == ("float32", "l2norm")
     assert run.data.corpus.source.folder == "here"
     plain = load(ALIGN, StageConfig, ["--data", "here"])
-    changed = {"training": run.training, "mesh": run.mesh, "stage": run.stage}
+    changed = {"training": run.training, "mesh": run.mesh, "method": run.method}
     assert run == dataclasses.replace(plain, **changed)
 
 
@@ -251,17 +245,17 @@ def test_every_stage_but_select_needs_a_training_section_and_a_teacher():
     with pytest.raises(ConfigError, match="training section"):
         dataclasses.replace(run, training=None)
     with pytest.raises(ConfigError, match="training section"):
-        dataclasses.replace(run, stage=SelectConfig("align", keep=1, rows=1))
+        dataclasses.replace(run, method=SelectConfig("align", keep=1, rows=1))
     with pytest.raises(ConfigError, match="teacher_folder"):
         dataclasses.replace(run, teacher_folder=None)
-    made = dataclasses.replace(run, stage=FinetuneConfig(None), teacher_folder=None)
+    made = dataclasses.replace(run, method=FinetuneConfig(None), teacher_folder=None)
     assert made.teacher_folder is None
 
 
 def test_two_stages_of_one_name_are_refused():
     config = load("configs/halo_2b/halo.py", HaloConfig)
     with pytest.raises(ConfigError, match="share a name"):
-        HaloConfig(config.run_dir, (config.runs[0], config.runs[0]))
+        HaloConfig(config.run_dir, (config.stages[0], config.stages[0]))
 
 
 def test_stages_of_equal_fields_resolve_to_different_values():

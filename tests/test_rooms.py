@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "chips": (),
     "fingerprint": (),
     "runtime": (),
+    "config_file": (),
     "sharding": ("axes",),
     "data": ("axes",),
     "losses": ("axes", "sharding", "pallas_kernels"),

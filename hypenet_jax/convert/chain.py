@@ -34,11 +34,11 @@ def convert(
       ConfigError: an unknown stage.
     """
     for run in _chosen(config, only, start):
-        if isinstance(run.stage, SelectConfig):
+        if isinstance(run.method, SelectConfig):
             select(run, stop=stop)
         else:
             train(run, stop=stop)
-    if config.evaluate is None or only not in (None, EVALUATE):
+    if config.evaluation is None or only not in (None, EVALUATE):
         return True
     return evaluate(config, stop=stop)
 
@@ -47,6 +47,6 @@ def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[St
     if EVALUATE in (only, start):
         return ()
     if only is not None:
-        return (config.run(only),)
-    first = 0 if start is None else config.runs.index(config.run(start))
-    return config.runs[first:]
+        return (config.stage(only),)
+    first = 0 if start is None else config.stages.index(config.stage(start))
+    return config.stages[first:]

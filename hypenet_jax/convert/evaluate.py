@@ -54,10 +54,10 @@ def evaluate(config: HaloConfig, *, stop: Callable[[int], bool] = lambda number:
     Returns:
       Whether all bounds hold; those that do not are named in the log.
     """
-    asked = config.evaluate
+    asked = config.evaluation
     assert asked is not None
     subjects = {one.label: _subject(config, one) for one in asked.candidates}
-    prepared = prepared_data(config.runs[0])
+    prepared = prepared_data(config.stages[0])
     report = _quality(config, asked, subjects, prepared, stop) + stage_rows(config)
     racing = [subjects[one.label] for one in asked.candidates if one.races]
     if racing:
@@ -86,10 +86,10 @@ def _print(report: Report, checks: list[Check]) -> None:
 def _subject(config: HaloConfig, candidate: Candidate) -> EvalModel:
     """A candidate with its weights; the teacher is that of the first run that has one."""
     if candidate.run is None:
-        run = next(run for run in config.runs if run.teacher_folder is not None)
+        run = next(run for run in config.stages if run.teacher_folder is not None)
         decoder, params = load_teacher(run, make_mesh(run.mesh))
     else:
-        run = config.run(candidate.run)
+        run = config.stage(candidate.run)
         decoder = decoder_of(student_config(run), run)
         where = decoder_shardings(decoder, make_mesh(run.mesh))
         like = decoder_shapes(decoder)
@@ -107,7 +107,7 @@ def _quality(
     prepared: Prepared,
     stop: Callable[[int], bool],
 ) -> Report:
-    text, seed = prepared.tokens("heldout"), config.runs[0].seed
+    text, seed = prepared.tokens("heldout"), config.stages[0].seed
     first = asked.candidates[0]
     report = Report()
     for number, one in enumerate(asked.candidates):

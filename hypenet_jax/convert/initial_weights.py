@@ -54,7 +54,7 @@ def initial_weights(run: StageConfig, parts: StageProgram, mesh: Mesh) -> Initia
         DistillConfig: _distill,
         FinetuneConfig: _finetune,
     }
-    return kinds[type(run.stage)](run, run.stage, parts, mesh)
+    return kinds[type(run.method)](run, run.method, parts, mesh)
 
 
 def _align(run: StageConfig, stage: AlignConfig, parts: StageProgram, mesh: Mesh) -> InitialWeights:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.config import ConfigError, StageConfig
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import ConfigError
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import read_selection
@@ -48,7 +49,7 @@ def decoder_of(config: ModelConfig, run: StageConfig) -> Decoder:
     """A decoder for training or scanning evaluation: float32 parameters, activations as the run says."""
     training = run.training
     dtype = jnp.float32 if training is None else jnp.dtype(training.dtype)
-    start = getattr(run.stage, "start", Initialization())
+    start = getattr(run.method, "start", Initialization())
     remat = "none" if training is None else training.remat
     return Decoder(config, dtype=dtype, remat=remat, start=start)
 
@@ -85,7 +86,7 @@ def teacher_fingerprint(run: StageConfig) -> str | None:
     Raises:
       CheckpointError: the folder is not a whole model.
     """
-    if run.teacher_folder is None or isinstance(run.stage, FinetuneConfig):
+    if run.teacher_folder is None or isinstance(run.method, FinetuneConfig):
         return None
     folder = pathlib.Path(run.teacher_folder).absolute()
     first = jax.process_index() == 0

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
-from hypenet_jax.config import ConfigError, StageConfig
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.models import (
     decoder_of,
     decoder_shapes,
@@ -69,7 +70,7 @@ def build_stage(run: StageConfig, mesh: Mesh) -> StageProgram:
     halo = run.training.neighbor_exchange
     if halo:
         _check_neighbor_exchange(run, mesh)
-    parts = kinds[type(run.stage)](run, run.stage, mesh, Optimizer(run.training.optimizer))
+    parts = kinds[type(run.method)](run, run.method, mesh, Optimizer(run.training.optimizer))
     return dataclasses.replace(parts, stage=with_neighbor_exchange(parts.stage)) if halo else parts
 
 

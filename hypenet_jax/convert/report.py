@@ -5,7 +5,8 @@ import json
 import pathlib
 from typing import Any
 
-from hypenet_jax.config import HaloConfig, StageConfig, resolved
+from hypenet_jax.config import HaloConfig, StageConfig
+from hypenet_jax.config_file import resolved
 from hypenet_jax.evals import Report, Row
 from hypenet_jax.evals.present.page import write_page
 from hypenet_jax.evals.present.parts import length_text
@@ -68,11 +69,11 @@ def write_report(
 
 def first_run(config: HaloConfig, kind: type) -> StageConfig:
     """The first run of this kind of stage."""
-    return next(run for run in config.runs if isinstance(run.stage, kind))
+    return next(run for run in config.stages if isinstance(run.method, kind))
 
 
 def _results(config: HaloConfig, report: Report, checks: list[Check]) -> Results:
-    asked = config.evaluate
+    asked = config.evaluation
     assert asked is not None
     align, choice = first_run(config, AlignConfig), first_run(config, SelectConfig)
     first, last = (_errors(_records(align)[i]) for i in (0, -1))
@@ -108,7 +109,7 @@ def _results(config: HaloConfig, report: Report, checks: list[Check]) -> Results
 
 def _curve(run: StageConfig) -> Curve:
     name = {AlignConfig: "mean squared error", DistillConfig: "KL, nats"}
-    return curve_of(run.folder, name.get(type(run.stage), "cross entropy, nats"))
+    return curve_of(run.folder, name.get(type(run.method), "cross entropy, nats"))
 
 
 def curve_of(folder: pathlib.Path, loss_name: str = "loss") -> Curve:
@@ -127,7 +128,7 @@ def layer_scores(selection: Selection) -> tuple[LayerScore, ...]:
 
 
 def _trained(config: HaloConfig) -> list[StageConfig]:
-    return [run for run in config.runs if run.training is not None]
+    return [run for run in config.stages if run.training is not None]
 
 
 def _tokens(run: StageConfig) -> float:

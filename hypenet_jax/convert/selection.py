@@ -48,14 +48,14 @@ def select(run: StageConfig, *, stop: Callable[[int], bool] = lambda layer: Fals
     Raises:
       CheckpointError: stage 1 has not left its mixers, or the folder belongs to another config.
     """
-    assert isinstance(run.stage, SelectConfig)
+    assert isinstance(run.method, SelectConfig)
     if is_done(run):
         log.info("%s: done before, %s", run.name, run.folder / "selection.json")
         return
     mesh = make_mesh(run.mesh)
     prepared = prepared_data(run)
     teacher, frozen = load_teacher(run, mesh)
-    aligned, parent_output = aligned_mixers(run, run.stage.start_from, teacher, mesh)
+    aligned, parent_output = aligned_mixers(run, run.method.start_from, teacher, mesh)
     swept = SweptDecoder(teacher)
     text = prepared.text_fingerprint
     provenance = provenance_of(run, parent_output.fingerprint, teacher_fingerprint(run), text)
@@ -75,7 +75,7 @@ def select(run: StageConfig, *, stop: Callable[[int], bool] = lambda layer: Fals
 
     with on_mesh(mesh):
         scores = sweep(score, frozen, aligned["mixers"])
-    selection = choose(*scores, keep=run.stage.keep, eps=run.stage.eps)
+    selection = choose(*scores, keep=run.method.keep, eps=run.method.eps)
     log.info("%s: layers %s keep softmax attention", run.name, selection.softmax_layers)
     if jax.process_index() == 0:
         write_selection(run.folder / "selection.json", selection)
@@ -118,8 +118,8 @@ class _Scored:
 
 def _scores(run: StageConfig, prepared: Prepared, subject: EvalModel) -> Report:
     """Retrieval by the catalogue where the text has one, else by codes stated in words; likelihood of held-out text."""
-    assert isinstance(run.stage, SelectConfig)
-    rows, length, text = run.stage.rows, run.data.context_length, prepared.tokens("heldout")
+    assert isinstance(run.method, SelectConfig)
+    rows, length, text = run.method.rows, run.data.context_length, prepared.tokens("heldout")
     if run.data.needles is None:
         found = passkey_retrieval(
             subject,

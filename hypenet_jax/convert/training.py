@@ -9,7 +9,8 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.config import StageConfig, resolved
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import resolved
 from hypenet_jax.convert.heldout import heldout_loss
 from hypenet_jax.convert.initial_weights import initial_weights
 from hypenet_jax.convert.models import TEACHER, student_config, teacher_fingerprint
@@ -151,7 +152,7 @@ def _text_of(run: StageConfig) -> str | None:
 
 def _parent_of(run: StageConfig, parent_output: StageOutput) -> str | None:
     """Fingerprint of the weights that the run would start from; the noted one where they are gone."""
-    name = getattr(run.stage, "start_from", None)
+    name = getattr(run.method, "start_from", None)
     if name is None or not run.final_of(name).exists():
         return parent_output.parent
     return read_stage_output(run.final_of(name), name).fingerprint

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 
 from hypenet_jax import runtime
-from hypenet_jax.config import resolved
+from hypenet_jax.config_file import resolved
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.report import Report, failure, report_from_json_lines
 

@@ -1,7 +1,7 @@
 """What is measured of model folders, as values."""
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -214,6 +214,8 @@ class EvaluationConfig:
       dtype: of weights and computation; None: as stored.
       mesh: sizes of the mesh axes; by default rows are dealt to all devices.
     """
+
+    command: ClassVar[str] = "launch.evaluate"
 
     models: Annotated[tuple[ModelSource, ...], tyro.conf.Fixed]
     out: str

@@ -1,7 +1,7 @@
 """ServeConfig: a model that reads or continues a long context, as a value to plan with."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ class ServeConfig:
       context_length: tokens of each row, and room in its state.
       batch: rows.
     """
+
+    command: ClassVar[str] = "launch.plan"
 
     name: str
     model: Annotated[ModelConfig, tyro.conf.Fixed]

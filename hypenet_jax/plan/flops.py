@@ -41,12 +41,12 @@ def training_flops(run: StageConfig) -> Flops:
     assert run.training is not None
     rows, length = run.data.sequences_per_step, run.data.context_length
     teacher = layers_flops(run.teacher, length)
-    if isinstance(run.stage, AlignConfig):
+    if isinstance(run.method, AlignConfig):
         return Flops(rows * (teacher + _aligning(run.teacher, length)))
     student = student_config(run)
     layers = layers_flops(student, length)
     model = WITH_GRADIENTS * (layers + head_flops(student, length))
-    if isinstance(run.stage, DistillConfig):
+    if isinstance(run.method, DistillConfig):
         model += FORWARD * (teacher + head_flops(run.teacher, length))
     again = layers if run.training.remat == "full" else 0.0
     return Flops(rows * model, rows * again)

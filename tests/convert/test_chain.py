@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.config import ConfigError
+from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert import convert
 from hypenet_jax.convert.models import decoder_of, student_config
 from hypenet_jax.halo.select import read_selection
@@ -26,19 +26,19 @@ TRAINED = ("teacher", "align", "distill", "finetune")
 
 def changed(config, name, **fields):
     """The chain with other fields in one stage."""
-    runs = tuple(dataclasses.replace(r, **fields) if r.name == name else r for r in config.runs)
-    return dataclasses.replace(config, runs=runs)
+    runs = tuple(dataclasses.replace(r, **fields) if r.name == name else r for r in config.stages)
+    return dataclasses.replace(config, stages=runs)
 
 
 def fingerprint(config, name):
-    return read_stage_output(config.run(name).folder / "final", name).fingerprint
+    return read_stage_output(config.stage(name).folder / "final", name).fingerprint
 
 
 def test_every_stage_leaves_weights_and_one_record_per_step(done):
-    for run in done.config.runs:
+    for run in done.config.stages:
         assert (run.folder / "final").is_dir()
     for name in TRAINED:
-        run = done.config.run(name)
+        run = done.config.stage(name)
         records = read_metrics(run.folder / "metrics.jsonl")
         assert [record["step"] for record in records] == [*range(1, run.training.loop.steps + 1)]
         assert all(record["skipped"] == 0 and np.isfinite(record["loss"]) for record in records)
@@ -61,7 +61,7 @@ def test_a_checkpoint_of_stage_one_holds_its_mixers_and_nothing_of_the_teacher(d
 
 def test_the_student_keeps_softmax_in_the_selected_layers(done):
     selection = read_selection(done.folder / "select" / "selection.json")
-    student = student_config(done.config.run("finetune"))
+    student = student_config(done.config.stage("finetune"))
     assert student.softmax_layers == selection.softmax_layers
     assert len(selection.softmax_layers) == 1
 
@@ -70,14 +70,14 @@ def test_the_same_call_again_returns_at_once(done, caplog):
     written = {path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()}
     with caplog.at_level(logging.INFO, "hypenet_jax"):
         assert convert(done.config)
-    assert caplog.text.count("done before") == len(done.config.runs)
+    assert caplog.text.count("done before") == len(done.config.stages)
     assert written == {
         path: path.stat().st_mtime_ns for path in done.folder.rglob("*") if path.is_file()
     }
 
 
 def test_a_stage_without_interruption_has_the_same_bits_as_one_that_was_cut_off(copy, done):
-    shutil.rmtree(copy.run("distill").folder)
+    shutil.rmtree(copy.stage("distill").folder)
     convert(copy, only="distill")
     assert fingerprint(copy, "distill") == fingerprint(done.config, "distill")
 
@@ -87,7 +87,7 @@ def test_a_stage_without_interruption_has_the_same_bits_as_one_that_was_cut_off(
     [("seed", 1, "seed"), ("data", {"sequences_per_step": 16}, "data.sequences_per_step")],
 )
 def test_a_changed_config_is_refused_by_the_name_of_the_key(done, field, value, key):
-    run = done.config.run("align")
+    run = done.config.stage("align")
     if isinstance(value, dict):
         value = dataclasses.replace(getattr(run, field), **value)
     with pytest.raises(CheckpointError, match=f"other settings.*{key}: "):
@@ -95,22 +95,22 @@ def test_a_changed_config_is_refused_by_the_name_of_the_key(done, field, value, 
 
 
 def test_without_the_weights_of_stage_one_distillation_says_which_stage_to_run(copy):
-    shutil.rmtree(copy.run("distill").folder)
-    shutil.rmtree(copy.run("align").folder / "final")
+    shutil.rmtree(copy.stage("distill").folder)
+    shutil.rmtree(copy.stage("align").folder / "final")
     with pytest.raises(CheckpointError, match="no final weights; run stage 'align' first"):
         convert(copy, start="distill")
 
 
 def test_without_a_selection_distillation_says_what_writes_it(copy):
-    shutil.rmtree(copy.run("distill").folder)
-    (copy.run("select").folder / "selection.json").unlink()
+    shutil.rmtree(copy.stage("distill").folder)
+    (copy.stage("select").folder / "selection.json").unlink()
     with pytest.raises(FileNotFoundError, match="run the select stage"):
         convert(copy, start="distill")
 
 
 def test_another_teacher_than_the_config_names_is_refused_by_field(copy):
-    shutil.rmtree(copy.run("align").folder)
-    wider = dataclasses.replace(copy.run("align").teacher, d_mlp=56)
+    shutil.rmtree(copy.stage("align").folder)
+    wider = dataclasses.replace(copy.stage("align").teacher, d_mlp=56)
     with pytest.raises(ConfigError, match="d_mlp: 48 there, 56 in the config"):
         convert(changed(copy, "align", teacher=wider), only="align")
 
@@ -122,7 +122,7 @@ def test_an_unknown_stage_is_refused_with_the_names_of_those_there_are(done):
 
 
 def test_the_exported_folder_computes_what_the_final_weights_compute(done):
-    run = done.config.run("finetune")
+    run = done.config.stage("finetune")
     decoder, read = load_hf(run.hf_folder, dtype=jnp.float32)
     config = with_logit_scale(student_config(run), LogLengthScale(16.0))
     assert decoder.config == config
@@ -139,6 +139,6 @@ def test_the_exported_folder_computes_what_the_final_weights_compute(done):
 
 
 def test_the_exported_folder_carries_the_tokenizer_of_the_text(done):
-    hf = done.config.run("finetune").hf_folder
+    hf = done.config.stage("finetune").hf_folder
     original = json.loads((done.folder / "data" / "tokenizer.json").read_text(encoding="utf-8"))
     assert json.loads((hf / "tokenizer.json").read_text(encoding="utf-8")) == original

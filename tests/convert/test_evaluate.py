@@ -41,7 +41,7 @@ EVALUATE = EvaluateConfig(
 def report(done, tmp_path_factory):
     """(whether all bounds hold, report.json, the page, what was printed)."""
     place = tmp_path_factory.mktemp("evaluated") / "run"
-    config = dataclasses.replace(done.copied(place), evaluate=EVALUATE)
+    config = dataclasses.replace(done.copied(place), evaluation=EVALUATE)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         held = convert(config, only="evaluate")
     folder = place / "report"

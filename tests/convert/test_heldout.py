@@ -32,7 +32,7 @@ STAGE = finetune_stage(Decoder(TEACHER))
 @pytest.fixture(scope="module")
 def evaluated(done, tmp_path_factory):
     """Distillation done again, evaluated after every step."""
-    run = done.copied(tmp_path_factory.mktemp("evaluated") / "run").run("distill")
+    run = done.copied(tmp_path_factory.mktemp("evaluated") / "run").stage("distill")
     shutil.rmtree(run.folder)
     loop = dataclasses.replace(run.training.loop, evaluate_every=1)
     run = dataclasses.replace(run, training=dataclasses.replace(run.training, loop=loop))
@@ -48,7 +48,7 @@ def test_the_loss_of_each_evaluation_is_recorded_and_training_keeps_its_bits(eva
     found = of_kind(evaluated, "evaluation")
     assert [record["step"] for record in found] == [1, 2]
     assert found[0]["loss"] != found[1]["loss"]
-    before = of_kind(done.config.run("distill"), "train")
+    before = of_kind(done.config.stage("distill"), "train")
     losses = [[r["loss"] for r in records] for records in (before, of_kind(evaluated, "train"))]
     assert losses[0] == losses[1]
 
@@ -75,7 +75,7 @@ def test_the_evaluated_loss_is_the_divergence_on_the_held_out_rows(evaluated):
 
 
 def test_text_of_which_nothing_is_held_out_cannot_be_evaluated(copy, tmp_path):
-    run = copy.run("distill")
+    run = copy.stage("distill")
     corpus = dataclasses.replace(
         run.data.corpus, folder=str(tmp_path / "data"), heldout_fraction=0.0
     )

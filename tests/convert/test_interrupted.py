@@ -40,7 +40,7 @@ EVALUATE = EvaluateConfig(
 def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     copy, done, monkeypatch, caplog
 ):
-    shutil.rmtree(copy.run("select").folder)
+    shutil.rmtree(copy.stage("select").folder)
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
         convert(copy, only="select", stop=lambda layer: True)
     module, scored = sys.modules["hypenet_jax.convert.selection"], []
@@ -51,30 +51,33 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     assert len(scored) == 1
     assert "select: going on after layer 0, fingerprint holds" in caplog.text
     again, before = (
-        read_selection(config.run("select").folder / "selection.json")
+        read_selection(config.stage("select").folder / "selection.json")
         for config in (copy, done.config)
     )
     assert again == before
 
 
 def test_scores_of_another_sweep_are_refused(copy):
-    shutil.rmtree(copy.run("select").folder / "final")
-    stage = dataclasses.replace(copy.run("select").stage, rows=8)
+    shutil.rmtree(copy.stage("select").folder / "final")
+    method = dataclasses.replace(copy.stage("select").method, rows=8)
     runs = tuple(
-        dataclasses.replace(run, stage=stage) if run.name == "select" else run for run in copy.runs
+        dataclasses.replace(run, method=method) if run.name == "select" else run
+        for run in copy.stages
     )
     with pytest.raises(CheckpointError, match=r"scores\.json: other settings.*stage\.rows: 16 sav"):
-        convert(dataclasses.replace(copy, runs=runs), only="select")
+        convert(dataclasses.replace(copy, stages=runs), only="select")
 
 
 def test_an_evaluation_that_is_asked_to_stop_says_that_it_starts_anew(copy):
     with pytest.raises(Preempted, match=r"stopped before evaluating teacher; .* starts anew"):
-        convert(dataclasses.replace(copy, evaluate=EVALUATE), only="evaluate", stop=lambda n: True)
+        convert(
+            dataclasses.replace(copy, evaluation=EVALUATE), only="evaluate", stop=lambda n: True
+        )
 
 
 @pytest.mark.parametrize("after", ["select", "distill"])
 def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
-    run = copy.run("align")
+    run = copy.stage("align")
     params, parent_output = load_params(run.folder / "final", "align")
     other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), parent_output.fingerprint
     text = parent_output.config[TEXT]
@@ -86,7 +89,7 @@ def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
 
 def change_teacher(config):
     """Another last bit of its last weight."""
-    (file,) = config.run("teacher").hf_folder.glob("*.safetensors")
+    (file,) = config.stage("teacher").hf_folder.glob("*.safetensors")
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(bytes(raw))
@@ -101,7 +104,7 @@ def test_what_a_teacher_had_taught_is_refused_once_the_teacher_changed(copy):
 
 
 def test_a_stage_that_was_cut_off_does_not_go_on_with_another_teacher(copy):
-    shutil.rmtree(copy.run("align").folder / "final")
+    shutil.rmtree(copy.stage("align").folder / "final")
     change_teacher(copy)
     with pytest.raises(
         CheckpointError, match=r"align.checkpoints step 2: .*teacher_weights: \w+ s"
@@ -110,20 +113,20 @@ def test_a_stage_that_was_cut_off_does_not_go_on_with_another_teacher(copy):
 
 
 def test_mixers_are_not_used_with_another_teacher_than_they_imitate(copy):
-    shutil.rmtree(copy.run("distill").folder)
+    shutil.rmtree(copy.stage("distill").folder)
     change_teacher(copy)
     with pytest.raises(CheckpointError, match=r"align.final: imitates a teacher with the weights"):
         convert(copy, only="distill")
 
 
 def test_a_finished_stage_outlives_its_teacher_and_its_data(copy):
-    shutil.rmtree(copy.run("teacher").hf_folder)
-    shutil.rmtree(copy.runs[0].data.corpus.folder)
+    shutil.rmtree(copy.stage("teacher").hf_folder)
+    shutil.rmtree(copy.stages[0].data.corpus.folder)
     convert(copy, only="distill")
 
 
 def test_a_stage_that_was_cut_off_does_not_go_on_with_another_text(copy, monkeypatch):
-    run = copy.run("finetune")
+    run = copy.stage("finetune")
     shutil.rmtree(run.folder / "final")
     shutil.rmtree(run.data.corpus.folder)
     monkeypatch.setattr(prepare, "source_fingerprint", lambda source: "of other files")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import ConfigError, StageConfig, load
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import ConfigError, load
 from hypenet_jax.convert.models import decoder_of, student_config
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.sharding import MeshConfig, make_mesh

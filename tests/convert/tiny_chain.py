@@ -51,7 +51,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
         return DataConfig(corpus, length, ROWS, first, seed=0, needles=NEEDLES)
 
     def run(
-        stage: MethodConfig, name: str, data: DataConfig, student=None, steps=2, export=None
+        method: MethodConfig, name: str, data: DataConfig, student=None, steps=2, export=None
     ) -> StageConfig:
         training = TrainingConfig(
             OptimizerConfig(1e-2, 1e-3, 1, 8), LoopConfig(steps, 1, checkpoint_every=8), "float32"
@@ -62,7 +62,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
             teacher=TEACHER,
             teacher_folder=None if name == "teacher" else teacher_folder,
             student=student,
-            stage=stage,
+            method=method,
             data=data,
             training=None if name == "select" else training,
             mesh=MeshConfig(),

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import ConfigError, StageConfig, load, resolved
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
 from hypenet_jax.data.tokenizer import TrainedTokenizer, load_tokenizer, train_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig

@@ -40,7 +40,7 @@ def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> Stag
         teacher=ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),), True),
         teacher_folder=teacher or None,
         student=None,
-        stage=AlignConfig() if teacher else FinetuneConfig(None),
+        method=AlignConfig() if teacher else FinetuneConfig(None),
         data=DataConfig(corpus, 16, 8, 0, seed=0),
         training=TrainingConfig(
             OptimizerConfig(1e-3, 1e-3, 1, steps), LoopConfig(steps, 1, steps), "float32"

@@ -35,7 +35,7 @@ EVALUATE = EvaluateConfig(
 
 def config(text: str, run_dir: str, teacher_steps: int = 3) -> HaloConfig:
     whole = chain(pathlib.Path(text), pathlib.Path(run_dir))
-    teacher, *others = whole.runs
+    teacher, *others = whole.stages
     assert teacher.training is not None
     loop = dataclasses.replace(teacher.training.loop, steps=teacher_steps, checkpoint_every=1000)
     training = dataclasses.replace(teacher.training, loop=loop)

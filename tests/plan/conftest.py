@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from hypenet_jax.config import StageConfig, StudentConfig, load
+from hypenet_jax.config import StageConfig, StudentConfig
+from hypenet_jax.config_file import load
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import SoftmaxSpec
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from hypenet_jax.config import StageConfig, load
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import load
 from hypenet_jax.model.presets import hypenet_2b
 from hypenet_jax.plan.changes import changes
 from hypenet_jax.plan.config import ServeConfig

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hypenet_jax.config import StageConfig, load
+from hypenet_jax.config import StageConfig
+from hypenet_jax.config_file import load
 from hypenet_jax.convert.models import decoder_shapes, student_config
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder

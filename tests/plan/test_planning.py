@@ -33,7 +33,7 @@ def test_arguments_are_those_that_a_run_calls_its_step_with(tiny, tmp_path, stag
         save_hf(str(tmp_path / "teacher"), run.teacher, params, dtype="bfloat16")
         run = dataclasses.replace(run, teacher_folder=str(tmp_path / "teacher"))
     else:
-        run = dataclasses.replace(run, stage=FinetuneConfig(None))
+        run = dataclasses.replace(run, method=FinetuneConfig(None))
     parts = build_stage(run, mesh)
     start = initial_weights(run, parts, mesh)
     state = create_state(start.params, parts.stage.trainable, parts.optimizer, parts.shardings)
