@@ -38,9 +38,7 @@ class Check:
                 value /= report.value(self.metric, *self.over)
         except KeyError:
             return CheckResult(self.name, "not measured", self.bound, False, self.required)
-        return CheckResult(
-            self.name, f"{value:.4g}", self.bound, self._holds(value), self.required
-        )
+        return CheckResult(self.name, f"{value:.4g}", self.bound, self._holds(value), self.required)
 
     @property
     def name(self) -> str:
