@@ -1,0 +1,1 @@
+"""The decoder of teacher and student: layers, mixers, HyPE positions, presets."""
