@@ -9,7 +9,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch venv quickstart results test test-torch test-slurm test-harness test-aot check
+.PHONY: install install-test install-torch install-docs docs venv quickstart results test test-torch test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -39,6 +39,14 @@ $(VENV)/installed-test: pyproject.toml | venv
 $(VENV)/installed-torch: pyproject.toml $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch]'
 	touch $@
+
+$(VENV)/installed-docs: pyproject.toml $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
+	touch $@
+
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/docs/index.html
 
 check: install-test
 	$(BIN)/ruff format --check .
