@@ -5,7 +5,7 @@ All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
 import typing
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,8 +15,13 @@ from jaxtyping import Array, Float, Shaped
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Scalar, SegmentIds, Tokens, Weights
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels import linear_cross_entropy, linear_kl
-from pallas_kernels.mesh import on_each_device, parts
+from pallas_kernels import (
+    MeshAxes,
+    linear_cross_entropy,
+    linear_kl,
+    num_shards,
+    on_each_device,
+)
 
 
 # Not checked at construction: tree functions build it with shapes or shardings as leaves.
@@ -47,15 +52,14 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
     """
     # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
     targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
-    cut = _cuts(tokens, head)
-    sources, targets, flat_counted = _flat(cut, hidden, targets, counted)
+    sharded = _op_axes(tokens, head)
+    sources, targets, flat_counted = _flat(sharded, hidden, targets, counted)
     total, _ = linear_cross_entropy(
         sources,
         head,
         targets,
         flat_counted,
-        vocabulary_axes=cut.vocabulary,
-        token_axes=cut.rows + cut.time,
+        mesh_axes=sharded,
     )
     return Mean(total, jnp.sum(counted))
 
@@ -73,8 +77,8 @@ def distillation(
 
     Every real position counts, without a shift, as in the official stage 2 (arXiv 2601.22156).
     """
-    cut = _cuts(weights, student_head)
-    flat_student, flat_teacher, counted = _flat(cut, student, teacher, weights)
+    sharded = _op_axes(weights, student_head)
+    flat_student, flat_teacher, counted = _flat(sharded, student, teacher, weights)
     total, _ = linear_kl(
         flat_student,
         student_head,
@@ -82,39 +86,32 @@ def distillation(
         teacher_head,
         counted,
         temperature=temperature,
-        vocabulary_axes=cut.vocabulary,
-        token_axes=cut.rows + cut.time,
+        mesh_axes=sharded,
     )
     return Mean(total, jnp.sum(weights))
 
 
-class _Cuts(NamedTuple):
-    """The mesh axes that cut the vocabulary, the rows of text, and their length."""
-
-    vocabulary: tuple[str, ...]
-    rows: tuple[str, ...]
-    time: tuple[str, ...]
-
-
-def _cuts(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> _Cuts:
-    """Devices that share the width of the head need each other's rows of it, or each other's text: the fewer move."""
+def _op_axes(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> MeshAxes:
+    """Where one mesh axis shards both batch and embed, all-gather whichever is smaller: head rows or tokens."""
     (batch, length), (vocabulary, width) = tokens.shape, head.shape
-    cut = _Cuts(
-        mesh_axes(axes.VOCAB, vocabulary),
-        mesh_axes(axes.BATCH, batch),
-        mesh_axes(axes.TIME, length),
+    sharded = MeshAxes(
+        batch=mesh_axes(axes.BATCH, batch),
+        sequence=mesh_axes(axes.TIME, length),
+        vocabulary=mesh_axes(axes.VOCAB, vocabulary),
     )
-    sharing = tuple(axis for axis in cut.rows if axis in mesh_axes(axes.EMBED, width))
-    apart = tuple(axis for axis in cut.rows if axis not in sharing)
-    finer = cut.vocabulary + sharing
-    few = batch * length <= vocabulary * parts(apart + cut.time)
-    return _Cuts(finer, apart, cut.time) if few and vocabulary % parts(finer) == 0 else cut
+    shared = tuple(axis for axis in sharded.batch if axis in mesh_axes(axes.EMBED, width))
+    finer = sharded._replace(
+        batch=tuple(axis for axis in sharded.batch if axis not in shared),
+        vocabulary=sharded.vocabulary + shared,
+    )
+    few_tokens = batch * length <= vocabulary * num_shards(finer.tokens)
+    return finer if few_tokens and vocabulary % num_shards(finer.vocabulary) == 0 else sharded
 
 
-def _flat(cut: _Cuts, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
+def _flat(sharded: MeshAxes, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
     """[B*T ...] of [B T ...], tokens in the order of the devices that hold them, so that none moves."""
     merge = lambda *own: [x.reshape(-1, *x.shape[2:]) for x in own]  # noqa: E731
-    specs = PartitionSpec(cut.rows, cut.time), PartitionSpec(cut.rows + cut.time)
+    specs = PartitionSpec(sharded.batch, sharded.sequence), PartitionSpec(sharded.tokens)
     return on_each_device(merge, *specs)(*arrays)
 
 

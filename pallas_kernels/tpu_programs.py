@@ -130,15 +130,15 @@ def _decode(
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
     segments = jax.ShapeDtypeStruct((batch, capacity), jnp.int32)
 
-    def step(q, keys, values, slots, query_segments=None, key_segments=None):
+    def step(q, keys, values, slots, segment_ids=None, key_segment_ids=None):
         return decode_attention(
             q,
             keys,
             values,
             slots,
             scale=width**-0.5,
-            query_segments=query_segments,
-            key_segments=key_segments,
+            segment_ids=segment_ids,
+            key_segment_ids=key_segment_ids,
             implementation="tpu",
         )
 

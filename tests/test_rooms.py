@@ -124,3 +124,14 @@ def test_every_rule_speaks_of_a_room_that_exists():
     modules = [module_of(path) for path in SOURCES]
     for room in MAY_IMPORT:
         assert any(within(module, room) for module in modules), room
+
+
+KERNELS = "pallas_kernels"
+COMMANDS = {f"{KERNELS}.compile"}  # whose environment the planner of programs needs, too
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_kernels_are_imported_from_their_package_alone(path):
+    if not within(module_of(path), KERNELS):
+        inner = {name for name in imports(path) if name.startswith(f"{KERNELS}.")}
+        assert inner <= COMMANDS

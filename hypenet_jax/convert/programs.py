@@ -30,7 +30,7 @@ from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import TrainState, abstract_state
-from pallas_kernels.lightning_attention.sharded import FORGOTTEN, neighbor_exchange
+from pallas_kernels import NEGLIGIBLE_DECAY, neighbor_exchange
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _check_neighbor_exchange(run: StageConfig, mesh: Mesh) -> None:
     """Refuses parts of the sequence in which the slowest head does not forget what came before."""
     length, heads = run.data.context_length, aligned_spec(run.teacher).num_heads
     (part,) = sharding_of((axes.TIME,), (length,), mesh, "row").shard_shape((length,))
-    reach = math.ceil(-math.log(FORGOTTEN) / slopes(heads).min())
+    reach = math.ceil(-math.log(NEGLIGIBLE_DECAY) / slopes(heads).min())
     if part < min(reach, length):
         raise ConfigError(
             f"{run.name}: training.neighbor_exchange needs parts of at least {reach} tokens, and {length} tokens over "

@@ -13,7 +13,7 @@ from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
 from hypenet_jax.generation.model import Model
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain, mesh_axes
-from pallas_kernels import linear_cross_entropy
+from pallas_kernels import MeshAxes, linear_cross_entropy
 
 # Logits of this many tokens at once.
 BLOCK = 256
@@ -55,8 +55,11 @@ def _losses(head: Float[Array, "V D"], hidden: Hidden, labels: Tokens) -> Float[
         head,
         labels.reshape(-1),
         jnp.ones(labels.size, jnp.float32),
-        vocabulary_axes=mesh_axes(axes.VOCAB, len(head)),
-        token_axes=mesh_axes(axes.BATCH, batch) + mesh_axes(axes.TIME, time),
+        mesh_axes=MeshAxes(
+            batch=mesh_axes(axes.BATCH, batch),
+            sequence=mesh_axes(axes.TIME, time),
+            vocabulary=mesh_axes(axes.VOCAB, len(head)),
+        ),
     )
     return constrain(losses.reshape(labels.shape), (None, None))
 

@@ -23,7 +23,7 @@ from hypenet_jax.generation.sampling import GREEDY, Sampling, draw
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
-from pallas_kernels import dispatch
+from pallas_kernels import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def decode(
 def stream_span() -> int:
     """Tokens written between two calls to the host while streaming: one call costs an accelerator as much as several
     tokens, and a CPU less than one."""
-    return 4 if dispatch.platform() == "cpu" else 16
+    return 4 if platform() == "cpu" else 16
 
 
 def refuse_nan(generation: Generation) -> None:

@@ -15,10 +15,15 @@ from jaxtyping import Array, Float
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
 from hypenet_jax.sharding import constrain, mesh_axes
-from pallas_kernels.mesh import MeshAxes, on_each_device, parts
-from pallas_kernels.norm_rotary import rms_norm
-from pallas_kernels.projection import Norm, projection
-from pallas_kernels.projection.reference import rows_merge
+from pallas_kernels import (
+    AxisNames,
+    Norm,
+    num_shards,
+    on_each_device,
+    platform,
+    projection,
+    rms_norm,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Initialization:
 
 def unroll_layers() -> bool:
     """Whether a scan over layers is unrolled: a loop costs a CPU more than the compile time that it saves."""
-    return rows_merge()
+    return platform() == "cpu" and jax.sharding.get_abstract_mesh().size <= 1
 
 
 def parameter(
@@ -161,9 +166,9 @@ def look_up(table: Float[Array, "V D"], tokens: Tokens, dtype: DTypeLike) -> Hid
 
 
 def _own_rows(
-    vocabulary: MeshAxes, dtype: DTypeLike, table: Float[Array, "V D"], tokens: Tokens
+    vocabulary: AxisNames, dtype: DTypeLike, table: Float[Array, "V D"], tokens: Tokens
 ) -> Hidden:
-    if parts(vocabulary) == 1:
+    if num_shards(vocabulary) == 1:
         return jnp.take(table, tokens, axis=0).astype(dtype)
     rows = tokens - jax.lax.axis_index(vocabulary) * len(table)
     here = (rows >= 0) & (rows < len(table))

@@ -1,12 +1,14 @@
-"""Causal softmax attention over keys held in slots, with grouped key/value heads and documents."""
+"""Causal softmax attention over keys held in slots, with grouped key/value heads and packed segments."""
 
+import functools
 from typing import Literal
 
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.attention import chunked, dense, from_jax, reference
+from pallas_kernels.attention import chunked, dense, from_jax, reference, sharded
 from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "dense", "chunked", "cudnn", "splash"]
 
@@ -30,22 +32,26 @@ def attention(
     *,
     scale: float,
     query_slots: Int[Array, "B T"] | None = None,
-    query_segments: Int[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
-    implementation: str | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    key_segment_ids: Int[Array, "B S"] | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; query head j reads key/value head j // (N // K).
 
     o_t = sum_s p_ts v_s ;  p_ts = softmax over the visible s of (scale * q_t k_s), in float32
 
-    Query t of a row sees key s iff s <= query_slots[t], and key_segments[s] == query_segments[t]
-    != 0. A query that sees
-    no key gives zeros. A scale per query is the caller's: multiply q.
+    Query t of a row sees key s iff s <= query_slots[t] and key_segment_ids[s] == segment_ids[t] != 0.
+    A query that sees no key gives zeros. To scale each query differently, multiply q.
 
     Args:
       query_slots: the last slot each query sees; None is slot t for query t, which needs T == S.
-      query_segments, key_segments: document of each query and slot, 0 is padding; give both or
-        neither.
+      segment_ids: segment of each query; 0 is padding. None: one segment, no padding.
+      key_segment_ids: segment of each slot. None: those of the queries, which needs T == S.
+      mesh_axes: batch, sequence and heads. Without query_slots, sequence shards T and S alike: devices
+        exchange heads for tokens, or gather keys and values where heads do not divide. With
+        query_slots it shards S alone: each device attends to its own slots in the "chunked" form,
+        which then has no gradient, and only outputs are exchanged.
       implementation: "reference", "dense", "chunked" (all anywhere), "cudnn" (GPU) or "splash"
         (TPU). None runs that of this device where it can; else "dense" up to 512 * 512 pairs of
         query and key, and "chunked" beyond or against a cache of more than 1,024 slots.
@@ -53,15 +59,29 @@ def attention(
       Outputs in q's dtype.
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
-      ValueError: head counts, lengths or segments that do not belong together.
+      ValueError: head counts, lengths or segment ids that do not belong together.
     Source: arXiv 1706.03762; arXiv 2305.13245 (grouped heads); arXiv 2205.14135 (blocks, online
-    softmax).
+    softmax); arXiv 2309.14509 (heads for tokens, all to all).
     """
-    _check(q, k, query_slots, query_segments, key_segments)
-    visibility = Visibility(query_slots, query_segments, key_segments)
-    name = dispatch.choose(
-        "attention", implementation, IMPLEMENTATIONS, _preferred(q, k, visibility)
-    )
+    _check(q, k, query_slots, segment_ids, key_segment_ids)
+    attend = functools.partial(_attend, scale=scale, implementation=implementation)
+    if query_slots is None:
+        return sharded.over_tokens(attend, mesh_axes, q, k, v, segment_ids, key_segment_ids)
+    visibility = Visibility(query_slots, segment_ids, key_segment_ids)
+    return sharded.over_slots(attend, mesh_axes, q, k, v, visibility, scale, implementation)
+
+
+def _attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    visibility: Visibility,
+    *,
+    scale: float,
+    implementation: str | None,
+) -> Float[Array, "B T N H"]:
+    preferred = _preferred(q, k, visibility)
+    name = dispatch.choose("attention", implementation, IMPLEMENTATIONS, preferred)
     return IMPLEMENTATIONS[name](q, k, v, visibility, scale=scale)
 
 
@@ -83,17 +103,21 @@ def _check(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S K H"],
     query_slots: Int[Array, "B T"] | None,
-    query_segments: Int[Array, "B T"] | None,
-    key_segments: Int[Array, "B S"] | None,
+    segment_ids: Int[Array, "B T"] | None,
+    key_segment_ids: Int[Array, "B S"] | None,
 ) -> None:
     if q.shape[2] % k.shape[2]:
         raise ValueError(
             f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} "
             "key/value heads"
         )
-    if query_slots is None and q.shape[1] != k.shape[1]:
+    same_length = q.shape[1] == k.shape[1]
+    if query_slots is None and not same_length:
         raise ValueError(
             f"attention has {q.shape[1]} queries and {k.shape[1]} keys; give query_slots"
         )
-    if (query_segments is None) != (key_segments is None):
-        raise ValueError("attention has segments of queries or of keys alone; give both or neither")
+    lone_queries = key_segment_ids is None and segment_ids is not None and not same_length
+    if lone_queries or (segment_ids is None and key_segment_ids is not None):
+        raise ValueError(
+            "attention has segment ids of queries or of keys alone; give both or neither"
+        )

@@ -24,7 +24,7 @@ class Queries(NamedTuple):
 
     rows: Float[Array, "I B K GQ H"]
     slots: Int[Array, "I R Q"]  # R is 1 where all rows of the batch agree, else B
-    segments: Int[Array, "I B Q"] | None
+    segment_ids: Int[Array, "I B Q"] | None
 
 
 class Keys(NamedTuple):
@@ -32,7 +32,7 @@ class Keys(NamedTuple):
 
     keys: Float[Array, "B S K H"]
     values: Float[Array, "B S K H"]
-    segments: Int[Array, "B S"] | None
+    segment_ids: Int[Array, "B S"] | None
 
 
 def chunked(
@@ -71,7 +71,7 @@ def with_log_totals(
 
 
 def _keys(k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], visibility: Visibility) -> Keys:
-    return Keys(k, v, visibility.key_segments)
+    return Keys(k, v, visibility.with_key_segment_ids().key_segment_ids)
 
 
 def _query_blocks(q: Float[Array, "B T N H"], kv_heads: int, visibility: Visibility) -> Queries:
@@ -80,11 +80,11 @@ def _query_blocks(q: Float[Array, "B T N H"], kv_heads: int, visibility: Visibil
     slots = visibility.query_slots
     if slots is None:
         slots = jnp.arange(length, dtype=jnp.int32)[None]
-    segments = visibility.query_segments
+    segment_ids = visibility.segment_ids
     return Queries(
         rows=jax.vmap(functools.partial(group_queries, kv_heads=kv_heads))(_blocks(q, block, 0)),
         slots=_blocks(slots, block, -1),
-        segments=None if segments is None else _blocks(segments, block, 0),
+        segment_ids=None if segment_ids is None else _blocks(segment_ids, block, 0),
     )
 
 
@@ -154,8 +154,8 @@ def _backward(scale, kept, grad):
     (toward_k, toward_v), toward_q = jax.lax.scan(one_block, zeros, (queries, out, log_total, grad))
     toward_k, toward_v = toward_k.astype(keys.keys.dtype), toward_v.astype(keys.values.dtype)
     return (
-        queries._replace(rows=toward_q, slots=None, segments=None),
-        keys._replace(keys=toward_k, values=toward_v, segments=None),
+        queries._replace(rows=toward_q, slots=None, segment_ids=None),
+        keys._replace(keys=toward_k, values=toward_v, segment_ids=None),
     )
 
 
@@ -183,11 +183,13 @@ def _seen(block: Queries, keys: Keys, j: Int[Array, ""]) -> Bool[Array, "R Q S"]
     # The last block starts early where the slots are not a multiple of the block; the one before
     # has seen those.
     seen = (slots >= j * size) & (slots <= block.slots[:, :, None])
-    if block.segments is None or keys.segments is None:
+    if block.segment_ids is None or keys.segment_ids is None:
         return seen
-    segments = jax.lax.dynamic_slice_in_dim(keys.segments, start, size, axis=1)
+    segment_ids = jax.lax.dynamic_slice_in_dim(keys.segment_ids, start, size, axis=1)
     return (
-        seen & (block.segments[:, :, None] == segments[:, None]) & (block.segments != 0)[:, :, None]
+        seen
+        & (block.segment_ids[:, :, None] == segment_ids[:, None])
+        & (block.segment_ids != 0)[:, :, None]
     )
 
 

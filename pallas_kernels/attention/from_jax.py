@@ -38,7 +38,7 @@ def cudnn_refusal(
         return f"needs a GPU, and this runs on {dispatch.platform()}"
     if visibility.query_slots is not None:
         return "has a causal mask only from slot 0, and query_slots were given"
-    if visibility.query_segments is not None:
+    if visibility.segment_ids is not None:
         return "takes segments only as a mask of all pairs, which grows with T * T"
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs bfloat16 or float16, and q is {q.dtype}"
@@ -83,12 +83,12 @@ def splash(
         interpret=dispatch.interprets(),
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
-    segments, key_segments = visibility.query_segments, visibility.key_segments
-    if segments is None or key_segments is None:
+    _, segment_ids, key_segment_ids = visibility.with_key_segment_ids()
+    if segment_ids is None or key_segment_ids is None:
         return jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(*heads_first)), 1, 2)
-    ids = kernels.SegmentIds(segments, key_segments)
+    ids = kernels.SegmentIds(segment_ids, key_segment_ids)
     out = jnp.asarray(jax.vmap(kernel)(*heads_first, ids))
-    return jnp.where((segments != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
+    return jnp.where((segment_ids != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
 
 
 def splash_refusal(

@@ -6,8 +6,8 @@ from typing import Literal
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.decode_attention import chunked, gpu, parts, reference, sharded, tpu
-from pallas_kernels.mesh import MeshAxes
+from pallas_kernels.decode_attention import chunked, gpu, partial_softmax, reference, sharded, tpu
+from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu", "gpu"]
 
@@ -26,57 +26,52 @@ def decode_attention(
     slots: Int[Array, "B"],
     *,
     scale: float,
-    query_segments: Int[Array, "B"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
-    batch: MeshAxes = None,
-    heads: MeshAxes = None,
-    length_axis: MeshAxes = None,
-    implementation: str | None = None,
+    segment_ids: Int[Array, "B"] | None = None,
+    key_segment_ids: Int[Array, "B S"] | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "B N H"]:
     """`attention` of one query per row; query head j reads key/value head j // (N // K).
 
     o = sum_s p_s v_s ;  p = softmax over the visible s of (scale * q k_s), in float32
 
-    A query sees slot s of its row iff s <= slots, and key_segments[s] == query_segments != 0. One
-    that sees no slot gives zeros. What no row can see may cost nothing, but must be finite. For
-    decoding: only "reference" has a gradient. A scale per query is the caller's: multiply q.
+    A query sees slot s of its row iff s <= slots and key_segment_ids[s] == segment_ids != 0. A query
+    that sees no slot gives zeros. Slots that no row sees may be skipped, but must be finite. Only
+    "reference" has a gradient. To scale each query differently, multiply q.
 
     Args:
       slots: the last visible slot of each row; negative sees none, S or more sees all.
-      query_segments, key_segments: document of each query and slot, 0 is padding; give both or
+      segment_ids, key_segment_ids: segment of each query and slot, 0 is padding; give both or
         neither.
-      batch, heads: axes of the mesh set by `jax.set_mesh` that cut B and both N and K.
-      length_axis: axis of that mesh along which the slots are cut into equal parts. Each device
-        attends to its own; B * N * (H + 2) float32 numbers are exchanged.
+      mesh_axes: batch, heads, and sequence, which shards the slots: each device attends to its own,
+        and B * N * (H + 2) float32 numbers are exchanged, never a key or value.
       implementation: "reference", "chunked" (both anywhere), "tpu" or "gpu" (A100 or newer; one
         kernel each); None runs the kernel of this device where it can, else "chunked".
     Returns:
       Outputs in q's dtype.
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
-      ValueError: head counts or segments that do not belong together; a mesh that does not cut
-        the slots.
+      ValueError: head counts or segment ids that do not belong together; slots that do not divide
+        over the mesh.
     Source: arXiv 2205.14135 (online softmax); arXiv 2305.13245 (grouped heads); Flash-Decoding
     (Dao et al. 2023, splits of the cache).
     """
-    _check(q, keys, query_segments, key_segments)
-    visible = parts.Visible(slots, query_segments, key_segments)
+    _check(q, keys, segment_ids, key_segment_ids)
+    visible = partial_softmax.Visible(slots, segment_ids, key_segment_ids)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
-    part = sharded.sharded(
-        attend, q, keys, values, visible, batch=batch, heads=heads, slots=length_axis
-    )
-    return parts.finish(part).astype(q.dtype)
+    part = sharded.over_slots(attend, mesh_axes, q, keys, values, visible)
+    return partial_softmax.finish(part).astype(q.dtype)
 
 
 def _attend(
     q: Float[Array, "B N H"],
     keys: Float[Array, "B S K H"],
     values: Float[Array, "B S K H"],
-    visible: parts.Visible,
+    visible: partial_softmax.Visible,
     *,
     scale: float,
     implementation: str | None,
-) -> parts.Part:
+) -> partial_softmax.Part:
     preferred = _preferred(q, keys, values)
     name = dispatch.choose("decode_attention", implementation, IMPLEMENTATIONS, preferred)
     return IMPLEMENTATIONS[name](q, keys, values, visible, scale=scale)
@@ -96,15 +91,15 @@ def _preferred(
 def _check(
     q: Float[Array, "B N H"],
     keys: Float[Array, "B S K H"],
-    query_segments: Int[Array, "B"] | None,
-    key_segments: Int[Array, "B S"] | None,
+    segment_ids: Int[Array, "B"] | None,
+    key_segment_ids: Int[Array, "B S"] | None,
 ) -> None:
     if q.shape[1] % keys.shape[2]:
         raise ValueError(
             f"decode_attention has {q.shape[1]} query heads, not a multiple of its "
             f"{keys.shape[2]} key/value heads"
         )
-    if (query_segments is None) != (key_segments is None):
+    if (segment_ids is None) != (key_segment_ids is None):
         raise ValueError(
-            "decode_attention has segments of queries or of keys alone; give both or neither"
+            "decode_attention has segment ids of queries or of keys alone; give both or neither"
         )

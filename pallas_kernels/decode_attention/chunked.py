@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible, lengths, seen
+from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part, Visible, lengths, seen
 
 BLOCK = 512
 

@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
-from pallas_kernels.decode_attention import parts
-from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible
+from pallas_kernels.decode_attention import partial_softmax
+from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part, Visible
 from pallas_kernels.products import contract_on_gpu
 
 INSTEAD = "'chunked', or None to let it choose"
@@ -80,7 +80,7 @@ def gpu(
     why = gpu_refusal(q, keys, values)
     if why is not None:
         raise dispatch.unsupported("decode_attention", "gpu", why, INSTEAD)
-    return parts.join(_attend(q, keys, values, visible, _plan(q, keys, scale)))
+    return partial_softmax.join(_attend(q, keys, values, visible, _plan(q, keys, scale)))
 
 
 def gpu_refusal(
@@ -119,10 +119,10 @@ def _attend(
     visible: Visible,
     plan: Plan,
 ) -> Part:
-    counts = parts.lengths(visible, plan.capacity)
-    begin, end = parts.spans(counts, plan.tile, plan.splits)
+    counts = partial_softmax.lengths(visible, plan.capacity)
+    begin, end = partial_softmax.spans(counts, plan.tile, plan.splits)
     rows = (plan.batch, plan.kv_heads, plan.group)
-    inputs = (begin, end, counts, visible.query_segments, visible.key_segments)
+    inputs = (begin, end, counts, visible.segment_ids, visible.key_segment_ids)
     inputs = (*inputs, q.reshape(*rows, plan.width), keys, values)
     lines = (plan.splits, *rows)
     shapes = tuple(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:]))
@@ -130,7 +130,7 @@ def _attend(
     (results,) = pl.pallas_call(
         functools.partial(_walk, plan=plan),
         grid=(plan.kv_heads, plan.splits, plan.batch),
-        in_specs=_in_specs(plan, masked=visible.query_segments is not None),
+        in_specs=_in_specs(plan, masked=visible.segment_ids is not None),
         out_specs=(_out_specs(plan),),
         out_shape=(shapes,),
         interpret=plan.interpret,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.decode_attention.parts import LOWEST, Part, Visible, seen
+from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part, Visible, seen
 from pallas_kernels.products import product
 
 

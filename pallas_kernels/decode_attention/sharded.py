@@ -1,4 +1,4 @@
-"""Decode attention on a mesh whose axes cut the batch, the heads and the slots of the cache: no key or value moves.
+"""Decode attention on a mesh that shards the batch, the heads and the slots of the cache: no key or value moves.
 
 Each device attends to its own slots; only (max, sum, outputs) of the queries are exchanged, which
 is B * N * (H + 2) float32 numbers whatever the length.
@@ -12,40 +12,39 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from pallas_kernels.decode_attention.parts import Part, Visible, join_over
-from pallas_kernels.mesh import MeshAxes, on_each_device, parts
+from pallas_kernels.decode_attention.partial_softmax import Part, Visible, join_over
+from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 
-Attend = Callable[..., Part]
+Attend = Callable[..., Part]  # of q, keys, values, visible
 
 
-def sharded(
+def over_slots(
     attend: Attend,
+    axes: MeshAxes,
     q: Float[Array, "B N H"],
     keys: Float[Array, "B S K H"],
     values: Float[Array, "B S K H"],
     visible: Visible,
-    *,
-    batch: MeshAxes,
-    heads: MeshAxes,
-    slots: MeshAxes,
 ) -> Part:
-    """The part of all slots, from `attend(q, keys, values, visible)` of each device's own.
-
-    Axes of the mesh set by `jax.set_mesh` that cut nothing stay with the compiler.
-    """
-    _check(keys.shape[1], slots)
-    queries: Any = PartitionSpec(batch, heads)
-    cache: Any = PartitionSpec(batch, slots, heads)
-    rows: Any = PartitionSpec(batch)
-    marks: Any = PartitionSpec(batch, slots)
-    local = attend if parts(slots) == 1 else functools.partial(_own_slots, attend, slots)
-    specs = queries, cache, cache, Visible(rows, rows, marks)
+    """Softmax over all slots, from `attend` to each device's own."""
+    capacity, count = keys.shape[1], num_shards(axes.sequence)
+    if capacity % count:
+        raise ValueError(
+            f"a cache of {capacity} slots does not divide over mesh axes "
+            f"{', '.join(axes.sequence)} of size {count}; use {-(-capacity // count) * count} slots"
+        )
+    queries: Any = PartitionSpec(axes.batch, axes.heads)
+    cache: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
+    rows: Any = PartitionSpec(axes.batch)
+    of_slots: Any = PartitionSpec(axes.batch, axes.sequence)
+    local = attend if count == 1 else functools.partial(_own_slots, attend, axes.sequence)
+    specs = queries, cache, cache, Visible(rows, rows, of_slots)
     return on_each_device(local, specs, queries)(q, keys, values, visible)
 
 
 def _own_slots(
     attend: Attend,
-    axes: MeshAxes,
+    axes: AxisNames,
     q: Float[Array, "B N H"],
     keys: Float[Array, "B S K H"],
     values: Float[Array, "B S K H"],
@@ -54,12 +53,3 @@ def _own_slots(
     first = jax.lax.axis_index(axes) * keys.shape[1]
     part = attend(q, keys, values, visible._replace(slots=visible.slots - first))
     return join_over(part, axes)
-
-
-def _check(capacity: int, axes: MeshAxes) -> None:
-    count = parts(axes)
-    if capacity % count:
-        raise ValueError(
-            f"a cache of {capacity} slots cannot be cut into {count} equal parts along {axes!r}; "
-            f"use {-(-capacity // count) * count} slots"
-        )

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
-from pallas_kernels.decode_attention import parts
-from pallas_kernels.decode_attention.parts import Part, Visible
+from pallas_kernels.decode_attention import partial_softmax
+from pallas_kernels.decode_attention.partial_softmax import Part, Visible
 from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, Plan, step
 
 INSTEAD = "'chunked', or None to let it choose"
@@ -58,7 +58,7 @@ def tpu(
         interpret=dispatch.interprets(),
     )
     part = _attend(q, keys, values, visible, plan)
-    return jax.tree.map(lambda x: x[:, : q.shape[1]], parts.join(part))
+    return jax.tree.map(lambda x: x[:, : q.shape[1]], partial_softmax.join(part))
 
 
 def tpu_refusal(
@@ -93,13 +93,13 @@ def _attend(
     visible: Visible,
     plan: Plan,
 ) -> Part:
-    counts = parts.lengths(visible, plan.capacity)
-    begin, end = parts.spans(counts, plan.block, plan.splits)
+    counts = partial_softmax.lengths(visible, plan.capacity)
+    begin, end = partial_softmax.spans(counts, plan.block, plan.splits)
     # The grid ends with the longest row; one step at least, or nothing would be written.
     steps = jnp.maximum(jnp.max(end - begin), 1)
     segments, marks = jnp.zeros_like(counts), ()
-    if visible.query_segments is not None and visible.key_segments is not None:
-        segments, marks = visible.query_segments, (visible.key_segments[:, None],)
+    if visible.segment_ids is not None and visible.key_segment_ids is not None:
+        segments, marks = visible.segment_ids, (visible.key_segment_ids[:, None],)
     q = jnp.pad(q, ((0, 0), (0, plan.heads - q.shape[1]), (0, 0)))
     rows = (plan.batch, plan.capacity * plan.kv_heads, plan.width)
     arrays = (q, keys.reshape(rows), values.reshape(rows), marks)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.decode_attention.parts import LOWEST, Part
+from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part
 from pallas_kernels.products import contract
 
 LANES = 128

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import documents
+from pallas_kernels.lightning_attention import segments
 from pallas_kernels.products import product
 
 
@@ -67,7 +67,7 @@ def in_chunks(
         decays = _decays_of_one_document(log_decay, length, chunk)
     else:
         decays = _decays_of_documents(log_decay, segment_ids, chunk)
-        real = documents.is_real(segment_ids)[..., None, None]
+        real = segments.is_real(segment_ids)[..., None, None]
         q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
     q, k, v = (_split(x, chunk) for x in (q, k, v))
     # Turned once for both of its products: a CPU multiplies small matrices 1.4 times as fast so.
@@ -129,9 +129,9 @@ def _decays_of_documents(
     pad = -segment_ids.shape[1] % chunk
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, pad)))
     shape = (segment_ids.shape[0], -1, chunk)
-    real = documents.is_real(segment_ids).reshape(shape)
+    real = segments.is_real(segment_ids).reshape(shape)
     count = jnp.cumsum(real, axis=-1, dtype=jnp.float32)  # [B M C]
-    document = jnp.cumsum(documents.starts_document(segment_ids), axis=1).reshape(shape)
+    document = jnp.cumsum(segments.starts_segment(segment_ids), axis=1).reshape(shape)
     end = document[..., -1:]
     open_before = jnp.pad(end[:, :-1], ((0, 0), (1, 0), (0, 0)))
 

@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import documents, gpu_kernels
+from pallas_kernels.lightning_attention import gpu_kernels, segments
 from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan
 from pallas_kernels.products import Precision, product
 
@@ -98,8 +98,8 @@ def _plan(q: Tokens, scale: float, *, terms: int) -> Plan:
 
 
 def _marks(segment_ids: Int[Array, "B T"], plan: Plan) -> Marks:
-    real = documents.is_real(segment_ids).astype(jnp.int32)
-    starts = documents.starts_document(segment_ids).astype(jnp.int32)
+    real = segments.is_real(segment_ids).astype(jnp.int32)
+    starts = segments.starts_segment(segment_ids).astype(jnp.int32)
     room = ((0, 0), (1, plan.spans * plan.tokens - plan.length))
     return Marks(*(jnp.cumsum(jnp.pad(x, room), axis=1) for x in (real, starts)))
 

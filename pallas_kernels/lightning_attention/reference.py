@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.lightning_attention import documents
+from pallas_kernels.lightning_attention import segments
 
 
 def recurrent(
@@ -23,7 +23,7 @@ def recurrent(
     if segment_ids is None:
         real, starts = jnp.ones((batch, length), bool), jnp.zeros((batch, length), bool)
     else:
-        real, starts = documents.is_real(segment_ids), documents.starts_document(segment_ids)
+        real, starts = segments.is_real(segment_ids), segments.starts_segment(segment_ids)
     decay = jnp.exp(log_decay)[None, :, None, None]
 
     def step(memory, token):

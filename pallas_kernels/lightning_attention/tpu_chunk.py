@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.lightning_attention import documents
+from pallas_kernels.lightning_attention import segments
 
 Refs = tuple[Any, ...]  # references to blocks; empty for what this call does without
 
@@ -68,9 +68,9 @@ def marks(segment_ids: Int[Array, "B T"], chunk: int) -> Float[Array, "B 8 S"]:
     batch, length = segment_ids.shape
     segment_ids = jnp.pad(segment_ids, ((0, 0), (0, -length % chunk)))
     shape = (batch, -1, chunk)
-    real = documents.is_real(segment_ids).reshape(shape)
+    real = segments.is_real(segment_ids).reshape(shape)
     count = jnp.cumsum(real, axis=-1, dtype=jnp.float32)
-    document = jnp.cumsum(documents.starts_document(segment_ids), axis=1, dtype=jnp.float32)
+    document = jnp.cumsum(segments.starts_segment(segment_ids), axis=1, dtype=jnp.float32)
     document = document.reshape(shape)
     end, total = document[..., -1:], count[..., -1:]
     before = jnp.pad(end[:, :-1], ((0, 0), (1, 0), (0, 0)))

@@ -1,15 +1,18 @@
-"""One token of lightning attention from a state: norms of its heads, rotation, memory and readout in one op."""
+"""One token of lightning attention from a state: norms of its heads, rotation, recurrence and output in one op."""
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_step import gpu, reference
 from pallas_kernels.lightning_step.reference import HeadNorms as HeadNorms
 from pallas_kernels.lightning_step.reference import Operands
+from pallas_kernels.mesh import UNSHARDED, MeshAxes, on_each_device
 
 Implementation = Literal["reference", "gpu"]
 
@@ -27,29 +30,31 @@ def lightning_step(
     norms: HeadNorms | None = None,
     angles: Float[Array, "B J"] | None = None,
     real: Bool[Array, "B"] | None = None,
-    fresh: Bool[Array, "B"] | None = None,
-    implementation: str | None = None,
+    reset: Bool[Array, "B"] | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
     """One token per row after a state; what is None is left out.
 
     q, k = rotated(norm(q)), rotated(norm(k)), as `norm_rotary`
-    memory = exp(log_decay) * memory + k v^T ;  o = scale * q memory, as `lightning_attention`
+    m = exp(log_decay) * m + k v^T ;  o = scale * q m, as `lightning_attention`
 
     Gradients flow to q, k, v, state and the norms' scales; log_decay and angles are constants.
 
     Args:
       q, k, v: bfloat16 or float32.
       log_decay: natural log of the factor per step, at most 0; one per head.
-      state: memory [key width, value width] before the token. It may be donated: "gpu" changes it in place.
-      scale: factor on the outputs, not on the memory.
+      state: recurrent state m [key width, value width] before the token. Donated, "gpu" updates it in place.
+      scale: factor on the outputs, not on the state.
       norms: scales and eps of the RMS norms of every query and every key.
       angles: radians, float32, J = H / 2 frequencies of every row, the same for all heads.
-      real: False is padding, which neither writes nor decays and whose output is zero.
-      fresh: True forgets the row's memory first, whatever it is.
-      implementation: "reference" (anywhere), or "gpu" (A100 or newer): one kernel that reads and writes the memory
+      real: False is padding, which neither changes nor decays the state and whose output is zero.
+      reset: True starts the row from a zero state, whatever its state is.
+      mesh_axes: batch and heads; nothing is exchanged but the gradients of the norms' scales.
+      implementation: "reference" (anywhere), or "gpu" (A100 or newer): one kernel that reads and writes the state
         once. None runs "gpu" where it can, else "reference".
     Returns:
-      Outputs in q's dtype, and the float32 memory after the token.
+      Outputs in q's dtype, and the float32 state after the token.
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
       ValueError: the angles are not half as many as the width.
@@ -60,11 +65,24 @@ def lightning_step(
             f"lightning_step has {angles.shape[-1]} angles for heads of {q.shape[-1]}; give half"
             " the width"
         )
-    name = dispatch.choose("lightning_step", implementation, IMPLEMENTATIONS, _preferred(q, k, v))
     log_decay, angles = jax.lax.stop_gradient((log_decay, angles))
     scales, eps = (None, 0.0) if norms is None else (norms[:2], norms.eps)
     state = state.astype(jnp.float32)
-    operands = Operands(q, k, v, log_decay, state, scales, angles, real, fresh)
+    operands = Operands(q, k, v, log_decay, state, scales, angles, real, reset)
+    local = functools.partial(_step, scale=scale, eps=eps, implementation=implementation)
+    heads: Any = PartitionSpec(mesh_axes.batch, mesh_axes.heads)
+    rows: Any = PartitionSpec(mesh_axes.batch)
+    every: Any = PartitionSpec()
+    decay: Any = PartitionSpec(mesh_axes.heads)
+    specs = Operands(heads, heads, heads, decay, heads, every, rows, rows, rows)
+    return on_each_device(local, (specs,), (heads, heads))(operands)
+
+
+def _step(
+    operands: Operands, *, scale: float, eps: float, implementation: str | None
+) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+    preferred = _preferred(operands.q, operands.k, operands.v)
+    name = dispatch.choose("lightning_step", implementation, IMPLEMENTATIONS, preferred)
     return IMPLEMENTATIONS[name](operands, scale, eps)
 
 

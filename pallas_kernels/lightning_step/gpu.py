@@ -59,7 +59,7 @@ class _Inputs(NamedTuple):
     scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of queries and keys
     turns: tuple[Float[Array, "B H"], Float[Array, "B H"]] | None
     real: Bool[Array, "B"] | None
-    fresh: Bool[Array, "B"] | None
+    reset: Bool[Array, "B"] | None
 
 
 def gpu(
@@ -114,7 +114,7 @@ def _advance(
 
 
 def _inputs(operands: Operands) -> _Inputs:
-    q, k, v, log_decay, state, scales, angles, real, fresh = operands
+    q, k, v, log_decay, state, scales, angles, real, reset = operands
     turns = None
     if angles is not None:
         cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -126,7 +126,7 @@ def _inputs(operands: Operands) -> _Inputs:
         scales=scales,
         turns=turns,
         real=real,
-        fresh=fresh,
+        reset=reset,
     )
 
 
@@ -143,7 +143,7 @@ def _in_specs(inputs: _Inputs) -> _Inputs:
         "scales": (of_scale, of_scale),
         "turns": (of_turn, of_turn),
         "real": of_row,
-        "fresh": of_row,
+        "reset": of_row,
     }
     absent: dict[str, Any] = {name: None for name, x in inputs._asdict().items() if x is None}
     return _Inputs(**(blocks | absent))
@@ -169,15 +169,15 @@ def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:
     # All is asked for before a sum waits for some of it, the memory first.
     before = _load(inputs.memory.at[rows, columns], mask)
     decay = inputs.decay[0]
-    real, fresh = (None if x is None else x[0] for x in (inputs.real, inputs.fresh))
+    real, reset = (None if x is None else x[0] for x in (inputs.real, inputs.reset))
     q_scale, k_scale = inputs.scales or (None, None)
     q, k = _rotated(plan, query, q_scale, inputs.turns), _rotated(plan, key, k_scale, inputs.turns)
     v, readout = _load(value.at[columns], across), plan.scale
     if inputs.scales is not None:
         # What a norm divides by is one number, so it may wait until after the rotation.
         v, readout = v * _inverse_norm(plan, key), readout * _inverse_norm(plan, query)
-    if fresh is not None:
-        before = jnp.where(fresh, 0.0, before)
+    if reset is not None:
+        before = jnp.where(reset, 0.0, before)
     after = decay * before + k[:, None] * v[None]
     o = readout * jnp.sum(q[:, None] * after, axis=0)
     if real is not None:

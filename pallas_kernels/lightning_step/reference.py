@@ -28,18 +28,18 @@ class Operands(NamedTuple):
     scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of the norms
     angles: Float[Array, "B J"] | None
     real: Bool[Array, "B"] | None
-    fresh: Bool[Array, "B"] | None
+    reset: Bool[Array, "B"] | None
 
 
 def reference(
     operands: Operands, scale: float, eps: float
 ) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
     """Rounds queries and keys to their dtype after the norm, after its scale and after the rotation."""
-    q, k, v, log_decay, state, scales, angles, real, fresh = operands
+    q, k, v, log_decay, state, scales, angles, real, reset = operands
     q_scale, k_scale = scales or (None, None)
     q, k = _placed(q, q_scale, angles, eps), _placed(k, k_scale, angles, eps)
-    if fresh is not None:
-        state = jnp.where(fresh[:, None, None, None], 0.0, state)
+    if reset is not None:
+        state = jnp.where(reset[:, None, None, None], 0.0, state)
     segments = None if real is None else real.astype(jnp.int32)[:, None]
     out, state = recurrent(q, k, v[:, None], log_decay, state, segments, scale=scale)
     return out[:, 0], state

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.linear_loss import chunked, reference, sharded, tpu
-from pallas_kernels.linear_loss.sharded import MeshAxes
+from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu"]
 
@@ -45,9 +45,8 @@ def linear_cross_entropy(
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
     *,
-    vocabulary_axes: tuple[str, ...] = (),
-    token_axes: tuple[str, ...] = (),
-    implementation: str | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """Cross entropy of the logits hidden @ head^T.
 
@@ -59,11 +58,10 @@ def linear_cross_entropy(
 
     Args:
       weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
-      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the head's rows. Each device
-        then computes the logits of its own rows only, and three float32 numbers per token are
-        exchanged, and the sum of the gradients toward hidden. Nothing without a mesh.
-      token_axes: axes of that mesh that cut the tokens. The gradient toward head is summed over
-        them once.
+      mesh_axes: vocabulary, which shards the head's rows; batch and sequence, which together shard
+        the tokens. Each device computes the logits of its own rows; along the vocabulary three
+        float32 numbers per token are exchanged and the gradient of hidden is summed, along the
+        tokens the gradient of head is summed once.
       implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
         kernels on a TPU where they can, else "chunked".
     Returns:
@@ -76,8 +74,7 @@ def linear_cross_entropy(
     Source: arXiv 2410.10989 (gradients in the forward pass).
     """
     op = "linear_cross_entropy"
-    axes = MeshAxes(vocabulary_axes, token_axes)
-    run = _choose(op, implementation, CROSS_ENTROPY, axes, head, hidden)
+    run = _choose(op, implementation, CROSS_ENTROPY, mesh_axes, head, hidden)
     hidden = _without_skipped(hidden, weights)
     total, numbers = run(hidden, head, labels, weights.astype(jnp.float32))
     return total, jax.lax.stop_gradient(numbers)
@@ -91,9 +88,8 @@ def linear_kl(
     weights: Float[Array, "T"],
     *,
     temperature: float = 1.0,
-    vocabulary_axes: tuple[str, ...] = (),
-    token_axes: tuple[str, ...] = (),
-    implementation: str | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """KL(teacher || student) of the two heads' softmaxes, temperature r.
 
@@ -105,11 +101,8 @@ def linear_kl(
 
     Args:
       weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
-      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the rows of both heads. Each
-        device then computes the logits of its own rows only, and five float32 numbers per token are
-        exchanged, and the sum of the gradients toward student_hidden. Nothing without a mesh.
-      token_axes: axes of that mesh that cut the tokens. The gradient toward student_head is summed
-        over them once.
+      mesh_axes: as in `linear_cross_entropy`; vocabulary shards the rows of both heads, and five
+        float32 numbers per token are exchanged.
       implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
         kernels on a TPU where they can, else "chunked".
     Returns:
@@ -122,9 +115,8 @@ def linear_kl(
     Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
     forward pass).
     """
-    axes = MeshAxes(vocabulary_axes, token_axes)
     run = _choose(
-        "linear_kl", implementation, KL, axes, student_head, student_hidden, teacher_hidden
+        "linear_kl", implementation, KL, mesh_axes, student_head, student_hidden, teacher_hidden
     )
     teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
     student_hidden, teacher_hidden = (
@@ -145,9 +137,8 @@ def linear_kl_top_k(
     weights: Float[Array, "T"],
     *,
     temperature: float = 1.0,
-    vocabulary_axes: tuple[str, ...] = (),
-    token_axes: tuple[str, ...] = (),
-    implementation: str | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """KL(teacher || student) over k + 1 buckets: the teacher's k likeliest tokens, and all others.
 
@@ -167,21 +158,20 @@ def linear_kl_top_k(
       teacher_indices: tokens they belong to, all different within a row.
       weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
       temperature: r.
-      vocabulary_axes: axes of the mesh set by `jax.set_mesh` that cut the head's rows, as in
-        `linear_kl`.
-      token_axes: axes of that mesh that cut the tokens, as in `linear_kl`.
+      mesh_axes: as in `linear_kl`.
       implementation: "reference" or "chunked"; None is "chunked" on every platform.
     Returns:
       The total, differentiable in student_hidden, student_head and weights, and the number of each
       token, which is not.
     Raises:
-      UnsupportedError: there is no implementation of that name, or it is "reference" on cut arrays;
+      UnsupportedError: there is no implementation of that name, or it is "reference" on sharded arrays;
         the mesh has no axis of that name; the vocabulary does not divide over its axes.
     Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
     forward pass).
     """
-    axes = MeshAxes(vocabulary_axes, token_axes)
-    run = _choose("linear_kl_top_k", implementation, KL_TOP_K, axes, student_head, student_hidden)
+    run = _choose(
+        "linear_kl_top_k", implementation, KL_TOP_K, mesh_axes, student_head, student_hidden
+    )
     counted = (weights != 0)[:, None]
     log_probs = jnp.where(counted, teacher_log_probs.astype(jnp.float32), -jnp.inf)
     indices = jnp.where(counted, teacher_indices, 0)
@@ -204,11 +194,11 @@ def _choose(
     head: Float[Array, "V D"],
     *hidden: Float[Array, "T _"],
 ) -> Callable[..., Any]:
-    axes = sharded.mesh_axes(op, axes, len(head))
+    axes = sharded.sharding_axes(op, axes, len(head))
     kernels = "tpu" in table and dispatch.platform() == "tpu"
     preferred = "tpu" if kernels and tpu.tpu_refusal(axes, *hidden) is None else "chunked"
     name = dispatch.choose(op, implementation, table, preferred)
-    if axes == sharded.WHOLE:
+    if axes == UNSHARDED:
         return table[name]
     if name == "reference":
         raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")

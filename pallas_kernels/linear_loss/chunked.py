@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.linear_loss import per_token, sharded, vjp
-from pallas_kernels.linear_loss.sharded import MeshAxes
+from pallas_kernels.mesh import UNSHARDED, MeshAxes
 from pallas_kernels.products import product
 
 # Float32 logits of one chunk, in bytes, unless that would be fewer tokens: every chunk reads the head
@@ -28,7 +28,7 @@ def cross_entropy(
     head: Float[Array, "V D"],
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
-    axes: MeshAxes = sharded.WHOLE,
+    axes: MeshAxes = UNSHARDED,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
     function = functools.partial(per_token.cross_entropy, vocabulary=len(head))
@@ -42,7 +42,7 @@ def kl(
     teacher_head: Float[Array, "V E"],
     weights: Float[Array, "T"],
     temperature: float,
-    axes: MeshAxes = sharded.WHOLE,
+    axes: MeshAxes = UNSHARDED,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl`."""
     function = functools.partial(per_token.kl, temperature=temperature)
@@ -57,7 +57,7 @@ def kl_top_k(
     teacher_indices: Int[Array, "T k"],
     weights: Float[Array, "T"],
     temperature: float,
-    axes: MeshAxes = sharded.WHOLE,
+    axes: MeshAxes = UNSHARDED,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl_top_k`."""
     function = functools.partial(

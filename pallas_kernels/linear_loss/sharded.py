@@ -1,13 +1,10 @@
-"""The losses on a mesh: which axes cut the vocabulary and the tokens, and what that asks of them.
+"""The losses on a mesh that shards the vocabulary and the tokens.
 
-Each device holds some rows of the head (of both heads) and some of the tokens. Between the devices
-of one part of the tokens go a few float32 numbers per token, for the softmax, and the sum of their
-gradients toward hidden; the head's gradient stays where its rows are. Between the parts of the
-tokens goes the sum of the head's gradients, once.
+Each device holds some rows of the head (of both heads) and some of the tokens. Along the vocabulary
+devices exchange a few float32 numbers per token, for the softmax, and sum the gradient of hidden; the
+head's gradient stays where its rows are. Along the tokens they sum the head's gradient, once.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,22 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
 
-from pallas_kernels import dispatch
+from pallas_kernels.dispatch import UnsupportedError
+from pallas_kernels.mesh import UNSHARDED, AxisNames, MeshAxes, num_shards
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshAxes:
-    """Names of the mesh axes that cut the vocabulary and the tokens; empty where none does."""
-
-    vocabulary: tuple[str, ...] = ()
-    tokens: tuple[str, ...] = ()
-
-
-WHOLE = MeshAxes()
-
-
-def mesh_axes(op: str, axes: MeshAxes, vocabulary: int) -> MeshAxes:
-    """Those of the named axes that cut anything: none without a mesh, or of size 1.
+def sharding_axes(op: str, axes: MeshAxes, vocabulary: int) -> MeshAxes:
+    """Those of the named axes that shard anything: none without a mesh, or of size 1.
 
     Raises:
       UnsupportedError: the mesh has no axis of that name, an axis is named twice, or the vocabulary
@@ -39,26 +26,18 @@ def mesh_axes(op: str, axes: MeshAxes, vocabulary: int) -> MeshAxes:
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return WHOLE
-    named = axes.vocabulary + axes.tokens
+        return UNSHARDED
+    named, shards = axes.vocabulary + axes.tokens, num_shards(axes.vocabulary)
     for axis in named:
-        if axis not in mesh.axis_names:
-            have = ", ".join(mesh.axis_names)
-            raise dispatch.UnsupportedError(f"{op}: no mesh axis {axis!r}; the mesh has {have}")
         if named.count(axis) > 1:
-            raise dispatch.UnsupportedError(f"{op}: mesh axis {axis!r} is named twice")
-    parts = _parts(axes.vocabulary)
-    if vocabulary % parts:
-        raise dispatch.UnsupportedError(
+            raise UnsupportedError(f"{op}: mesh axis {axis!r} is named twice")
+    if vocabulary % shards:
+        raise UnsupportedError(
             f"{op}: a vocabulary of {vocabulary} does not divide over mesh axis "
-            f"{' x '.join(axes.vocabulary)} of size {parts}; "
-            f"sizes below it that work: {', '.join(map(str, _divisors(vocabulary, parts)))}"
+            f"{' x '.join(axes.vocabulary)} of size {shards}; "
+            f"sizes below it that work: {', '.join(map(str, _divisors(vocabulary, shards)))}"
         )
-    cutting = (
-        tuple(axis for axis in names if mesh.shape[axis] > 1)
-        for names in (axes.vocabulary, axes.tokens)
-    )
-    return MeshAxes(*cutting)
+    return MeshAxes(*(tuple(axis for axis in names if num_shards((axis,)) > 1) for names in axes))
 
 
 def over_shards(
@@ -71,10 +50,10 @@ def over_shards(
       tokens: arrays whose first axis is tokens; padded with zeros where they do not divide.
       rows: arrays whose first axis is the vocabulary.
     """
-    if axes == WHOLE:
+    if axes == UNSHARDED:
         return function(tokens, rows)
     length = jax.tree.leaves(tokens)[0].shape[0]
-    whole = length + -length % _parts(axes.tokens)
+    whole = length + -length % num_shards(axes.tokens)
     specs = PartitionSpec(axes.tokens), PartitionSpec(axes.vocabulary)
     # Nothing is differentiated through it, so nothing depends on JAX knowing what varies where.
     run = jax.shard_map(function, in_specs=specs, out_specs=specs, check_vma=False)
@@ -82,7 +61,7 @@ def over_shards(
     return jax.tree.map(lambda x: x[:length], by_token), by_row
 
 
-def summed(x: Float[Array, "_ D"], axes: tuple[str, ...]) -> Float[Array, "_ D"]:
+def summed(x: Float[Array, "_ D"], axes: AxisNames) -> Float[Array, "_ D"]:
     """Over the devices along these axes; within `over_shards`."""
     return jax.lax.psum(x, axes) if axes else x
 
@@ -90,10 +69,6 @@ def summed(x: Float[Array, "_ D"], axes: tuple[str, ...]) -> Float[Array, "_ D"]
 def padded(x: Shaped[Array, "T *D"], length: int) -> Shaped[Array, "S *D"]:
     """Zeros after the last token."""
     return jnp.pad(x, [(0, length - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
-
-
-def _parts(axes: tuple[str, ...]) -> int:
-    return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
 
 def _divisors(size: int, limit: int) -> list[int]:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.linear_loss import sharded, tpu_kernels, tpu_plan, vjp
 from pallas_kernels.linear_loss.per_token import own_columns
-from pallas_kernels.linear_loss.sharded import MeshAxes
 from pallas_kernels.linear_loss.tpu_losses import CrossEntropy, Kl
 from pallas_kernels.linear_loss.tpu_plan import LANES, Plan
+from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 INSTEAD = "'chunked', or None to let it choose"
 
@@ -23,7 +23,7 @@ def cross_entropy(
     head: Float[Array, "V D"],
     labels: Int[Array, "T"],
     weights: Float[Array, "T"],
-    axes: MeshAxes = sharded.WHOLE,
+    axes: MeshAxes = UNSHARDED,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`.
 
@@ -42,7 +42,7 @@ def kl(
     teacher_head: Float[Array, "V E"],
     weights: Float[Array, "T"],
     temperature: float,
-    axes: MeshAxes = sharded.WHOLE,
+    axes: MeshAxes = UNSHARDED,
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_kl`.
 
@@ -67,7 +67,7 @@ def tpu_refusal(axes: MeshAxes, *hidden: Float[Array, "T _"]) -> str | None:
     if any(width % LANES for width in widths):
         return f"needs widths that are multiples of {LANES}, not {' and '.join(map(str, widths))}"
     # On named axes each device runs the kernels on its own part.
-    return dispatch.mesh_refusal() if axes == sharded.WHOLE else None
+    return dispatch.mesh_refusal() if axes == UNSHARDED else None
 
 
 def _check(op: str, axes: MeshAxes, *hidden: Float[Array, "T _"]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.linear_loss import sharded
-from pallas_kernels.linear_loss.sharded import MeshAxes
+from pallas_kernels.mesh import MeshAxes
 
 # Hidden, head and weights: what the total is differentiated by.
 Inputs = tuple[Float[Array, "T D"], Float[Array, "V D"], Float[Array, "T"]]

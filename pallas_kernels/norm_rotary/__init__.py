@@ -1,12 +1,15 @@
 """RMS norm of every head, then rotary positions: what queries and keys go through before
 attention."""
 
+import functools
 from typing import Literal
 
 import jax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
+from pallas_kernels.mesh import UNSHARDED, MeshAxes, on_each_device
 from pallas_kernels.norm_rotary import gpu, permuted, reference, tpu
 from pallas_kernels.norm_rotary.reference import rms_norm as rms_norm
 from pallas_kernels.norm_rotary.reference import rotate as rotate
@@ -27,7 +30,8 @@ def norm_rotary(
     angles: Float[Array, "B T J"],
     *,
     eps: float,
-    implementation: str | None = None,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
 ) -> Float[Array, "B T N H"]:
     """RMS norm over the last axis, then a rotation of dimension j with j + H/2 by the angle of j.
 
@@ -40,6 +44,7 @@ def norm_rotary(
     Args:
       angles: radians, float32, J = H / 2 frequencies of every token, the same for all heads.
       eps: added to the mean of squares.
+      mesh_axes: batch, sequence and heads; nothing is exchanged but the gradient of scale.
       implementation: "reference", "permuted" (half-turns as products: fewer bytes on TPU than
         slices), both anywhere, "tpu" or "gpu" (A100 or newer; one kernel that reads x once and
         writes o once). None runs "reference" for one token, the kernel of this device where it can,
@@ -56,6 +61,20 @@ def norm_rotary(
             f"norm_rotary has {angles.shape[-1]} angles for heads of {x.shape[-1]}; give half the"
             " width"
         )
+    tokens = PartitionSpec(mesh_axes.batch, mesh_axes.sequence, mesh_axes.heads)
+    specs = tokens, PartitionSpec(), PartitionSpec(mesh_axes.batch, mesh_axes.sequence)
+    local = functools.partial(_apply, eps=eps, implementation=implementation)
+    return on_each_device(local, specs, tokens)(x, scale, angles)
+
+
+def _apply(
+    x: Float[Array, "B T N H"],
+    scale: Float[Array, "H"],
+    angles: Float[Array, "B T J"],
+    *,
+    eps: float,
+    implementation: str | None,
+) -> Float[Array, "B T N H"]:
     name = dispatch.choose("norm_rotary", implementation, IMPLEMENTATIONS, _preferred(x))
     return IMPLEMENTATIONS[name](x, scale, jax.lax.stop_gradient(angles), eps=eps)
 

@@ -22,7 +22,7 @@ def projection(
     gate: Float[Array, "B T I"] | None = None,
     activation: reference.Activation = "sigmoid",
     residual: Float[Array, "B T O"] | None = None,
-    implementation: str | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[Float[Array, "B T _"], ...]:
     """y_i = (norm(x) * activation(gate)) W_i + residual for every kernel W_i; what is None is left out.
 

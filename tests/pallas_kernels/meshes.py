@@ -4,14 +4,17 @@ import jax
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-AXES = {"batch": "data", "sequence": "sequence", "heads": "tensor"}
+from pallas_kernels import MeshAxes
+
+NAMES = "data", "sequence", "tensor"
+AXES = MeshAxes(batch=("data",), sequence=("sequence",), heads=("tensor",))
 
 
 def mesh_of(data, sequence, tensor=1):
     sizes = (data, sequence, tensor)
     devices = jax.devices()[: np.prod(sizes)]
     kinds = (AxisType.Auto,) * 3
-    return jax.make_mesh(sizes, tuple(AXES.values()), axis_types=kinds, devices=devices)
+    return jax.make_mesh(sizes, NAMES, axis_types=kinds, devices=devices)
 
 
 def on(kind="NVIDIA H200", platform="cuda", **axes):

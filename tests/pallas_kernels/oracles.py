@@ -81,14 +81,14 @@ def _factors(log_decay, segment_ids, shape):
     return written, kept
 
 
-def attention(q, k, v, scale, query_slots=None, query_segments=None, key_segments=None):
+def attention(q, k, v, scale, query_slots=None, segment_ids=None, key_segment_ids=None):
     """Softmax over the keys each query sees, zeros where it sees none."""
     length, keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     slots = np.arange(length)[None] if query_slots is None else np.asarray(query_slots)
     seen = np.arange(keys) <= slots[:, :, None]
-    if query_segments is not None:
-        same = query_segments[:, :, None] == key_segments[:, None]
-        seen = seen & same & (query_segments != 0)[:, :, None]
+    if segment_ids is not None:
+        same = segment_ids[:, :, None] == key_segment_ids[:, None]
+        seen = seen & same & (segment_ids != 0)[:, :, None]
     heads = []
     for head in range(q.shape[2]):
         scores = scale * jnp.einsum("bth,bsh->bts", q[:, :, head], k[:, :, head // group])

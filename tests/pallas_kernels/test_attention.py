@@ -1,6 +1,7 @@
 """Every implementation of softmax attention answers the same questions."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +39,12 @@ def seen(case, length=102):
     everywhere = np.full((2, length), length + 5)
     return {
         "causal": {},
-        "segments": {"query_segments": segments, "key_segments": segments},
+        "segments": {"segment_ids": segments, "key_segment_ids": segments},
         "slots": {"query_slots": slots},
         "slots and segments": {
             "query_slots": slots,
-            "query_segments": segments,
-            "key_segments": segments[:, ::-1].copy(),
+            "segment_ids": segments,
+            "key_segment_ids": segments[:, ::-1].copy(),
         },
         "beyond the last slot": {"query_slots": everywhere},
     }[case]
@@ -123,7 +124,7 @@ def test_packed_documents_equal_separate_ones(implementation):
     q, k, v = inputs()
     segments = jnp.broadcast_to(jnp.repeat(jnp.asarray([4, 9]), 51)[None], (2, 102))
     packed = run(
-        q, k, v, implementation=implementation, query_segments=segments, key_segments=segments
+        q, k, v, implementation=implementation, segment_ids=segments, key_segment_ids=segments
     )
     for part in (slice(0, 51), slice(51, 102)):
         alone = run(q[:, part], k[:, part], v[:, part], implementation=implementation)
@@ -133,11 +134,11 @@ def test_packed_documents_equal_separate_ones(implementation):
 @every
 def test_a_query_that_sees_nothing_gives_zeros_and_finite_gradients(implementation):
     arrays = inputs()
-    segments = jnp.asarray(seen("segments")["query_segments"])
+    segments = jnp.asarray(seen("segments")["segment_ids"])
 
     def loss(*arrays):
         out = run(
-            *arrays, implementation=implementation, query_segments=segments, key_segments=segments
+            *arrays, implementation=implementation, segment_ids=segments, key_segment_ids=segments
         )
         return jnp.sum(jnp.sin(out + 1)), out
 
@@ -194,7 +195,7 @@ def test_splash_under_this_contract_matches_float64(case):
         grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
     oracles.assert_close((out, grads), want, oracles.TOLERANCE["bfloat16"])
     if case == "segments":
-        assert not np.any(np.asarray(out)[visible["query_segments"] == 0])
+        assert not np.any(np.asarray(out)[visible["segment_ids"] == 0])
 
 
 def test_on_a_tpu_splash_is_chosen_where_it_can_run():
@@ -227,6 +228,9 @@ def test_arguments_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="10 queries and 102 keys; give query_slots"):
         attention(q[:, :10], k, v, scale=SCALE)
     with pytest.raises(ValueError, match="give both or neither"):
-        attention(q, k, v, scale=SCALE, query_segments=segments)
+        attention(q, k, v, scale=SCALE, key_segment_ids=segments)
+    some = {"query_slots": jnp.zeros((2, 10), jnp.int32), "segment_ids": segments[:, :10]}
+    with pytest.raises(ValueError, match="give both or neither"):
+        attention(q[:, :10], k, v, scale=SCALE, **some)
     with pytest.raises(UnsupportedError, match="no implementation 'flash'"):
-        attention(q, k, v, scale=SCALE, implementation="flash")
+        inspect.unwrap(attention)(q, k, v, scale=SCALE, implementation="flash")  # types unchecked

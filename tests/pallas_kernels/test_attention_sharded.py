@@ -13,7 +13,6 @@ from oracles import with_gradients
 
 from pallas_kernels import attention
 from pallas_kernels.attention import chunked
-from pallas_kernels.attention.sharded import sharded
 
 SCALE, HEADS = 0.3, 6
 
@@ -47,11 +46,10 @@ def packed(length):
 @pytest.mark.parametrize("packed_rows", [False, True])
 def test_the_parts_of_several_devices_equal_one_device(sizes, length, packed_rows):
     arrays, segments = inputs(length), packed(length) if packed_rows else None
-    marks = {"query_segments": segments, "key_segments": segments}
-    options = {"scale": SCALE, "implementation": "chunked"}
-    want = with_gradients(functools.partial(attention, **options, **marks), *arrays)
+    options = {"scale": SCALE, "implementation": "chunked", "segment_ids": segments}
+    want = with_gradients(functools.partial(attention, **options), *arrays)
     with jax.set_mesh(mesh_of(*sizes)):
-        run = functools.partial(sharded, segment_ids=segments, **options, **AXES)
+        run = functools.partial(attention, **options, mesh_axes=AXES)
         got = with_gradients(run, *arrays)
     oracles.assert_close(got, want, 5e-6)
 
@@ -69,7 +67,7 @@ def test_every_device_multiplies_as_many_blocks_forward_and_backward(monkeypatch
     monkeypatch.setattr(chunked, "_blocks_seen", counted)
     length = 16 * devices
     with jax.set_mesh(mesh_of(1, devices)):
-        run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
+        run = functools.partial(attention, scale=SCALE, implementation="chunked", mesh_axes=AXES)
         jax.block_until_ready(with_gradients(run, *inputs(length)))
         jax.effects_barrier()
     # 2n chunks of two blocks of queries each see, on average, half of the 4n blocks of keys; twice, there and back.

@@ -1,6 +1,7 @@
 """Every implementation of decode attention answers the same questions."""
 
 import functools
+import inspect
 import math
 import re
 
@@ -11,10 +12,11 @@ import oracles
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels import UnsupportedError, attention, decode_attention, dispatch
+from pallas_kernels import MeshAxes, UnsupportedError, attention, decode_attention, dispatch
 from pallas_kernels.decode_attention import IMPLEMENTATIONS, chunked, gpu, tpu
 
 SCALE, BLOCK, SLOTS = 0.3, 16, 69  # the last block is short
+UNSHARDED, OVER_SLOTS = MeshAxes(), MeshAxes(sequence=("length",))
 TOLERANCE = {"float32": 5e-6, "bfloat16": 5e-3}
 
 
@@ -36,13 +38,13 @@ def inputs(batch=3, slots=SLOTS, heads=6, kv_heads=3, width=8, dtype=jnp.float32
 def documents():
     """Two documents and padding in each row; the last query is padding."""
     segments = np.repeat([[1, 1, 2], [4, 0, 7], [3, 3, 3]], SLOTS // 3, axis=1)
-    return {"query_segments": jnp.asarray([2, 4, 0]), "key_segments": jnp.asarray(segments)}
+    return {"segment_ids": jnp.asarray([2, 4, 0]), "key_segment_ids": jnp.asarray(segments)}
 
 
-@functools.partial(jax.jit, static_argnames=("implementation", "length_axis"))
-def compiled(q, keys, values, slots, implementation, length_axis=None, **segments):
+@functools.partial(jax.jit, static_argnames=("implementation", "mesh_axes"))
+def compiled(q, keys, values, slots, implementation, mesh_axes=UNSHARDED, **segments):
     """Within, Pallas kernels are interpreted."""
-    axis = {"length_axis": length_axis, "implementation": implementation}
+    axis = {"mesh_axes": mesh_axes, "implementation": implementation}
     return decode_attention(q, keys, values, slots, scale=SCALE, **segments, **axis)
 
 
@@ -51,12 +53,12 @@ def run(arrays, slots, implementation, **segments):
         return compiled(*arrays, jnp.asarray(slots, jnp.int32), implementation, **segments)
 
 
-def float64(arrays, slots, query_segments=None, key_segments=None):
+def float64(arrays, slots, segment_ids=None, key_segment_ids=None):
     q, keys, values = (np.asarray(x, np.float64) for x in arrays)
     segments = {}
-    if query_segments is not None:
-        segments["query_segments"] = np.asarray(query_segments)[:, None]
-        segments["key_segments"] = np.asarray(key_segments)
+    if segment_ids is not None:
+        segments["segment_ids"] = np.asarray(segment_ids)[:, None]
+        segments["key_segment_ids"] = np.asarray(key_segment_ids)
     with jax.enable_x64(True):
         slots = np.asarray(slots)[:, None]
         return np.asarray(
@@ -129,8 +131,8 @@ class TestEveryImplementation:
             values,
             scale=SCALE,
             query_slots=slots[:, None],
-            query_segments=segments["query_segments"][:, None],
-            key_segments=segments["key_segments"],
+            segment_ids=segments["segment_ids"][:, None],
+            key_segment_ids=segments["key_segment_ids"],
         )
         got = run((q, keys, values), slots, implementation, **segments)
         oracles.assert_close(got, want[:, 0], 1e-6)
@@ -140,11 +142,11 @@ class TestEveryImplementation:
         arrays, slots = inputs(slots=96), [90, 13, -1]
         segments = {}
         if documents_too:
-            key_segments = jnp.repeat(jnp.asarray([[1, 2, 2], [4, 0, 7], [3, 3, 3]]), 32, axis=1)
-            segments = {"query_segments": jnp.asarray([2, 4, 0]), "key_segments": key_segments}
+            key_segment_ids = jnp.repeat(jnp.asarray([[1, 2, 2], [4, 0, 7], [3, 3, 3]]), 32, axis=1)
+            segments = {"segment_ids": jnp.asarray([2, 4, 0]), "key_segment_ids": key_segment_ids}
         want = run(arrays, slots, "reference", **segments)
         with mesh(8):
-            got = run(arrays, slots, implementation, length_axis="length", **segments)
+            got = run(arrays, slots, implementation, mesh_axes=OVER_SLOTS, **segments)
         oracles.assert_close(got, want, 1e-6)
 
 
@@ -176,7 +178,7 @@ def test_no_key_or_value_of_a_cut_cache_moves(data):
                 jax.device_put(x, s) for x, s in zip(arrays, (rows, cache, cache), strict=True)
             )
             args = (q, keys, values, jax.device_put(jnp.asarray([40, 2, 68, 9]), rows))
-            program = compiled.lower(*args, "chunked", length_axis="length").compile()
+            program = compiled.lower(*args, "chunked", mesh_axes=OVER_SLOTS).compile()
             oracles.assert_close(program(*args), float64(arrays, [40, 2, 68, 9]), 5e-6)
             return collectives(program.as_text())
 
@@ -188,9 +190,12 @@ def test_no_key_or_value_of_a_cut_cache_moves(data):
 
 def test_a_cache_the_mesh_cannot_cut_is_refused():
     with mesh(8), pytest.raises(ValueError, match=r"cache of 69 slots .* use 72 slots"):
-        run(inputs(), [1, 2, 3], "chunked", length_axis="length")
-    with mesh(8), pytest.raises(ValueError, match=r"no axis 'time' .* it has data, length"):
-        run(inputs(), [1, 2, 3], "chunked", length_axis="time")
+        run(inputs(), [1, 2, 3], "chunked", mesh_axes=OVER_SLOTS)
+    with (
+        mesh(8),
+        pytest.raises(ValueError, match=r"no mesh axis 'time'; the mesh has data, length"),
+    ):
+        run(inputs(), [1, 2, 3], "chunked", mesh_axes=MeshAxes(sequence=("time",)))
 
 
 def test_the_chunked_form_computes_no_block_that_no_row_sees():
@@ -214,9 +219,12 @@ def test_arguments_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="6 query heads, not a multiple of its 4"):
         decode_attention(q, *inputs(kv_heads=4)[1:], slots, scale=SCALE)
     with pytest.raises(ValueError, match="give both or neither"):
-        decode_attention(q, keys, values, slots, scale=SCALE, query_segments=slots)
+        decode_attention(q, keys, values, slots, scale=SCALE, segment_ids=slots)
     with pytest.raises(UnsupportedError, match="it has reference, chunked, tpu, gpu, or None"):
-        decode_attention(q, keys, values, slots, scale=SCALE, implementation="flash")
+        # Past the check of its types.
+        inspect.unwrap(decode_attention)(
+            q, keys, values, slots, scale=SCALE, implementation="flash"
+        )
     for name in ("tpu", "gpu"):
         with pytest.raises(UnsupportedError, match=f"needs a {name.upper()}, and this runs on cpu"):
             decode_attention(q, keys, values, slots, scale=SCALE, implementation=name)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from pallas_kernels import UnsupportedError, decode_attention
-from pallas_kernels.decode_attention import parts
+from pallas_kernels import MeshAxes, UnsupportedError, decode_attention
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -23,15 +22,15 @@ def on(platform, kind=None, **axes):
     return meshes.on(kind or KIND[platform], platform, **axes)
 
 
-def step(q, keys, values, slots, query_segments, key_segments, implementation=None):
+def step(q, keys, values, slots, segment_ids, key_segment_ids, implementation=None):
     return decode_attention(
         q,
         keys,
         values,
         slots,
         scale=0.1,
-        query_segments=query_segments,
-        key_segments=key_segments,
+        segment_ids=segment_ids,
+        key_segment_ids=key_segment_ids,
         implementation=implementation,
     )
 
@@ -95,7 +94,9 @@ def test_the_tpu_kernel_lowers_for_every_generation(kind):
 
 def test_a_device_of_a_cut_cache_runs_the_kernel_on_its_own_slots():
     with on("cuda", length=4):
-        cut = functools.partial(decode_attention, scale=0.1, length_axis="length")
+        cut = functools.partial(
+            decode_attention, scale=0.1, mesh_axes=MeshAxes(sequence=("length",))
+        )
         traced = jax.jit(cut).trace(*shapes()[:4])
         assert CALL["cuda"] in traced.lower(lowering_platforms=("cuda",)).as_text()
 

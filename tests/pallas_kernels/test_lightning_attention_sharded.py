@@ -9,12 +9,18 @@ import numpy as np
 import oracles
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
-from meshes import AXES, mesh_of
+from meshes import AXES, NAMES, mesh_of
 from test_decode_attention import collectives
 from test_lightning_attention import SCALE, decays, documents, inputs
 
-from pallas_kernels import dispatch, lightning_attention
-from pallas_kernels.lightning_attention.sharded import FORGOTTEN, neighbor_exchange, sharded
+from pallas_kernels import (
+    NEGLIGIBLE_DECAY,
+    dispatch,
+    lightning_attention,
+    neighbor_exchange,
+)
+
+sharded = functools.partial(lightning_attention, mesh_axes=AXES)
 
 TOKENS, MEMORY = ("data", "sequence", "tensor"), ("data", "tensor")
 KINDS = (AxisType.Auto,) * 3
@@ -60,7 +66,7 @@ def on_one_device(packed_rows):
     ],
 )
 def test_the_parts_of_several_devices_equal_one_device(implementation, sizes, packed_rows):
-    parts = functools.partial(sharded, implementation=implementation, **AXES)
+    parts = functools.partial(sharded, implementation=implementation)
     mesh = mesh_of(*sizes)
     with dispatch.interpreted(), jax.set_mesh(mesh):
         got = with_gradients(parts, *arguments(packed_rows))
@@ -73,7 +79,7 @@ def test_the_parts_of_several_devices_equal_one_device(implementation, sizes, pa
 def test_only_memories_are_exchanged_along_the_sequence():
     def exchanged(length):
         q, k, v, state = inputs(batch=1, length=length, heads=2, width=8)
-        run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
+        run = functools.partial(sharded, scale=SCALE, implementation="chunked")
         program = jax.jit(run).lower(q, k, v, decays(2), state, jnp.ones((1, length), jnp.int32))
         return collectives(program.compile().as_text())
 
@@ -86,7 +92,7 @@ def test_only_memories_are_exchanged_along_the_sequence():
 def halo(log_decay, state_factor=1.0, segments=None, short=True):
     """Outputs, last memory and gradients on four devices with 32 tokens each."""
     q, k, v, state = inputs(batch=4, length=128, heads=4, width=8)
-    arrays, run = (q, k, v, state_factor * state), functools.partial(sharded, **AXES)
+    arrays, run = (q, k, v, state_factor * state), sharded
     context = neighbor_exchange() if short else contextlib.nullcontext()
     with jax.set_mesh(mesh_of(2, 4, 1)), context:
         return with_gradients(run, arrays, jnp.full(4, log_decay, jnp.float32), segments)
@@ -108,7 +114,7 @@ def test_what_a_halo_leaves_out_is_no_more_than_its_bound():
     left_out = SCALE * jnp.einsum("btnk,bnkv->btnv", faded * q[:, 32:64], factor * state)
     gap = whole[:, 32:64] - near[:, 32:64]
     np.testing.assert_allclose(gap, left_out, atol=1e-3 * np.abs(left_out).max())
-    assert jnp.exp(32 * log_decay) <= FORGOTTEN
+    assert jnp.exp(32 * log_decay) <= NEGLIGIBLE_DECAY
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def test_parts_that_fade_too_little_exchange_all_memories(log_decay, row):
 
 def test_a_halo_is_one_memory_however_many_devices():
     q, k, v, state = inputs(batch=1, length=128, heads=2, width=8)
-    run = functools.partial(sharded, scale=SCALE, implementation="chunked", **AXES)
+    run = functools.partial(sharded, scale=SCALE, implementation="chunked")
     memory, factors, open_documents, choice = 2 * 8 * 8, 2, 2, 1
     for devices in (4, 8):
         with jax.set_mesh(mesh_of(1, devices, 1)), neighbor_exchange():
@@ -143,12 +149,12 @@ def test_a_tpu_mesh_runs_the_kernel_on_every_device():
     state = jax.ShapeDtypeStruct((4, 8, 128, 128), jnp.float32)
 
     def kernels(sizes, **axes):
-        mesh = AbstractMesh(sizes, tuple(AXES.values()), KINDS, abstract_device=device)
-        run = functools.partial(sharded, scale=SCALE, **(AXES | axes))
+        mesh = AbstractMesh(sizes, NAMES, KINDS, abstract_device=device)
+        run = functools.partial(sharded, scale=SCALE, mesh_axes=AXES._replace(**axes))
         with jax.sharding.use_abstract_mesh(mesh):
             traced = jax.jit(run).trace(tokens, tokens, tokens, decays(8), state)
             return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
 
     assert kernels((2, 1, 4)) == 1
     assert kernels((2, 2, 2)) == 1
-    assert kernels((2, 2, 2), sequence=None) == 0  # the sequence is cut: left to the compiler
+    assert kernels((2, 2, 2), sequence=()) == 0  # the sequence is cut: left to the compiler

@@ -115,10 +115,10 @@ def test_padding_neither_writes_nor_decays_and_gives_zeros(implementation):
 
 @every
 def test_what_is_forgotten_may_be_nan(implementation):
-    arrays, fresh = inputs(), jnp.asarray([True, False])
+    arrays, reset = inputs(), jnp.asarray([True, False])
     empty = arrays | {"state": arrays["state"].at[0].set(0.0)}
     broken = arrays | {"state": arrays["state"].at[0].set(jnp.nan)}
-    got = run(broken, implementation, fresh=fresh)
+    got = run(broken, implementation, reset=reset)
     oracles.assert_close(got, run(empty, implementation), 1e-6)
 
 
@@ -126,7 +126,7 @@ def test_what_is_forgotten_may_be_nan(implementation):
 def test_a_row_is_as_it_is_alone(implementation):
     arrays, marks = (
         inputs(),
-        {"real": jnp.asarray([True, False]), "fresh": jnp.asarray([False, True])},
+        {"real": jnp.asarray([True, False]), "reset": jnp.asarray([False, True])},
     )
     whole = run(arrays, implementation, **marks)
     of_rows = set(arrays) - {"log_decay", "q_scale", "k_scale"}
@@ -140,7 +140,7 @@ def test_a_row_is_as_it_is_alone(implementation):
 def test_tokens_one_after_the_other_are_a_sequence(implementation):
     """With padding, and a document that starts in the middle."""
     segments = np.asarray([[1, 1, 0, 1, 1, 1], [0, 3, 3, 4, 4, 0]], np.int32)
-    fresh = np.asarray([[0] * 6, [0, 0, 0, 1, 0, 0]], bool)
+    reset = np.asarray([[0] * 6, [0, 0, 0, 1, 0, 0]], bool)
     one = inputs("")
     tokens = [np.random.default_rng(i).standard_normal((2, 6, 3, 20)) for i in range(3)]
     call = jax.jit(functools.partial(run, implementation=implementation))
@@ -149,7 +149,7 @@ def test_tokens_one_after_the_other_are_a_sequence(implementation):
         token = {
             name: jnp.asarray(x[:, t], jnp.float32) for name, x in zip("qkv", tokens, strict=True)
         }
-        marks = {"real": jnp.asarray(segments[:, t] != 0), "fresh": jnp.asarray(fresh[:, t])}
+        marks = {"real": jnp.asarray(segments[:, t] != 0), "reset": jnp.asarray(reset[:, t])}
         out, state = call(one | token | {"state": state}, **marks)
         outputs.append(out)
     want = oracles.recurrence(*tokens, one["state"], one["log_decay"], segments, SCALE)
@@ -189,7 +189,7 @@ def lowered(arrays, *place, marks=None, **axes):
 @forms
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_token_is_one_kernel_that_changes_the_memory_in_place(form, rows):
-    marks = {"real": jnp.ones((rows,), bool), "fresh": jnp.ones((rows,), bool)}
+    marks = {"real": jnp.ones((rows,), bool), "reset": jnp.ones((rows,), bool)}
     text = lowered(inputs(form, rows, dtype=jnp.bfloat16), marks=marks)
     assert text.count(CALL) == 1
     (call,) = (line for line in text.splitlines() if CALL in line)

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pallas_kernels import (
+    MeshAxes,
     UnsupportedError,
     dispatch,
     linear_cross_entropy,
@@ -26,7 +27,7 @@ LOSSES = {
     "top-k kl": linear_kl_top_k,
 }
 every_loss = pytest.mark.parametrize("loss", list(LOSSES))
-cut = {"vocabulary_axes": ("rows",), "token_axes": ("parts",)}
+cut = {"mesh_axes": MeshAxes(batch=("parts",), vocabulary=("rows",))}
 
 
 @pytest.fixture(autouse=True)
@@ -182,9 +183,9 @@ def test_what_cannot_be_cut_is_refused(loss):
         ):
             total(loss, **cut)(hidden, odd[0], weights, odd[1])
         with pytest.raises(UnsupportedError, match="no mesh axis 'x'; the mesh has parts, rows"):
-            total(loss, vocabulary_axes=("x",))(hidden, head, weights, target)
+            total(loss, mesh_axes=MeshAxes(vocabulary=("x",)))(hidden, head, weights, target)
         with pytest.raises(UnsupportedError, match="'rows' is named twice"):
-            total(loss, vocabulary_axes=("rows",), token_axes=("rows",))(
+            total(loss, mesh_axes=MeshAxes(batch=("rows",), vocabulary=("rows",)))(
                 hidden, head, weights, target
             )
         with pytest.raises(UnsupportedError, match="'reference' cannot share its work"):

@@ -6,7 +6,13 @@ import pytest
 from jax.sharding import AxisType
 from test_lightning_attention_tpu import on_tpu
 
-from pallas_kernels import UnsupportedError, dispatch, linear_cross_entropy, linear_kl
+from pallas_kernels import (
+    MeshAxes,
+    UnsupportedError,
+    dispatch,
+    linear_cross_entropy,
+    linear_kl,
+)
 from pallas_kernels.linear_loss import tpu_plan
 from pallas_kernels.linear_loss.tpu_losses import Kl
 
@@ -76,7 +82,7 @@ def test_what_a_tpu_cannot_run_is_refused_with_what_would():
 
 def test_on_a_mesh_whose_axes_are_named_each_device_runs_the_kernels():
     axes = [(2, "parts", AxisType.Auto), (4, "rows", AxisType.Auto)]
-    cut = {"token_axes": ("parts",), "vocabulary_axes": ("rows",)}
+    cut = {"mesh_axes": MeshAxes(batch=("parts",), vocabulary=("rows",))}
     with on_tpu(axes=axes):
         loss = jax.grad(lambda *a: divergence(*a, **cut), (0, 1))
         assert kernels(loss, *shapes()) == 2

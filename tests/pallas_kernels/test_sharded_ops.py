@@ -11,11 +11,7 @@ from meshes import AXES, mesh_of
 from oracles import with_gradients
 from test_decode_attention import collectives
 
-from pallas_kernels import attention
-from pallas_kernels.attention.masks import Visibility
-from pallas_kernels.attention.sharded import over_slots, sharded
-from pallas_kernels.norm_rotary import norm_rotary
-from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary_on_mesh
+from pallas_kernels import attention, norm_rotary
 
 SCALE = 0.3
 
@@ -40,10 +36,8 @@ def documents(length=64):
 )
 def test_attention_with_exchanged_heads_equals_one_device(kv_heads, sizes, packed):
     arrays, segments = inputs(8, kv_heads), documents() if packed else None
-    whole = functools.partial(
-        attention, scale=SCALE, query_segments=segments, key_segments=segments
-    )
-    parts = functools.partial(sharded, segment_ids=segments, scale=SCALE, **AXES)
+    whole = functools.partial(attention, scale=SCALE, segment_ids=segments)
+    parts = functools.partial(whole, mesh_axes=AXES)
     want = with_gradients(whole, *arrays)
     with jax.set_mesh(mesh_of(*sizes)):
         got = with_gradients(parts, *arrays)
@@ -53,7 +47,7 @@ def test_attention_with_exchanged_heads_equals_one_device(kv_heads, sizes, packe
 def test_heads_are_changed_for_tokens_and_nothing_is_gathered():
     arrays = inputs(8, 4)
     with jax.set_mesh(mesh_of(1, 4, 1)):
-        run = functools.partial(sharded, scale=SCALE, **AXES)
+        run = functools.partial(attention, scale=SCALE, mesh_axes=AXES)
         found = collectives(jax.jit(run).lower(*arrays).compile().as_text())
     assert set(found) == {"all-to-all"}
 
@@ -62,14 +56,14 @@ def test_a_prompt_read_against_a_cut_cache_equals_one_device_and_moves_no_key():
     q, keys, values = inputs(8, 4)
     segments = documents()
     slots = jnp.broadcast_to(20 + jnp.arange(16)[None], (4, 16))
-    visible = Visibility(slots, segments[:, 20:36], segments)
-    want = jax.jit(functools.partial(attention, scale=SCALE))(
-        q[:, :16], keys, values, **visible._asdict()
-    )
+    arrays = q[:, :16], keys, values
+    visible = {"segment_ids": segments[:, 20:36], "key_segment_ids": segments}
+    whole = functools.partial(attention, scale=SCALE, query_slots=slots, **visible)
+    want = jax.jit(whole)(*arrays)
     with jax.set_mesh(mesh_of(2, 2, 2)):
-        run = jax.jit(functools.partial(over_slots, scale=SCALE, **AXES))
-        got = run(q[:, :16], keys, values, visible)
-        text = run.lower(q[:, :16], keys, values, visible).compile().as_text()
+        run = jax.jit(functools.partial(whole, mesh_axes=AXES))
+        got = run(*arrays)
+        text = run.lower(*arrays).compile().as_text()
     oracles.assert_close(got, want, 5e-6)
     assert set(collectives(text)) == {"all-reduce"}
 
@@ -78,7 +72,7 @@ def test_norm_and_rotary_over_several_devices_equal_one_and_say_nothing_to_each_
     x, scale = inputs(4, 4)[0], jnp.linspace(0.5, 2, 8)
     angles = jnp.arange(4 * 64 * 4, dtype=jnp.float32).reshape(4, 64, 4) / 7
     whole = functools.partial(norm_rotary, angles=angles, eps=1e-6)
-    parts = functools.partial(norm_rotary_on_mesh, angles=angles, eps=1e-6, **AXES)
+    parts = functools.partial(whole, mesh_axes=AXES)
     want = with_gradients(whole, x, scale)
     with jax.set_mesh(mesh_of(2, 2, 2)):
         got = with_gradients(parts, x, scale)

@@ -3,8 +3,6 @@
 The functions make parameters of the mixer that calls them; only mixers call them.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -14,9 +12,7 @@ from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, parameter
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels.norm_rotary import rms_norm
-from pallas_kernels.norm_rotary.sharded import sharded as norm_rotary
-from pallas_kernels.projection import Norm, projection
+from pallas_kernels import MeshAxes, Norm, norm_rotary, projection, rms_norm
 
 Gate = Float[Array, "B T O"]
 """W_gate norm(x) of all heads end to end."""
@@ -36,18 +32,10 @@ def project_in(
     return q, k, v, gate[0] if gate else None
 
 
-class Cuts(NamedTuple):
-    """The mesh axes that cut rows, tokens (or slots of a cache) and heads, by the names that ops give them."""
-
-    batch: tuple[str, ...]
-    sequence: tuple[str, ...]
-    heads: tuple[str, ...]
-
-
-def cuts(x: Queries, heads_axis: str = axes.HEADS) -> Cuts:
-    """How the mesh in force cuts x; by default its heads are those of queries."""
+def op_axes(x: Queries, heads_axis: str = axes.HEADS) -> MeshAxes:
+    """The axes of the mesh in force that shard x, for ops; by default its heads are those of queries."""
     names = (axes.BATCH, axes.TIME, heads_axis)
-    return Cuts(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
+    return MeshAxes(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
 
 
 def head_angles(layout: TokenLayout, head_dim: int, theta: float | None) -> Angles | None:
@@ -70,8 +58,8 @@ class HeadNorm(nn.Module):
     def __call__(self, x: Queries, angles: Angles | None) -> Queries:
         if angles is None:
             return rms_norm(x, self.scale, self.eps)
-        cut = cuts(x, self.heads_axis)
-        return norm_rotary(x, self.scale, angles, eps=self.eps, **cut._asdict())
+        sharded = op_axes(x, self.heads_axis)
+        return norm_rotary(x, self.scale, angles, eps=self.eps, mesh_axes=sharded)
 
 
 def head_norms(mixer: nn.Module) -> tuple[HeadNorm, HeadNorm]:

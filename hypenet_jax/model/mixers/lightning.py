@@ -16,19 +16,15 @@ from hypenet_jax.axes import Angles, Hidden, Keys, Queries
 from hypenet_jax.model.layers import Initialization, RMSNorm
 from hypenet_jax.model.mixers.heads import (
     HeadNorm,
-    cuts,
     head_angles,
     head_norms,
+    op_axes,
     project_in,
     project_out,
 )
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
-from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention.sharded import sharded as lightning_attention
-from pallas_kernels.lightning_step import HeadNorms, lightning_step
-from pallas_kernels.norm_rotary import rotate
-from pallas_kernels.projection import Norm
+from pallas_kernels import HeadNorms, Norm, lightning_attention, lightning_step, rotate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +113,7 @@ class LightningMixer(nn.Module):
         angles = head_angles(layout, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, count, count, norm=norm)
         norms = head_norms(self) if spec.qk_norm else None
-        if state is not None and x.shape[1] == 1 and dispatch.mesh_refusal() is None:
+        if state is not None and x.shape[1] == 1:
             heads, memory = _step(spec, (q, k, v), norms, angles, layout, state)
         else:
             heads, memory = _attend(spec, (q, k, v), norms, angles, layout, state)
@@ -151,7 +147,7 @@ def _attend(
         None if state is None else _remember(state.recurrent_state, layout),
         None if layout.single_segment else layout.segment_ids,
         scale=spec.query_scale,
-        **cuts(q)._asdict(),
+        mesh_axes=op_axes(q),
     )
 
 
@@ -170,7 +166,7 @@ def _step(
     layout: TokenLayout,
     state: LightningState,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
-    """`_attend` for one token after a state on one device: one kernel there where it can be."""
+    """`_attend` for one token after a state: one kernel where it can be."""
     q, k, v = (x[:, 0] for x in heads)
     documents = None if layout.single_segment else layout.segment_ids
     out, memory = lightning_step(
@@ -183,6 +179,7 @@ def _step(
         norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
         angles=None if angles is None else angles[:, 0],
         real=None if documents is None else documents[:, 0] != 0,
-        fresh=layout.reset_state,
+        reset=layout.reset_state,
+        mesh_axes=op_axes(heads[0]),
     )
     return out[:, None], memory

@@ -17,20 +17,22 @@ from hypenet_jax.axes import CacheSlots, Hidden, Keys, Queries
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
-    cuts,
     head_angles,
     head_norms,
+    op_axes,
     project_in,
     project_out,
 )
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
-from pallas_kernels.attention.masks import Visibility
-from pallas_kernels.attention.sharded import over_slots
-from pallas_kernels.attention.sharded import sharded as self_attention
-from pallas_kernels.decode_attention import decode_attention
-from pallas_kernels.mesh import MeshAxes, on_each_device, parts
-from pallas_kernels.projection import Norm
+from pallas_kernels import (
+    AxisNames,
+    Norm,
+    attention,
+    decode_attention,
+    num_shards,
+    on_each_device,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,25 +123,26 @@ class SoftmaxMixer(nn.Module):
 
 def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> Queries:
     """Attention to the tokens themselves, or to the slots of a cache; one token against a cache is an op of its own."""
-    documents, slots = layout.segment_ids, layout.cache_slots
+    segment_ids, slots = layout.segment_ids, layout.cache_slots
     if slots is None:
-        return self_attention(q, k, v, documents, scale=scale, **cuts(q)._asdict())
-    assert documents is not None  # a call with a cache always has them
-    cut = cuts(k, axes.KV_HEADS)
+        return attention(q, k, v, scale=scale, segment_ids=segment_ids, mesh_axes=op_axes(q))
+    assert segment_ids is not None  # a call with a cache always has them
+    sharded, of_slots = op_axes(k, axes.KV_HEADS), layout.slot_segment_ids
     if q.shape[1] > 1:
-        visibility = Visibility(slots, documents, layout.slot_segment_ids)
-        return over_slots(q, k, v, visibility, scale=scale, **cut._asdict())
+        return attention(
+            *(q, k, v),
+            scale=scale,
+            query_slots=slots,
+            segment_ids=segment_ids,
+            key_segment_ids=of_slots,
+            mesh_axes=sharded,
+        )
     heads = decode_attention(
-        q[:, 0],
-        k,
-        v,
-        slots[:, 0],
+        *(q[:, 0], k, v, slots[:, 0]),
         scale=scale,
-        query_segments=documents[:, 0],
-        key_segments=layout.slot_segment_ids,
-        batch=cut.batch,
-        heads=cut.heads,
-        length_axis=cut.sequence,
+        segment_ids=segment_ids[:, 0],
+        key_segment_ids=of_slots,
+        mesh_axes=sharded,
     )
     return heads[:, None]
 
@@ -156,10 +159,10 @@ def _scale_logits(q: Queries, layout: TokenLayout, scale: LogLengthScale | float
 
 def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:
     """The cache with the new tokens in their slots; each device writes those that it holds."""
-    cut = cuts(state.keys, axes.KV_HEADS)
-    cache, rows = PartitionSpec(*cut), PartitionSpec(cut.batch)
-    new = PartitionSpec(cut.batch, None, cut.heads)
-    local = functools.partial(_write_own, cut.sequence)
+    sharded = op_axes(state.keys, axes.KV_HEADS)
+    cache = PartitionSpec(sharded.batch, sharded.sequence, sharded.heads)
+    new, rows = PartitionSpec(sharded.batch, None, sharded.heads), PartitionSpec(sharded.batch)
+    local = functools.partial(_write_own, sharded.sequence)
     return KVState(
         *on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))(
             (state.keys, state.values), (k, v), layout.cache_slots
@@ -168,14 +171,14 @@ def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:
 
 
 def _write_own(
-    cut: MeshAxes,
+    sharded: AxisNames,
     caches: tuple[Keys, Keys],
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     slots: CacheSlots,
 ) -> tuple[Keys, Keys]:
     rows, room = jnp.arange(len(slots))[:, None], caches[0].shape[1]
-    if parts(cut) > 1:
-        slots = slots - jax.lax.axis_index(cut) * room
+    if num_shards(sharded) > 1:
+        slots = slots - jax.lax.axis_index(sharded) * room
         slots = jnp.where(slots < 0, room, slots)  # negative ones would count from the end
     keys, values = (
         cache.at[rows, slots].set(x.astype(cache.dtype), mode="drop")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.mesh import MeshAxes
+from pallas_kernels.mesh import AxisNames
 
 # Finite: a part that has seen nothing subtracts it from itself without a NaN.
 LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -16,8 +16,8 @@ class Visible(NamedTuple):
     """Arguments of `decode_attention` that say what is seen; the same meaning, None included."""
 
     slots: Int[Array, "B"]
-    query_segments: Int[Array, "B"] | None
-    key_segments: Int[Array, "B S"] | None
+    segment_ids: Int[Array, "B"] | None
+    key_segment_ids: Int[Array, "B S"] | None
 
 
 class Part(NamedTuple):
@@ -34,20 +34,20 @@ class Part(NamedTuple):
 def lengths(visible: Visible, capacity: int) -> Int[Array, "B"]:
     """How many slots of each row can be seen at all: none of those after is ever read."""
     count = jnp.clip(visible.slots + 1, 0, capacity).astype(jnp.int32)
-    if visible.query_segments is None:
+    if visible.segment_ids is None:
         return count
-    return jnp.where(visible.query_segments == 0, 0, count)
+    return jnp.where(visible.segment_ids == 0, 0, count)
 
 
 def seen(visible: Visible, start: Int[Array, ""] | int, size: int) -> Bool[Array, "B S"]:
     """Which of the slots from `start` on each row sees."""
     slots = start + jnp.arange(size, dtype=jnp.int32)[None]
     mask = slots <= visible.slots[:, None]
-    if visible.query_segments is None or visible.key_segments is None:
+    if visible.segment_ids is None or visible.key_segment_ids is None:
         return mask
-    segments = jax.lax.dynamic_slice_in_dim(visible.key_segments, start, size, axis=1)
-    query_segments = visible.query_segments[:, None]
-    return mask & (segments == query_segments) & (query_segments != 0)
+    key_ids = jax.lax.dynamic_slice_in_dim(visible.key_segment_ids, start, size, axis=1)
+    segment_ids = visible.segment_ids[:, None]
+    return mask & (key_ids == segment_ids) & (segment_ids != 0)
 
 
 def spans(
@@ -69,11 +69,11 @@ def join(parts: Part) -> Part:
     return Part(top, total, jnp.sum(shrink[..., None] * parts.out, axis=0))
 
 
-def join_over(part: Part, axis: MeshAxes) -> Part:
-    """One part of those that the devices along a mesh axis hold, the same on each."""
-    top = jax.lax.pmax(part.top, axis)
+def join_over(part: Part, axes: AxisNames) -> Part:
+    """One part of those that the devices along mesh axes hold, the same on each."""
+    top = jax.lax.pmax(part.top, axes)
     shrink = jnp.exp(part.top - top)
-    total, out = jax.lax.psum((shrink * part.total, shrink[..., None] * part.out), axis)
+    total, out = jax.lax.psum((shrink * part.total, shrink[..., None] * part.out), axes)
     return Part(top, total, out)
 
 

@@ -1,5 +1,4 @@
-"""Reading segment numbers the way a recurrence does: which tokens are real, and where a new
-document begins."""
+"""Reading segment ids the way a recurrence does: which tokens are real, and where a new segment starts."""
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,11 @@ def is_real(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
     return segment_ids != 0
 
 
-def starts_document(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
-    """True at a real token whose number differs from that of the last real token before it; False
-    at the first one."""
+def starts_segment(segment_ids: Int[Array, "B T"]) -> Bool[Array, "B T"]:
+    """True at a real token whose id differs from that of the last real token before it; False at the first one."""
     real = is_real(segment_ids)
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
     last = jax.lax.cummax(jnp.where(real, index, -1), axis=1)
     before = jnp.pad(last[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    number = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
-    return real & (before >= 0) & (segment_ids != number)
+    previous = jnp.take_along_axis(segment_ids, jnp.maximum(before, 0), axis=1)
+    return real & (before >= 0) & (segment_ids != previous)
