@@ -136,7 +136,13 @@ def align(recipe: Recipe, folders: Folders) -> StageConfig:
         teacher_folder=folders.teacher,
         student=None,
         method=AlignConfig(),
-        data=DataConfig(_corpus(folders), SHORT, ALIGN_ROWS, 0, seed=0),
+        data=DataConfig(
+            corpus=_corpus(folders),
+            context_length=SHORT,
+            sequences_per_step=ALIGN_ROWS,
+            first_token=0,
+            seed=0,
+        ),
         training=_training(ALIGN_STEPS, 1e-3, 1e-5),
         mesh=MeshConfig(),
         seed=0,
@@ -170,7 +176,13 @@ def distill(recipe: Recipe, folders: Folders) -> StageConfig:
         name="distill",
         student=StudentConfig(recipe.softmax_layers),
         method=DistillConfig("align"),
-        data=DataConfig(before.data.corpus, SHORT, DISTILL_ROWS, first, seed=0),
+        data=DataConfig(
+            corpus=before.data.corpus,
+            context_length=SHORT,
+            sequences_per_step=DISTILL_ROWS,
+            first_token=first,
+            seed=0,
+        ),
         training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
     )
 
@@ -184,7 +196,13 @@ def finetune(recipe: Recipe, folders: Folders) -> StageConfig:
         name="finetune",
         student=StudentConfig(recipe.softmax_layers, logit_scale=recipe.logit_scale),
         method=FinetuneConfig("distill"),
-        data=DataConfig(before.data.corpus, LONG, FINETUNE_ROWS, first, seed=0),
+        data=DataConfig(
+            corpus=before.data.corpus,
+            context_length=LONG,
+            sequences_per_step=FINETUNE_ROWS,
+            first_token=first,
+            seed=0,
+        ),
         training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
         export="bfloat16",
     )
@@ -194,7 +212,14 @@ def _corpus(folders: Folders) -> CorpusConfig:
     """JSON lines with a "text" field (FineWeb-Edu in the paper), read with the teacher's own tokenizer."""
     text = folders.text
     source = JsonLines(text, ("**/*.jsonl", "**/*.jsonl.gz"), "text")
-    return CorpusConfig(f"{text}/prepared", source, TokenizerFile(folders.teacher), LONG, 0.001, 0)
+    return CorpusConfig(
+        folder=f"{text}/prepared",
+        source=source,
+        tokenizer=TokenizerFile(folders.teacher),
+        block_length=LONG,
+        heldout_fraction=0.001,
+        seed=0,
+    )
 
 
 def _as_upstream(run: StageConfig) -> StageConfig:
@@ -219,8 +244,8 @@ def _training(
     accumulate: int = 1,
 ) -> TrainingConfig:
     return TrainingConfig(
-        OptimizerConfig(peak_lr, final_lr, WARMUP, steps),
-        LoopConfig(steps, accumulate, checkpoint_every=250, evaluate_every=250),
+        OptimizerConfig(peak_lr=peak_lr, final_lr=final_lr, warmup_steps=WARMUP, steps=steps),
+        LoopConfig(steps=steps, accumulate=accumulate, checkpoint_every=250, evaluate_every=250),
         dtype="bfloat16",
         remat=remat,
     )

@@ -61,8 +61,14 @@ def training(
 ) -> TrainingConfig:
     """Learning rates of a run of minutes; the published ones are meant for 20,000 steps."""
     return TrainingConfig(
-        OptimizerConfig(peak_lr, final_lr, warmup, STEPS[name], weight_decay=weight_decay),
-        LoopConfig(STEPS[name], accumulate=1, checkpoint_every=50),
+        OptimizerConfig(
+            peak_lr=peak_lr,
+            final_lr=final_lr,
+            warmup_steps=warmup,
+            steps=STEPS[name],
+            weight_decay=weight_decay,
+        ),
+        LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
         dtype="float32",
     )
 
@@ -147,7 +153,14 @@ def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:
     def rows(before: str | None, length: int, count: int, share: float, queries: int) -> DataConfig:
         first = 0 if before is None else tokens_after(texts[before], STEPS[before])
         needles = NeedleRows(CATALOGUE, share, min_needles=4, max_needles=8, queries=queries)
-        return DataConfig(corpus, length, count, first, seed, needles=needles)
+        return DataConfig(
+            corpus=corpus,
+            context_length=length,
+            sequences_per_step=count,
+            first_token=first,
+            seed=seed,
+            needles=needles,
+        )
 
     texts: dict[str, DataConfig] = {}
     texts["teacher_short"] = rows(None, SHORT_LENGTH, 32, 0.75, 8)

@@ -48,7 +48,15 @@ def ours(tokens: np.ndarray) -> Callable[[], float]:
     mixer = SoftmaxSpec(HEADS, KV_HEADS, HEAD_DIM, THETA)
     config = ModelConfig(VOCABULARY, D_MODEL, D_MLP, (mixer,) * LAYERS, tie_embeddings=True)
     decoder = Decoder(config, jax.numpy.float32)
-    rates = OptimizerConfig(RATE, RATE, 0, 1000, *BETAS, weight_decay=DECAY)
+    rates = OptimizerConfig(
+        peak_lr=RATE,
+        final_lr=RATE,
+        warmup_steps=0,
+        steps=1000,
+        b1=BETAS[0],
+        b2=BETAS[1],
+        weight_decay=DECAY,
+    )
     optimizer, stage = Optimizer(rates), finetune_stage(decoder)
     state = create_state(init_params(decoder, jax.random.key(0)), stage.trainable, optimizer)
     step = make_train_step(stage, optimizer, accumulate=1)

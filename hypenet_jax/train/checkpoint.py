@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -209,11 +208,11 @@ def first_line(error: BaseException) -> str:
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state._asdict()}
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
 def _as_state(tree: Mapping[str, Any]) -> TrainState:
-    return TrainState(tree["step"], tree["params"], optax.ScaleByAdamState(**tree["opt_state"]))
+    return TrainState(**tree)
 
 
 def _all_agree(good: bool) -> bool:

@@ -1,21 +1,29 @@
-"""AdamW with linear warm-up and cosine decay, as the published HALO stages use it."""
+"""The optimizer of a run: clipping, then any optimizer of optax (AdamW, as the published HALO stages use it), with
+linear warm-up and cosine decay.
+"""
 
 import dataclasses
+import functools
+import inspect
 import math
-import typing
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Float, Int
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
 
 NEVER_DECAYED = ("scale", "bias")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """Numbers of the optimizer; the learning rates and steps belong to a run and have no default.
 
@@ -24,7 +32,10 @@ class OptimizerConfig:
       final_lr: learning rate at the last update; equal to peak_lr is constant after the warm-up.
       warmup_steps: updates of linear warm-up (W).
       steps: updates of the whole schedule (N); later ones keep final_lr.
-      b1, b2, eps: Adam.
+      name: import path of an optimizer, a function that takes `learning_rate` and returns an optax
+        transformation: "optax.adamw", "optax.lion", "optax.contrib.muon" or one of yours.
+      options: further arguments of that function, as pairs of name and value.
+      b1, b2, eps: Adam; with Muon, of the parameters that are no matrices.
       weight_decay: decoupled, multiplied by the learning rate; norm scales, biases and 1-d leaves
         are exempt.
       clip_norm: largest global norm of the mean gradient; None does not clip.
@@ -36,6 +47,8 @@ class OptimizerConfig:
     final_lr: float
     warmup_steps: int
     steps: int
+    name: str = "optax.adamw"
+    options: tuple[tuple[str, bool | int | float | str], ...] = ()
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -63,6 +76,36 @@ class OptimizerConfig:
             raise ValueError(
                 f"clip_norm {self.clip_norm} must be positive, or None for no clipping"
             )
+        self._check_name()
+
+    def _check_name(self) -> None:
+        accepted = inspect.signature(self.function()).parameters
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name in ("b1", "b2", "eps", "weight_decay")
+            and getattr(self, field.name) != field.default
+            and not {field.name, f"adam_{field.name}"} & accepted.keys()
+        ]
+        unknown = [name for name, _ in self.options if name not in accepted] + changed
+        if unknown or "learning_rate" not in accepted:
+            raise ValueError(
+                f"{self.name} takes no {', '.join(unknown or ['learning_rate'])}; "
+                f"it takes {', '.join(accepted)}"
+            )
+
+    def function(self) -> Callable[..., optax.GradientTransformation]:
+        """The function that `name` names.
+
+        Raises:
+          ValueError: there is none.
+        """
+        try:
+            return pkgutil.resolve_name(self.name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"name {self.name!r} is no import path of an optimizer, such as optax.adamw ({error})"
+            ) from error
 
 
 def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Float[Array, ""]:
@@ -84,44 +127,97 @@ def decays(path: tuple[str, ...], ndim: int) -> bool:
     return ndim > 1 and path[-1] not in NEVER_DECAYED
 
 
+class OptimizerState(NamedTuple):
+    """What the optimizer remembers.
+
+    Attributes:
+      applied: number of updates so far, which the learning rate follows.
+      inner: the state of the optax transformation.
+    """
+
+    applied: Int[Array, ""]
+    inner: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Clip, Adam, decoupled weight decay, learning rate: pure functions over float32 trees.
+    """Pure functions over trees of float32 parameters: gradients to updated parameters.
 
-    The state is optax's ScaleByAdamState; its `count` is the number of updates applied, which the
-    schedule reads.
+    Attributes:
+      logical_axes: axis names of each parameter, a tree like theirs with the leaves that are not
+        trained or without; from them Muon knows which axes of a kernel are inputs and which outputs.
+        Without them it takes 2-d leaves alone, and Adam updates all others.
     """
 
     config: OptimizerConfig
+    logical_axes: Params | None = None
 
-    def init(self, params: Params) -> optax.ScaleByAdamState:
-        return typing.cast(optax.ScaleByAdamState, self._adam().init(params))
+    @functools.cached_property
+    def transformation(self) -> optax.GradientTransformation:
+        """The chain of optax: clip, then the optimizer with the arguments it has parameters for."""
+        config = self.config
+        adam = {"b1": config.b1, "b2": config.b2, "weight_decay": config.weight_decay}
+        arguments = {
+            "learning_rate": functools.partial(learning_rate, config),
+            "eps": config.eps,
+            "mask": _decay_mask,
+            "weight_decay_mask": _decay_mask,
+            "muon_weight_dimension_numbers": self.logical_axes and self._matrices,
+            **adam,
+            **{f"adam_{name}": value for name, value in adam.items()},
+        }
+        make = config.function()
+        accepted = inspect.signature(make).parameters
+        known = {name: value for name, value in arguments.items() if name in accepted}
+        optimizer = make(**{**known, **dict(config.options)})
+        if config.clip_norm is None:
+            return optimizer
+        return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
+
+    def init(self, params: Params) -> OptimizerState:
+        """State before the first update of these parameters."""
+        return OptimizerState(jnp.zeros((), jnp.int32), self.transformation.init(params))
 
     def update(
-        self, gradients: Params, state: optax.ScaleByAdamState, params: Params
-    ) -> tuple[Params, optax.ScaleByAdamState, dict[str, Scalar]]:
+        self, gradients: Params, state: OptimizerState, params: Params
+    ) -> tuple[Params, OptimizerState, dict[str, Scalar]]:
         """New parameters, new state, and `grad_norm` (before clipping) and `learning_rate`."""
-        config = self.config
-        norm = optax.tree.norm(gradients)
-        rate = learning_rate(config, jnp.asarray(state.count))
-        if config.clip_norm is not None:
-            factor = jnp.minimum(1.0, config.clip_norm / jnp.maximum(norm, config.clip_norm))
-            gradients = jax.tree.map(lambda g: g * factor, gradients)
-        directions, new = self._adam().update(gradients, state)
-
-        def moved(path: tuple[str, ...], value: Array, direction: Array) -> Array:
-            decay = config.weight_decay if decays(path, value.ndim) else 0.0
-            return value - rate * (direction + decay * value if decay else direction)
-
-        values: dict = flax.traverse_util.flatten_dict(params)
-        steps: dict = flax.traverse_util.flatten_dict(directions)
-        params = {path: moved(path, value, steps[path]) for path, value in values.items()}
-        facts = {"grad_norm": norm, "learning_rate": rate}
+        updates, inner = self.transformation.update(gradients, state.inner, params)
+        metrics = {
+            "grad_norm": optax.tree.norm(gradients),
+            "learning_rate": learning_rate(self.config, state.applied),
+        }
         return (
-            flax.traverse_util.unflatten_dict(params),
-            typing.cast(optax.ScaleByAdamState, new),
-            facts,
+            optax.apply_updates(params, updates),
+            OptimizerState(state.applied + 1, inner),
+            metrics,
         )
 
-    def _adam(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.config.b1, self.config.b2, self.config.eps)
+    def _matrices(self, params: Params) -> Params:
+        """Muon's dimension numbers of every kernel, None for other leaves."""
+        names = flax.traverse_util.flatten_dict(self.logical_axes)
+        leaves = flax.traverse_util.flatten_dict(params)
+        return flax.traverse_util.unflatten_dict(
+            {path: matrix_axes(names[path]) for path in leaves}
+        )
+
+
+def matrix_axes(names: Sequence[str | None]) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a parameter are inputs and which outputs of one matrix; None for embeddings, heads and vectors.
+
+    The axis of the model width is one side and all others are the other; stacked layers are matrices of their own.
+    """
+    names = tuple(names)
+    inner = [i for i, name in enumerate(names) if name != axes.LAYERS]
+    if axes.EMBED not in names or axes.VOCAB in names or len(inner) < 2:
+        return None
+    width = names.index(axes.EMBED)
+    others = tuple(i for i in inner if i != width)
+    sides = ((width,), others) if width == inner[0] else (others, (width,))
+    return optax.contrib.MuonDimensionNumbers(*sides)
+
+
+def _decay_mask(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: decays(tuple(key.key for key in path), leaf.ndim), params
+    )

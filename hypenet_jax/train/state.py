@@ -1,5 +1,6 @@
 """TrainState: what a run remembers between steps, and where it lies on the mesh."""
 
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,11 @@ import flax.struct
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 from hypenet_jax.axes import Params
 from hypenet_jax.sharding import replicated
-from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.optimizer import Optimizer, OptimizerState
 
 Path = tuple[str, ...]
 
@@ -28,26 +28,26 @@ class TrainState:
     Attributes:
       step: batches taken so far. A skipped (non-finite) update counts here, not in the optimizer.
       params: all student parameters; the trainable ones are float32 master weights.
-      opt_state: Adam moments of the trainable parameters only, and the number of updates applied.
+      opt_state: of the trainable parameters only; whatever tree the optimizer makes.
     """
 
     step: Int[Array, ""]
     params: Params
-    opt_state: optax.ScaleByAdamState
+    opt_state: OptimizerState
 
 
 def split(params: Params, trainable: Callable[[Path], bool]) -> tuple[Params, Params]:
-    """The tree cut in two: leaves that are trained, and leaves that stay."""
+    """The tree in two: leaves that are trained, and leaves that are frozen."""
     leaves = flax.traverse_util.flatten_dict(params)
-    moving = {path: leaf for path, leaf in leaves.items() if trainable(path)}
-    staying = {path: leaf for path, leaf in leaves.items() if path not in moving}
-    return flax.traverse_util.unflatten_dict(moving), flax.traverse_util.unflatten_dict(staying)
+    trained = {path: leaf for path, leaf in leaves.items() if trainable(path)}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+    return flax.traverse_util.unflatten_dict(trained), flax.traverse_util.unflatten_dict(frozen)
 
 
-def merge(moving: Params, staying: Params) -> Params:
+def merge(trained: Params, frozen: Params) -> Params:
     """Inverse of `split`."""
     flatten = flax.traverse_util.flatten_dict
-    return flax.traverse_util.unflatten_dict({**flatten(moving), **flatten(staying)})
+    return flax.traverse_util.unflatten_dict({**flatten(trained), **flatten(frozen)})
 
 
 def create_state(
@@ -56,25 +56,18 @@ def create_state(
     optimizer: Optimizer,
     shardings: Params | None = None,
 ) -> TrainState:
-    """State before the first step. Parameters are copied, because training gives their buffers
-    away.
+    """State before the first step. Parameters are copied, because training donates their buffers.
 
     Args:
       params: the student; trainable floating leaves become float32.
       trainable: `Stage.trainable`.
       shardings: tree like `params` of NamedSharding; None keeps everything on the default device.
+    Raises:
+      ValueError: no leaf is trainable.
     """
-
-    def build(params: Params) -> TrainState:
-        moving, staying = split(params, trainable)
-        moving = jax.tree.map(_master, moving)
-        copied = jax.tree.map(jnp.copy, merge(moving, staying))
-        return TrainState(jnp.zeros((), jnp.int32), copied, optimizer.init(moving))
-
-    if not any(trainable(path) for path in flax.traverse_util.flatten_dict(params)):
-        raise ValueError("the stage trains no leaf of these parameters: look at Stage.trainable")
-    where = None if shardings is None else state_shardings(shardings, trainable)
-    return jax.jit(build, out_shardings=where)(params)
+    build = functools.partial(_build, trainable=trainable, optimizer=optimizer)
+    out = None if shardings is None else state_shardings(jax.eval_shape(build, params), shardings)
+    return jax.jit(build, out_shardings=out)(params)
 
 
 def abstract_state(
@@ -84,23 +77,44 @@ def abstract_state(
     shardings: Params | None = None,
 ) -> TrainState:
     """Shapes (and shardings) of `create_state` for these shapes of parameters; uses no memory."""
-    state = jax.eval_shape(lambda params: create_state(params, trainable, optimizer), shapes)
+    state = jax.eval_shape(lambda params: _build(params, trainable, optimizer), shapes)
     if shardings is None:
         return state
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        state_shardings(shardings, trainable),
+        state_shardings(state, shardings),
     )
 
 
-def state_shardings(shardings: Params, trainable: Callable[[Path], bool]) -> Any:
-    """A TrainState of shardings: moments lie where their parameters lie, counters everywhere."""
-    moving, _ = split(shardings, trainable)
-    # Any: the fields hold shardings here, not the arrays they are declared as.
-    everywhere: Any = replicated(jax.tree.leaves(shardings)[0].mesh)
-    opt_state = optax.ScaleByAdamState(count=everywhere, mu=moving, nu=moving)
-    return TrainState(everywhere, shardings, opt_state)
+def state_shardings(state: TrainState, shardings: Params) -> Any:
+    """A TrainState of shardings, for any optimizer.
+
+    A leaf whose path ends in that of a parameter of its shape (a moment) is sharded as that parameter is; all others
+    (counters, factored moments) are replicated.
+    """
+    by_path = flax.traverse_util.flatten_dict(shardings, sep="/")
+    shapes = flax.traverse_util.flatten_dict(state.params, sep="/")
+    rest = replicated(next(iter(by_path.values())).mesh)
+
+    def place(path: Any, leaf: Any) -> Any:
+        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        for first in range(len(keys)):
+            name = "/".join(keys[first:])
+            if name in by_path and shapes[name].shape == leaf.shape:
+                return by_path[name]
+        return rest
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _build(params: Params, trainable: Callable[[Path], bool], optimizer: Optimizer) -> TrainState:
+    trained, frozen = split(params, trainable)
+    if not trained:
+        raise ValueError("the stage trains no leaf of these parameters: look at Stage.trainable")
+    trained = jax.tree.map(_master, trained)
+    copied = jax.tree.map(jnp.copy, merge(trained, frozen))
+    return TrainState(jnp.zeros((), jnp.int32), copied, optimizer.init(trained))
 
 
 def _master(leaf: Array) -> Array:

@@ -27,7 +27,7 @@ def make_train_step(
 
     gradient = (sum over micro-batches of d loss.total) / (sum of loss.weight), so the number of
     micro-batches does not change the update. If the loss or the gradient norm is not finite,
-    parameters, moments and the count of updates keep their bits, and metrics["skipped"] is 1.
+    parameters and optimizer state keep their bits, and metrics["skipped"] is 1.
 
     Args:
       accumulate: micro-batches per update; must divide the rows of the batch, into parts that divide over the mesh.
@@ -37,42 +37,42 @@ def make_train_step(
     """
 
     def step(state: TrainState, frozen: Params | None, batch: Batch):
-        moving, staying = split(state.params, stage.trainable)
+        trained, fixed = split(state.params, stage.trainable)
 
-        def one(micro: Batch) -> _Sums:
-            def total(moving: Params):
-                loss, means = stage.loss(merge(moving, staying), frozen, micro)
+        def gradients_of(micro: Batch) -> _Sums:
+            def total(trained: Params):
+                loss, means = stage.loss(merge(trained, fixed), frozen, micro)
                 return loss.total, (loss, means)
 
-            gradients, (loss, means) = jax.grad(total, has_aux=True)(moving)
+            gradients, (loss, means) = jax.grad(total, has_aux=True)(trained)
             return gradients, loss, means
 
-        gradients, loss, means = _summed(one, batch, accumulate)
+        gradients, loss, means = _summed(gradients_of, batch, accumulate)
         gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
-        moved, opt_state, facts = optimizer.update(gradients, state.opt_state, moving)
-        finite = jnp.isfinite(loss.value()) & jnp.isfinite(facts["grad_norm"])
-        moved = _chosen(finite, moved, moving)
-        opt_state = _chosen(finite, opt_state, state.opt_state)
+        updated, opt_state, applied = optimizer.update(gradients, state.opt_state, trained)
+        finite = jnp.isfinite(loss.value()) & jnp.isfinite(applied["grad_norm"])
+        updated = _select(finite, updated, trained)
+        opt_state = _select(finite, opt_state, state.opt_state)
         metrics = {
             "loss": loss.value(),
             **{name: mean.value() for name, mean in means.items()},
-            **facts,
+            **applied,
             "tokens": jnp.sum(batch.segment_ids != 0).astype(jnp.float32),
             "skipped": 1.0 - finite.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, merge(moved, staying), opt_state), metrics
+        return TrainState(state.step + 1, merge(updated, fixed), opt_state), metrics
 
-    where = None if shardings is None else (shardings, None)
-    return jax.jit(step, donate_argnums=0, out_shardings=where)
+    out = None if shardings is None else (shardings, None)
+    return jax.jit(step, donate_argnums=0, out_shardings=out)
 
 
-def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Sums:
-    """Sum of `one` over micro-batches, in a loop of one compiled body."""
+def _summed(function: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Sums:
+    """Sum of a function over micro-batches, in a loop of one compiled body."""
     rows = batch.tokens.shape[0]
     if rows % accumulate:
         raise ValueError(f"a batch of {rows} rows does not split into {accumulate} micro-batches")
     if accumulate == 1:
-        return one(batch)
+        return function(batch)
 
     # Micro-batch i takes rows i, i + accumulate, ...: every device keeps working on rows it already
     # holds.
@@ -85,13 +85,13 @@ def _summed(one: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -> _Su
 
     micros = jax.tree.map(cut, batch)
     first = jax.tree.map(lambda x: x[0], micros)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
 
     def add(sums: _Sums, micro: Batch) -> tuple[_Sums, None]:
-        return jax.tree.map(jnp.add, sums, one(micro)), None
+        return jax.tree.map(jnp.add, sums, function(micro)), None
 
     return jax.lax.scan(add, zeros, micros)[0]
 
 
-def _chosen(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+def _select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh
 from tiny_chain import TEACHER
@@ -109,7 +110,9 @@ def step(case: Case, mesh: Mesh, accumulate: int) -> tuple[Any, dict[str, float]
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         run = make_train_step(case.stage, OPTIMIZER, accumulate=accumulate, shardings=shardings)
         state, metrics = run(state, frozen, place_batch(rows(), mesh))
-    return jax.device_get((state.params, state.opt_state.mu)), jax.device_get(metrics)
+    return jax.device_get((state.params, optax.tree.get(state.opt_state, "mu"))), jax.device_get(
+        metrics
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 from hypenet_jax.config import StageConfig
@@ -25,7 +26,7 @@ def shipped(monkeypatch, request) -> Callable[..., StageConfig]:
 def test_stage_one_trains_and_remembers_mixers_alone(shipped):
     parts = build_stage(shipped("align"), make_mesh(MeshConfig(fsdp=8)))
     state = parts.state()
-    trees = state.params, state.opt_state.mu, state.opt_state.nu
+    trees = state.params, *(optax.tree.get(state.opt_state, name) for name in ("mu", "nu"))
     assert all(set(tree) == {"mixers"} for tree in trees)
     leaves = jax.tree.leaves(trees)
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}

@@ -43,18 +43,34 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
     """Teacher, align, select, distill, finetune; two or three steps each."""
     tokenizer = TrainedTokenizer(VOCABULARY, CATALOGUE.token_names())
     source = TextFiles(str(text), ("*.txt",))
-    corpus = CorpusConfig(f"{run_dir}/data", source, tokenizer, LONG, 0.3, seed=0)
+    corpus = CorpusConfig(
+        folder=f"{run_dir}/data",
+        source=source,
+        tokenizer=tokenizer,
+        block_length=LONG,
+        heldout_fraction=0.3,
+        seed=0,
+    )
     teacher_folder = f"{run_dir}/teacher/hf"
     selected = StudentConfig(None, "select", logit_scale=16.0)
 
     def data(length: int, first: int) -> DataConfig:
-        return DataConfig(corpus, length, ROWS, first, seed=0, needles=NEEDLES)
+        return DataConfig(
+            corpus=corpus,
+            context_length=length,
+            sequences_per_step=ROWS,
+            first_token=first,
+            seed=0,
+            needles=NEEDLES,
+        )
 
     def run(
         method: MethodConfig, name: str, data: DataConfig, student=None, steps=2, export=None
     ) -> StageConfig:
         training = TrainingConfig(
-            OptimizerConfig(1e-2, 1e-3, 1, 8), LoopConfig(steps, 1, checkpoint_every=8), "float32"
+            OptimizerConfig(peak_lr=1e-2, final_lr=1e-3, warmup_steps=1, steps=8),
+            LoopConfig(steps=steps, accumulate=1, checkpoint_every=8),
+            "float32",
         )
         return StageConfig(
             name=name,

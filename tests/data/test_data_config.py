@@ -8,7 +8,7 @@ from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 
 @pytest.fixture
 def config(corpus):
-    return DataConfig(corpus, context_length=16, sequences_per_step=4, first_token=0, seed=0)
+    return DataConfig(corpus=corpus, context_length=16, sequences_per_step=4, first_token=0, seed=0)
 
 
 def test_the_next_stage_begins_at_the_first_window_nobody_has_touched(config):

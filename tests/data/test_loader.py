@@ -18,7 +18,9 @@ NEEDLES = NeedleRows(Catalogue(300), row_fraction=0.5, min_needles=1, max_needle
 
 @pytest.fixture
 def config(corpus):
-    return DataConfig(corpus, context_length=16, sequences_per_step=BATCH, first_token=0, seed=5)
+    return DataConfig(
+        corpus=corpus, context_length=16, sequences_per_step=BATCH, first_token=0, seed=5
+    )
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from hypenet_jax.plan.groups import Groups, groups_of
 from hypenet_jax.plan.hlo import KINDS
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of, shardings_of
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
-from hypenet_jax.train.state import abstract_state, state_shardings
+from hypenet_jax.train.state import abstract_state
 from hypenet_jax.train.step import make_train_step
 
 # An array's size tells what it is: multiples of 5 or 7 have a width of the teacher, of 9 a row's tokens, and of 11 the
@@ -50,7 +50,7 @@ def placed(decoder, mesh, dtype):
 def lowered_step(mesh: Mesh, length: int) -> tuple[jax.stages.Lowered, Params]:
     """The step on rows of this length, and the shapes of its teacher."""
     stage = distill_stage(DistillConfig("align"), STUDENT, TEACHER)
-    optimizer = Optimizer(OptimizerConfig(1e-3, 1e-3, 0, 2))
+    optimizer = Optimizer(OptimizerConfig(peak_lr=1e-3, final_lr=1e-3, warmup_steps=0, steps=2))
     student, teacher = placed(STUDENT, mesh, jnp.float32), placed(TEACHER, mesh, jnp.bfloat16)
     where = jax.tree.map(lambda leaf: leaf.sharding, student)
     state = abstract_state(student, stage.trainable, optimizer, where)
@@ -60,7 +60,7 @@ def lowered_step(mesh: Mesh, length: int) -> tuple[jax.stages.Lowered, Params]:
         jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in (jnp.int32, jnp.float32)
     )
     batch = Batch(tokens=ints, segment_ids=ints, positions=ints, loss_weight=floats)
-    shardings = state_shardings(where, stage.trainable)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(stage, optimizer, accumulate=1, shardings=shardings)
     with on_mesh(mesh):
         return step.lower(state, teacher, batch), teacher

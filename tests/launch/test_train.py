@@ -33,7 +33,14 @@ from hypenet_jax.train.optimizer import OptimizerConfig
 
 def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> StageConfig:
     source = TextFiles(text, ("*.txt",))
-    corpus = CorpusConfig(f"{run_dir}/data", source, TrainedTokenizer(260), 16, 0.0, seed=0)
+    corpus = CorpusConfig(
+        folder=f"{run_dir}/data",
+        source=source,
+        tokenizer=TrainedTokenizer(260),
+        block_length=16,
+        heldout_fraction=0.0,
+        seed=0,
+    )
     return StageConfig(
         name="tiny",
         run_dir=run_dir,
@@ -41,9 +48,11 @@ def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> Stag
         teacher_folder=teacher or None,
         student=None,
         method=AlignConfig() if teacher else FinetuneConfig(None),
-        data=DataConfig(corpus, 16, 8, 0, seed=0),
+        data=DataConfig(corpus=corpus, context_length=16, sequences_per_step=8, first_token=0, seed=0),
         training=TrainingConfig(
-            OptimizerConfig(1e-3, 1e-3, 1, steps), LoopConfig(steps, 1, steps), "float32"
+            OptimizerConfig(peak_lr=1e-3, final_lr=1e-3, warmup_steps=1, steps=steps),
+            LoopConfig(steps=steps, accumulate=1, checkpoint_every=steps),
+            "float32",
         ),
         mesh=MeshConfig(),
         seed=0,

@@ -8,7 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig, decays, learning_rate
+from hypenet_jax.train.optimizer import (
+    Optimizer,
+    OptimizerConfig,
+    decays,
+    learning_rate,
+    matrix_axes,
+)
 
 CONFIG = OptimizerConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50, steps=1050)
 OFFICIAL = dataclasses.replace(CONFIG, first_update_at_zero=True)
@@ -101,9 +107,9 @@ def test_clipping_keeps_the_direction_and_reports_the_norm_before_it(size):
     params = {"up": {"kernel": jnp.zeros((2, 2))}}
     gradients = {"up": {"kernel": jnp.full((2, 2), size / 2)}}
     optimizer = Optimizer(CONFIG)
-    _, state, facts = optimizer.update(gradients, optimizer.init(params), params)
-    np.testing.assert_allclose(facts["grad_norm"], size, rtol=1e-6)
-    clipped = optax.tree.norm(state.mu) / (1 - 0.9)
+    _, state, metrics = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(metrics["grad_norm"], size, rtol=1e-6)
+    clipped = optax.tree.norm(optax.tree.get(state, "mu")) / (1 - 0.9)
     np.testing.assert_allclose(clipped, min(size, 1.0), rtol=1e-5)
 
 
@@ -111,9 +117,9 @@ def test_the_gradient_norm_is_reported_without_clipping_too():
     params = {"up": {"kernel": jnp.zeros((2, 2))}}
     optimizer = Optimizer(dataclasses.replace(CONFIG, clip_norm=None))
     gradients = {"up": {"kernel": jnp.full((2, 2), 20.0)}}
-    _, state, facts = optimizer.update(gradients, optimizer.init(params), params)
-    np.testing.assert_allclose(facts["grad_norm"], 40.0)
-    np.testing.assert_allclose(optax.tree.norm(state.mu), 4.0, rtol=1e-6)
+    _, state, metrics = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(metrics["grad_norm"], 40.0)
+    np.testing.assert_allclose(optax.tree.norm(optax.tree.get(state, "mu")), 4.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +137,53 @@ def test_the_gradient_norm_is_reported_without_clipping_too():
 def test_senseless_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         dataclasses.replace(CONFIG, **wrong)
+
+
+def test_an_optimizer_that_is_not_there_is_refused_and_so_is_what_it_does_not_take():
+    with pytest.raises(ValueError, match=r"'optax\.adanw' is no import path of an optimizer"):
+        dataclasses.replace(CONFIG, name="optax.adanw")
+    with pytest.raises(ValueError, match=r"optax\.lion takes no nesterov, eps; it takes learning"):
+        dataclasses.replace(CONFIG, name="optax.lion", options=(("nesterov", True),), eps=1e-6)
+
+
+def test_options_go_to_the_function_of_optax():
+    slow = dataclasses.replace(CONFIG, options=(("b1", 0.5),), clip_norm=None)
+    params = {"up": {"kernel": jnp.zeros((2, 2))}}
+    optimizer = Optimizer(slow)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    _, state, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(optax.tree.get(state, "mu")["up"]["kernel"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("names", "sides"),
+    [
+        (("embed", "mlp"), ((0,), (1,))),
+        (("layers", "mlp", "embed"), ((1,), (2,))),
+        (("layers", "embed", "heads", "head_dim"), ((1,), (2, 3))),
+        (("heads", "head_dim", "embed"), ((0, 1), (2,))),
+        (("vocab", "embed"), None),
+        (("layers", "norm"), None),
+        (("layers", "heads", "head_dim"), None),
+    ],
+)
+def test_a_kernel_is_a_matrix_between_the_width_and_all_its_other_axes(names, sides):
+    assert matrix_axes(names) == (sides and optax.contrib.MuonDimensionNumbers(*sides))
+
+
+def test_muon_makes_the_update_of_every_layer_and_head_axis_an_orthogonal_matrix():
+    names = {
+        "q": {"kernel": ("layers", "embed", "heads", "head_dim")},
+        "norm": {"scale": ("norm",)},
+    }
+    params = {"q": {"kernel": jnp.zeros((2, 8, 2, 4))}, "norm": {"scale": jnp.ones(3)}}
+    config = dataclasses.replace(CONFIG, name="optax.contrib.muon", clip_norm=None, warmup_steps=0)
+    optimizer = Optimizer(config, names)
+    key = jax.random.key(0)
+    gradients = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
+    after, _, metrics = optimizer.update(gradients, optimizer.init(params), params)
+    moved = after["q"]["kernel"].reshape(2, 8, 8) / metrics["learning_rate"]
+    sizes = jnp.linalg.svd(moved, compute_uv=False)
+    assert jnp.all((sizes > 0.3) & (sizes < 1.3))
+    steps = jnp.abs(after["norm"]["scale"] - 1) / metrics["learning_rate"]
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-3)  # Adam's: of one size

@@ -1,8 +1,10 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from train_toy import (
     AXES,
@@ -35,11 +37,8 @@ def stepped(batches, accumulate=1, state=None, step=None):
 def test_any_split_into_micro_batches_gives_the_update_of_the_whole_batch(accumulate):
     whole, whole_metrics = stepped([make_batch(0), make_batch(1)])
     parts, metrics = stepped([make_batch(0), make_batch(1)], accumulate)
-    assert metrics.keys() == whole_metrics.keys()
-    for name, value in metrics.items():
-        np.testing.assert_allclose(value, whole_metrics[name], rtol=1e-5, err_msg=name)
-    for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+    chex.assert_trees_all_close(metrics, whole_metrics, rtol=1e-5)
+    chex.assert_trees_all_close(parts, whole, rtol=2e-4, atol=1e-6)
 
 
 def test_a_batch_that_does_not_split_is_refused():
@@ -51,8 +50,8 @@ def test_held_leaves_keep_their_bits_and_have_no_optimizer_state():
     before = bits(new_state().params["held"])
     state, _ = stepped([make_batch(0), make_batch(1)], 2)
     assert bits(state.params["held"]) == before
-    assert "held" not in state.opt_state.mu
-    assert "held" not in state.opt_state.nu
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    assert all("held" not in moment for moment in moments)
     assert bits(state.params["head"]) != bits(new_state().params["head"])
 
 
@@ -84,7 +83,7 @@ def test_a_step_that_is_not_finite_changes_no_parameter_moment_or_count(accumula
     assert bits(state.opt_state) == opt_state
     assert metrics["skipped"] == 1
     assert state.step == 2
-    assert state.opt_state.count == 1
+    assert state.opt_state.applied == 1
 
 
 def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_skipped_too():
@@ -114,12 +113,11 @@ def test_one_device_and_eight_take_the_same_step(data, accumulate):
         where = jax.tree.map(lambda x: x.sharding, state)
         step = make_train_step(STAGE, OPTIMIZER, accumulate=accumulate, shardings=where)
         state, metrics = step(state, None, place_batch(make_batch(0, rows), mesh))
-    for name, value in metrics.items():
-        np.testing.assert_allclose(value, alone_metrics[name], rtol=1e-5, err_msg=name)
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(alone), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+    chex.assert_trees_all_close(jax.device_get(metrics), alone_metrics, rtol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(state), alone, rtol=2e-4, atol=1e-6)
     assert jax.tree.map(lambda x: x.sharding, state) == where
-    assert state.opt_state.mu["head"]["kernel"].sharding == state.params["head"]["kernel"].sharding
+    moment = optax.tree.get(state.opt_state, "mu")["head"]["kernel"]
+    assert moment.sharding == state.params["head"]["kernel"].sharding
 
 
 def test_micro_batches_are_cut_without_moving_rows_between_devices():
@@ -143,9 +141,9 @@ def test_micro_batches_are_cut_without_moving_rows_between_devices():
 
 def test_split_and_merge_are_inverse():
     params = init(jax.random.key(0))
-    moving, staying = split(params, trainable)
-    assert set(moving) == {"embed", "norm", "head"}
-    assert bits(merge(moving, staying)) == bits(params)
+    trained, frozen = split(params, trainable)
+    assert set(trained) == {"embed", "norm", "head"}
+    chex.assert_trees_all_equal(merge(trained, frozen), params)
 
 
 def test_parameters_given_to_a_state_survive_its_donation():
@@ -161,7 +159,9 @@ def test_trained_leaves_become_float32_and_held_ones_stay_as_they_are():
     state = create_state(half, trainable, OPTIMIZER)
     assert state.params["head"]["kernel"].dtype == jnp.float32
     assert state.params["held"]["kernel"].dtype == jnp.bfloat16
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.opt_state.nu))
+    assert all(
+        leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(optax.tree.get(state.opt_state, "nu"))
+    )
 
 
 def test_abstract_state_has_the_shapes_and_places_of_the_real_one():

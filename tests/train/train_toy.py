@@ -122,7 +122,7 @@ def run(folder: pathlib.Path, steps: int = 12, stage: Stage = STAGE, **options: 
     try:
         return fit(
             stage,
-            OPTIMIZER,
+            options.pop("optimizer", OPTIMIZER),
             options.pop("state", None) or new_state(),
             None,
             batches,
