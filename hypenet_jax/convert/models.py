@@ -137,6 +137,11 @@ def mixer_shardings(teacher: Decoder, mesh: Mesh) -> Params:
     return _stacked_mixers(decoder_shardings(_all_aligned(teacher), mesh))
 
 
+def mixer_axes(teacher: Decoder) -> Params:
+    """Logical axis names of each of their parameters."""
+    return _stacked_mixers(logical_axes(_all_aligned(teacher)))
+
+
 def _all_aligned(teacher: Decoder) -> Decoder:
     mixers = (aligned_spec(teacher.config),) * teacher.config.num_layers
     return Decoder(dataclasses.replace(teacher.config, mixers=mixers))

@@ -15,6 +15,7 @@ from hypenet_jax.convert.models import (
     decoder_of,
     decoder_shapes,
     decoder_shardings,
+    mixer_axes,
     mixer_shapes,
     mixer_shardings,
     student_config,
@@ -24,7 +25,7 @@ from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
 from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.decoder import Decoder, logical_axes
 from hypenet_jax.model.mixers.lightning import slopes
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
@@ -101,6 +102,7 @@ def _align(run: StageConfig, stage: AlignConfig, mesh: Mesh, optimizer: Optimize
     teacher = teacher_decoder(run)
     shapes = {"mixers": mixer_shapes(teacher)}
     where = {"mixers": mixer_shardings(teacher, mesh)}
+    optimizer = dataclasses.replace(optimizer, logical_axes={"mixers": mixer_axes(teacher)})
     return StageProgram(align_stage(stage, teacher), shapes, where, optimizer, teacher)
 
 
@@ -110,6 +112,7 @@ def _distill(
     teacher, student = teacher_decoder(run), decoder_of(student_config(run), run)
     shapes, where = decoder_shapes(student), decoder_shardings(student, mesh)
     loss = distill_stage(stage, student, teacher)
+    optimizer = dataclasses.replace(optimizer, logical_axes=logical_axes(student))
     return StageProgram(loss, shapes, where, optimizer, teacher)
 
 
@@ -118,4 +121,5 @@ def _finetune(
 ) -> StageProgram:
     student = decoder_of(student_config(run), run)
     shapes, where = decoder_shapes(student), decoder_shardings(student, mesh)
+    optimizer = dataclasses.replace(optimizer, logical_axes=logical_axes(student))
     return StageProgram(finetune_stage(student), shapes, where, optimizer)

@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -198,16 +198,15 @@ class Optimizer:
         names = flax.traverse_util.flatten_dict(self.logical_axes)
         leaves = flax.traverse_util.flatten_dict(params)
         return flax.traverse_util.unflatten_dict(
-            {path: matrix_axes(names[path]) for path in leaves}
+            {path: matrix_axes(tuple(names[path])) for path in leaves}
         )
 
 
-def matrix_axes(names: Sequence[str | None]) -> optax.contrib.MuonDimensionNumbers | None:
+def matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a parameter are inputs and which outputs of one matrix; None for embeddings, heads and vectors.
 
     The axis of the model width is one side and all others are the other; stacked layers are matrices of their own.
     """
-    names = tuple(names)
     inner = [i for i, name in enumerate(names) if name != axes.LAYERS]
     if axes.EMBED not in names or axes.VOCAB in names or len(inner) < 2:
         return None

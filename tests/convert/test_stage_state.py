@@ -37,14 +37,33 @@ def test_stage_one_trains_and_remembers_mixers_alone(shipped):
     assert parts.teacher.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("stage", ["align", "distill"])
+def test_muon_is_one_flag_and_has_one_moment_for_every_kernel_of_a_layer(shipped, stage):
+    flag = ("--training.optimizer.name", "optax.contrib.muon")
+    parts = build_stage(shipped(stage, *flag), make_mesh(MeshConfig(fsdp=8)))
+    state = parts.state()
+    inner = state.opt_state.inner[1].inner_states
+    muon, adam = (set(paths(inner[name])) for name in ("muon", "adam"))
+    kernels = {path for path in paths(state.params) if path.endswith("/kernel")} - {"head/kernel"}
+    assert {path.split("/mu/")[1] for path in muon if "/mu/" in path} == kernels
+    assert not any(kernel in path for path in adam for kernel in kernels)
+
+
+def paths(tree):
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
 def test_what_is_recomputed_is_the_configs(shipped):
     for remat in ("full", "none"):
         run = shipped("distill", "--training.remat", remat)
         assert decoder_of(student_config(run), run).remat == remat
 
 
-def test_a_short_halo_needs_parts_in_which_the_slowest_head_forgets(shipped):
-    words = ("--data.context-length", "16384", "--training.short-halo", "--mesh.fsdp", "1")
+def test_a_neighbor_exchange_needs_parts_in_which_the_slowest_head_forgets(shipped):
+    words = ("--data.context-length", "16384", "--training.neighbor-exchange", "--mesh.fsdp", "1")
     refused = shipped("align", *words, "--mesh.sequence", "8")
     with pytest.raises(ConfigError) as error:
         build_stage(refused, make_mesh(refused.mesh))
