@@ -11,11 +11,14 @@ from typing import Literal
 import tyro
 
 from hypenet_jax import runtime
-from hypenet_jax.generation.completions import CompletionFile, read_prompts
-from hypenet_jax.generation.console import answer, converse, settings_of
-from hypenet_jax.generation.sampling import Sampling
-from hypenet_jax.generation.text_generator import open_generator
-from hypenet_jax.generation.throughput import Speed
+from hypenet_jax.generation import GenerationConfig, Sampling, TextGenerator, open_generator
+from hypenet_jax.generation.completions import (
+    CompletionFile,
+    complete_all,
+    read_prompts,
+    settings_of,
+)
+from hypenet_jax.generation.throughput import Throughput
 from launch.errors import CODES
 
 
@@ -42,24 +45,43 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
-    typed = not args.prompt and args.prompts is None
-    if typed and not sys.stdin.isatty():
+    interactive = not args.prompt and args.prompts is None
+    if interactive and not sys.stdin.isatty():
         raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
-    prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
-    writer = open_generator(
-        args.model,
+    config = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         max_length=args.max_length,
         sampling=Sampling(args.temperature, args.top_k, args.top_p),
         seed=args.seed,
-        dtype=args.dtype,
     )
-    out = None if args.out is None else CompletionFile(args.out, settings_of(writer, prompts))
-    speed = Speed()
+    prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
+    generator, throughput = open_generator(args.model, config, dtype=args.dtype), Throughput()
+    out = None if args.out is None else CompletionFile(args.out, settings_of(generator, prompts))
     try:
-        converse(writer, speed) if typed else answer(writer, prompts, speed, out)
+        if interactive:
+            _converse(generator, throughput)
+            return
+        completions = complete_all(generator, prompts, out, throughput)
     finally:
-        print(speed, file=sys.stderr)
+        print(throughput, file=sys.stderr)
+    if out is None:
+        print("\n\n".join(one.prompt + one.text for one in completions))
+    failed = [f"prompt {i}: {one.error}" for i, one in enumerate(completions, 1) if one.error]
+    if failed:
+        more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise ValueError(f"{len(failed)} of {len(prompts)} failed; {'; '.join(failed[:5])}{more}")
+
+
+def _converse(generator: TextGenerator, throughput: Throughput) -> None:
+    """Continues each line of standard input as it comes, streaming; ends with the input."""
+    print("> ", end="", file=sys.stderr, flush=True)
+    for line in sys.stdin:
+        if line.strip():
+            prompt = [line.rstrip("\n")]
+            show = lambda text: print(text, end="", flush=True)  # noqa: E731
+            for done in generator.complete(prompt, throughput, on_text=show):
+                print(f"\nerror: {done[0].error}" if done[0].error else "")
+        print("> ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from hypenet_jax.evals import (
 from hypenet_jax.evals.checks import Bound, Candidate, EvaluateConfig
 from hypenet_jax.evals.present.results import Check
 from hypenet_jax.evals.speed import efficiency
-from hypenet_jax.generation.decode import generate
+from hypenet_jax.generation.generate import generate
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.decoder import Decoder

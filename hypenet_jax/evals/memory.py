@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Row
-from hypenet_jax.generation.decode import row_keys, start_writing, write_until
-from hypenet_jax.generation.prefill import PREFILL_PART, read_part, start_context
+from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
+from hypenet_jax.generation.prefill import PREFILL_PART, prefill_part, start_context
 from hypenet_jax.generation.sampling import GREEDY
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, decode_state
@@ -37,11 +37,11 @@ def peak_rows(subject: EvalModel, length: int, *, new_tokens: int) -> tuple[Row,
     assert isinstance(decoder, Decoder)
     context = jax.eval_shape(functools.partial(start_context, decoder, 1, length))
     tokens = jax.ShapeDtypeStruct((1, min(length, PREFILL_PART)), jnp.int32)
-    start = jax.eval_shape(lambda c: start_writing(c, new_tokens, ()), context)
+    start = jax.eval_shape(lambda c: init_carry(c, new_tokens, ()), context)
     keys = jax.eval_shape(lambda: row_keys(None, 1))
     programs = {
-        "prefill": read_part.lower(decoder, params, context, tokens, None),
-        "decode": write_until.lower(decoder, params, start, keys, new_tokens, GREEDY, ()),
+        "prefill": prefill_part.lower(decoder, params, context, tokens, None),
+        "decode": decode_until.lower(decoder, params, start, keys, new_tokens, GREEDY, ()),
     }
     first, second = (
         Row(f"{name}_peak_bytes", subject.name, _peak_bytes(program.compile()), 1, length)

@@ -1,27 +1,15 @@
-"""Prompts in, completions out: files whose lines stand alone, so that one bad line costs no other."""
+"""Files of prompts and of completions whose lines stand alone, so that one bad line costs no other."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-Prompt: TypeAlias = str | ValueError
-"""A text to continue, or why a line of a file is none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """`text` continues `prompt`; `ended`: with an end token, which is not part of the text.
-
-    `error` says why there is no text, or why it ends early.
-    """
-
-    prompt: str
-    text: str = ""
-    tokens: int = 0
-    ended: bool = False
-    error: str | None = None
+from hypenet_jax.generation.model import model_fingerprint
+from hypenet_jax.generation.text_generator import Completion, Prompt, TextGenerator
+from hypenet_jax.generation.throughput import Throughput
 
 
 def read_prompts(path: pathlib.Path) -> list[Prompt]:
@@ -42,7 +30,7 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
     return [_prompt_of(line, f"{path}, line {number}") for number, line in lines]
 
 
-def _prompt_of(line: str, where: str) -> Prompt:
+def _prompt_of(line: str, place: str) -> Prompt:
     try:
         prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError):
@@ -50,8 +38,40 @@ def _prompt_of(line: str, where: str) -> Prompt:
     return (
         prompt
         if isinstance(prompt, str)
-        else ValueError(f'{where}: no JSON object with a text "prompt"')
+        else ValueError(f'{place}: no JSON object with a text "prompt"')
     )
+
+
+def complete_all(
+    generator: TextGenerator,
+    prompts: Sequence[Prompt],
+    out: "CompletionFile | None" = None,
+    throughput: Throughput | None = None,
+) -> list[Completion]:
+    """Completions of all prompts, in their order; with `out` they are also written there as batches end, and those
+    that it has already are not made again."""
+    done = {} if out is None else dict(out.done)
+    for batch in generator.complete(prompts, throughput, skip=tuple(done)):
+        done |= batch
+        if out is not None:
+            out.add(batch)
+    if out is not None:
+        out.finish()
+    return [done[i] for i in sorted(done)]
+
+
+def settings_of(generator: TextGenerator, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """All that the completions of these prompts depend on, as a partial file records it."""
+    texts, config = json.dumps([str(prompt) for prompt in prompts]), generator.config
+    names = ("max_new_tokens", "max_length", "seed")
+    return {
+        "model": model_fingerprint(
+            generator.decoder, generator.params, generator.tokenizer.fingerprint, config.stop_tokens
+        ),
+        "prompts": hashlib.sha256(texts.encode()).hexdigest(),
+        "sampling": dataclasses.asdict(config.sampling),
+        **{name: getattr(config, name) for name in names},
+    }
 
 
 class CompletionFile:
@@ -81,7 +101,7 @@ class CompletionFile:
     def add(self, done: Mapping[int, Completion]) -> None:
         """Adds completions by the index of their prompt; they are on disk when this returns."""
         self.done |= done
-        self._write([{"index": i, **dataclasses.asdict(one)} for i, one in done.items()])
+        self._write([{"index": i, **dataclasses.asdict(row)} for i, row in done.items()])
 
     def finish(self) -> None:
         """Puts all lines at `out`, in order, and takes the partial file away."""

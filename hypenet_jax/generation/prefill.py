@@ -52,7 +52,7 @@ def prefill(
 ) -> Context:
     """Reads prompts after what `context` holds; a row of padding alone stays where it was.
 
-    `context` is given away, as its caches are written in place: copy it first to use it twice.
+    `context` is donated, as its caches are updated in place: copy it first to use it twice.
 
     Args:
       prompts: token ids; at padding any number.
@@ -71,12 +71,12 @@ def prefill(
         part = np.s_[:, start : start + PREFILL_PART]
         if real[part].any():
             segments = None if segment_ids is None else real[part]
-            context = read_part(decoder, params, context, prompts[part], segments)
+            context = prefill_part(decoder, params, context, prompts[part], segments)
     return context
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def read_part(
+def prefill_part(
     decoder: Decoder,
     params: Params,
     context: Context,
@@ -92,10 +92,10 @@ def read_part(
     hidden = jnp.take_along_axis(output.hidden, last[:, None, None], axis=1)
     new = decoder.apply({"params": params}, hidden, method="logits")[:, 0]
     some = jnp.any(real, axis=1, keepdims=True)
-    return known_lengths(Context(output.state, jnp.where(some, new, context.logits)))
+    return replicated_lengths(Context(output.state, jnp.where(some, new, context.logits)))
 
 
-def known_lengths(context: Context) -> Context:
+def replicated_lengths(context: Context) -> Context:
     """The same with the lengths of all rows on every device, as each process reads them."""
     state = context.state
     cache_position = dataclasses.replace(
@@ -112,7 +112,7 @@ def with_capacity(context: Context, capacity: int) -> Context:
     Raises:
       ValueError: a row holds more tokens than that.
     """
-    check_room(context.state.lengths, capacity)
+    check_capacity(context.state.lengths, capacity)
 
     def fit(slots: Array) -> Array:
         kept = slots[:, :capacity]
@@ -169,7 +169,7 @@ def unsupported_reason(
     return None
 
 
-def check_room(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
+def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
     longest = np.asarray(lengths).max(initial=0)
     if longest > capacity:
         raise ValueError(
@@ -190,4 +190,4 @@ def _check_prompts(
         raise ValueError(
             f"token ids from {prompts.min()} to {prompts.max()} are not all in the vocabulary of {vocabulary}"
         )
-    check_room(lengths, context.state.cache_position.slot_segment_ids.shape[1])
+    check_capacity(lengths, context.state.cache_position.slot_segment_ids.shape[1])

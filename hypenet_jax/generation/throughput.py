@@ -1,4 +1,4 @@
-"""Tokens per second of reading and of writing, without the time in which programs were compiled."""
+"""Tokens per second of prefill and of decoding, without the time in which programs are compiled."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ class Pace:
         """Adds the time of the block, in which its work must end."""
         spans: list[tuple[float, float]] = []
 
-        def hear(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
             if event.startswith(COMPILING):
                 end = time.perf_counter()
                 start = end - duration_secs
@@ -36,19 +36,19 @@ class Pace:
                     spans.pop()
                 spans.append((start, end))
 
-        monitoring.register_event_duration_secs_listener(hear)
-        begun = time.perf_counter()
+        monitoring.register_event_duration_secs_listener(listen)
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds += time.perf_counter() - begun
+            self.seconds += time.perf_counter() - started
             self.compiling += sum(end - start for start, end in spans)
-            monitoring.unregister_event_duration_listener(hear)
+            monitoring.unregister_event_duration_listener(listen)
 
 
 @dataclasses.dataclass
-class Speed:
-    """How fast prompts were read and continuations written."""
+class Throughput:
+    """How fast prompts are prefilled and continuations decoded."""
 
     prefill: Pace = dataclasses.field(default_factory=Pace)
     decode: Pace = dataclasses.field(default_factory=Pace)

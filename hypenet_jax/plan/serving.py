@@ -9,8 +9,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from hypenet_jax import axes
 from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
-from hypenet_jax.generation.decode import row_keys, start_writing, write_until
-from hypenet_jax.generation.prefill import PREFILL_PART, Context, read_part, start_context
+from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
+from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
 from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import state_axes
@@ -44,13 +44,13 @@ def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> 
     layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
     flops = Flops(batch * layers + head_flops(config.model, batch))
     calls = length // PREFILL_PART
-    return Program(read_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
+    return Program(prefill_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
 
 
 def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
     batch, length = config.batch, config.context_length
     context = _context(config, decoder, mesh)
-    start = jax.eval_shape(lambda context: start_writing(context, 1, ()), context)
+    start = jax.eval_shape(lambda context: init_carry(context, 1, ()), context)
     rest = placed(start, jax.tree.map(lambda leaf: replicated(mesh), start))
     start = rest.replace(context=context)
     keys = jax.eval_shape(lambda: row_keys(None, batch))
@@ -59,7 +59,7 @@ def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> P
     arguments = (decoder, params, start, keys, until, Sampling(), ())
     layers = layers_flops(config.model, 1, before=length - 1)
     flops = Flops(batch * layers + head_flops(config.model, batch))
-    return Program(write_until, arguments, mesh, flops, batch, 1)
+    return Program(decode_until, arguments, mesh, flops, batch, 1)
 
 
 def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:

@@ -27,7 +27,7 @@ from hypenet_jax.evals.config import (
     SpeedConfig,
     SweepConfig,
 )
-from hypenet_jax.evals.harness.evaluator import answers_file
+from hypenet_jax.evals.harness.evaluator import responses_file
 from hypenet_jax.evals.quality import Entrant, open_entrant
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
 from hypenet_jax.evals.runner import measure
@@ -197,7 +197,7 @@ def test_answers_of_changed_weights_or_text_are_those_of_another_model(swept):
     folder = pathlib.Path(asked.models[0].folder)
 
     def names(entrant: Entrant) -> tuple[str, pathlib.Path | None]:
-        return entrant.fingerprint, answers_file(asked, entrant, 64)
+        return entrant.fingerprint, responses_file(asked, entrant, 64)
 
     weights = folder / "model.safetensors"
     times, content = weights.stat(), bytearray(weights.read_bytes())
@@ -212,5 +212,5 @@ def test_answers_of_changed_weights_or_text_are_those_of_another_model(swept):
     assert names(moved) == names(changed)
     other = dataclasses.replace(moved, text=moved.text[:-1])
     assert other.fingerprint != moved.fingerprint
-    assert answers_file(asked, other, 64) == answers_file(asked, moved, 64)
-    assert answers_file(asked, moved.scaled(2.0), 64) != answers_file(asked, moved, 64)
+    assert responses_file(asked, other, 64) == responses_file(asked, moved, 64)
+    assert responses_file(asked, moved.scaled(2.0), 64) != responses_file(asked, moved, 64)

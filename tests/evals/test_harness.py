@@ -58,10 +58,10 @@ def subject(folder) -> EvalModel:
 @pytest.fixture(scope="module")
 def ours(subject, tokenizer) -> Any:
     from hypenet_jax.evals.harness.model import HarnessModel
-    from hypenet_jax.evals.harness.scores import answers
+    from hypenet_jax.evals.harness.scores import responses
 
-    ask = functools.partial(answers, subject, tokenizer)
-    return HarnessModel(ask, tokenizer, name="tiny", max_length=MAX_LENGTH)
+    respond = functools.partial(responses, subject, tokenizer)
+    return HarnessModel(respond, tokenizer, name="tiny", max_length=MAX_LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_generated_texts_are_equal(ours, theirs, settings):
 def test_what_is_generated_is_greedy_and_another_token_is_not(ours, theirs):
     context = ours.tok_encode("The river rises")
     asked = instances("generate_until", [("The river rises", {"max_gen_toks": 20})])
-    ((_, written),) = ours.ask(ours._continuations(asked, [0]))
+    ((_, written),) = ours.respond(ours._generation_request(asked, [0]))
     other = [*written[:-1], (written[-1] + 1) % 257]
     asked = [(None, context, written), (None, context, other)]
     our = ours._loglikelihood_tokens(asked)
@@ -223,16 +223,20 @@ def test_a_mean_over_documents_has_an_interval(our_report):
     assert math.isfinite(row.value)
 
 
-def test_answers_are_kept_in_the_cache_file(subject, tokenizer, our_report, tmp_path, monkeypatch):
+def test_responses_are_kept_in_the_cache_file(
+    subject, tokenizer, our_report, tmp_path, monkeypatch
+):
+
+    from hypenet_jax.evals.harness import scores
 
     def evaluate() -> Report:
-        cache = tmp_path / "answers"
-        return harness.evaluate_with_harness(
+        cache = tmp_path / "responses"
+        return scores.evaluate_with_harness(
             subject, tokenizer, local_tasks(), max_length=MAX_LENGTH, cache=cache
         )
 
     assert evaluate() == our_report
-    monkeypatch.setattr(harness, "answers", lambda *asked: pytest.fail(f"{asked} is known"))
+    monkeypatch.setattr(scores, "responses", lambda *asked: pytest.fail(f"{asked} is known"))
     assert evaluate() == our_report
 
 

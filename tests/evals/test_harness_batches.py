@@ -1,6 +1,4 @@
-"""What the harness asks, without the harness: shapes of batches, likelihoods, continuations."""
-
-import dataclasses
+"""What the harness asks, without the harness: likelihoods, continuations."""
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +7,14 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.harness.continuation import SPAN, Continuations, continuations
-from hypenet_jax.evals.harness.likelihood import Likelihoods, likelihoods
-from hypenet_jax.generation.batching import batches_by_width
-from hypenet_jax.generation.decode import generate
-from hypenet_jax.generation.sampling import Sampling
+from hypenet_jax.evals.harness.generation import GenerationRequest, continuations
+from hypenet_jax.evals.harness.likelihood import LikelihoodRequest, likelihoods
+from hypenet_jax.generation import GenerationConfig, Sampling, generate
+from hypenet_jax.generation.decode import stream_span
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
 LENGTHS = (5, 12, 20, 33)
+NEW = 40
 
 
 @pytest.fixture
@@ -36,36 +34,8 @@ def tokenizer():
 
 
 def scores(subject, rows, counted, **options) -> np.ndarray:
-    found = dict(likelihoods(subject, Likelihoods(tuple(rows), tuple(counted)), **options))
+    found = dict(likelihoods(subject, LikelihoodRequest(tuple(rows), tuple(counted)), **options))
     return np.asarray([found[i] for i in range(len(rows))])
-
-
-@pytest.mark.parametrize("tokens_per_batch", [64, 8192])
-def test_every_row_is_in_one_batch_and_each_width_has_one_shape(tokens_per_batch):
-    lengths = np.random.default_rng(0).integers(1, 500, 1000).tolist()
-    batches = list(batches_by_width(lengths, tokens_per_batch))
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(1000))
-    assert all(lengths[row] <= batch.width for batch in batches for row in batch.rows)
-    assert {batch.width for batch in batches} == {32, 64, 128, 256, 512}
-    assert len({(batch.width, batch.size) for batch in batches}) == 5
-    assert all(len(batch.rows) <= batch.size for batch in batches)
-    assert all(batch.width * batch.size <= max(tokens_per_batch, batch.width) for batch in batches)
-    longest = [max(lengths[row] for row in batch.rows) for batch in batches]
-    assert longest == sorted(longest, reverse=True)
-
-
-def test_on_a_mesh_a_batch_divides_over_its_parts():
-    with on_mesh(make_mesh(MeshConfig(data=4, fsdp=2))):
-        sizes = {batch.size for batch in batches_by_width([3, 40, 40, 700, 9000] * 3)}
-    assert all(size % 8 == 0 for size in sizes)
-
-
-def test_rows_are_padded_on_the_left_and_fillers_repeat_the_last():
-    (batch,) = batches_by_width([2, 3, 1])
-    tokens, real = batch.stack([np.asarray(row, np.int32) for row in ([7, 8], [4, 5, 6], [9])])
-    assert (batch.size, batch.rows) == (4, (1, 0, 2))
-    assert tokens[:, -3:].tolist() == [[4, 5, 6], [0, 7, 8], [0, 0, 9], [0, 0, 9]]
-    assert real.sum(axis=1).tolist() == [3, 2, 1, 1]
 
 
 def test_a_likelihood_is_the_sum_of_the_log_probabilities_of_the_counted_tokens(
@@ -104,11 +74,9 @@ def test_eight_devices_find_the_likelihoods_of_one(student, rows):
     np.testing.assert_allclose(many, scores(student, rows, counted), 1e-5)
 
 
-def asked(rows, **changes) -> Continuations:
-    plain = Continuations(
-        tuple(rows), tuple(range(len(rows))), SPAN + 8, Sampling(), (), end_ids=(), seed=0
-    )
-    return dataclasses.replace(plain, **changes)
+def request(rows, *, until=(), indices=None, **settings) -> GenerationRequest:
+    config = GenerationConfig(max_new_tokens=NEW, **settings)
+    return GenerationRequest(tuple(rows), indices or tuple(range(len(rows))), config, until)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +89,7 @@ def greedy(single):
         return [
             generate(
                 *(single.decoder, single.params, tokens),
-                max_new_tokens=SPAN + 8,
+                max_new_tokens=NEW,
                 segment_ids=here,
             )[0].tolist()
             for tokens, here in zip(padded, real, strict=True)
@@ -134,31 +102,31 @@ def test_continuations_are_those_of_each_prompt_alone_and_likelihoods_call_them_
     single, tokenizer, rows, greedy
 ):
     rows = rows[1:3]
-    found = dict(continuations(single, tokenizer, asked(rows)))
+    found = dict(continuations(single, tokenizer, request(rows)))
     assert [found[i] for i in range(2)] == greedy(rows)
     whole = [np.asarray([*row, *found[i]], np.int32) for i, row in enumerate(rows)]
     whole[1][-1] = (whole[1][-1] + 1) % 90
-    assert scores(single, whole, [SPAN + 8] * 2)[:, 1].tolist() == [1, 0]
+    assert scores(single, whole, [NEW] * 2)[:, 1].tolist() == [1, 0]
 
 
 def test_a_text_or_an_end_token_ends_its_row_alone(single, tokenizer, rows, greedy):
     rows = rows[1:3]
     whole = greedy(rows)
     stop = tokenizer.decode(whole[0][2:3])
-    found = dict(continuations(single, tokenizer, asked(rows, until=(stop,))))
+    found = dict(continuations(single, tokenizer, request(rows, until=(stop,))))
     assert stop in tokenizer.decode(found[0])
-    assert len(found[0]) <= SPAN
+    assert len(found[0]) <= 2 + stream_span()
     end = whole[1][5]
-    found = dict(continuations(single, tokenizer, asked(rows, end_ids=(end,))))
+    found = dict(continuations(single, tokenizer, request(rows, stop_tokens=(end,))))
     assert found[1] == whole[1][: whole[1].index(end) + 1]
 
 
 def test_a_draw_depends_on_its_index_and_the_seed_alone(single, tokenizer, rows):
-    drawn = asked(rows[1:3], sampling=Sampling(1.0), indices=(3, 4))
-    together = dict(continuations(single, tokenizer, drawn))
-    moved = dataclasses.replace(drawn, prompts=(rows[2], rows[0]), indices=(4, 7))
+    drawn = {"sampling": Sampling(1.0), "indices": (3, 4)}
+    together = dict(continuations(single, tokenizer, request(rows[1:3], **drawn)))
+    moved = request((rows[2], rows[0]), sampling=Sampling(1.0), indices=(4, 7))
     assert dict(continuations(single, tokenizer, moved))[0] == together[1]
-    other = dict(continuations(single, tokenizer, dataclasses.replace(drawn, seed=1)))
+    other = dict(continuations(single, tokenizer, request(rows[1:3], seed=1, **drawn)))
     assert other != together
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_decoders import BATCH, TIME, Model, random_params, tiny_hybrid
 
-from hypenet_jax.generation.decode import generate
+from hypenet_jax.generation.generate import generate
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 

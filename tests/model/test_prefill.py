@@ -1,17 +1,19 @@
 """Reading: a text is the same however it is cut, padded or packed, and takes the memory of one part."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_decoders import VOCABULARY, random_params, tiny_teacher
 
-from hypenet_jax.generation import prefill as module
-from hypenet_jax.generation.decode import decode, generate, row_keys, start_writing, write_until
+from hypenet_jax.generation.decode import decode, decode_until, init_carry, row_keys
+from hypenet_jax.generation.generate import generate
 from hypenet_jax.generation.prefill import (
     left_padded,
     prefill,
-    read_part,
+    prefill_part,
     start_context,
     unpacked,
     with_capacity,
@@ -87,7 +89,7 @@ def test_a_text_read_in_two_calls_of_any_lengths_is_the_text_read_in_one(
     config = with_logit_scale(hypenet(tiny_teacher(2), softmax_layers), LogLengthScale(4.0))
     decoder, params = DECODER.clone(config=config), random_params(config)
     whole = prefill(decoder, params, start_context(decoder, 1, LENGTH), text[None])
-    monkeypatch.setattr(module, "PREFILL_PART", 8)
+    monkeypatch.setattr(sys.modules[prefill.__module__], "PREFILL_PART", 8)
     for cut in range(1, LENGTH):
         context = start_context(decoder, 1, LENGTH)
         for part in (text[None, :cut], text[None, cut:]):
@@ -140,8 +142,12 @@ def test_rows_padded_left_right_and_between_have_the_logits_and_states_of_each_a
 
 def test_parts_of_padding_alone_are_not_read(params, text, monkeypatch):
     read = []
-    monkeypatch.setattr(module, "PREFILL_PART", 8)
-    monkeypatch.setattr(module, "read_part", lambda *given: read.append(given[3]) or given[2])
+    monkeypatch.setattr(sys.modules[prefill.__module__], "PREFILL_PART", 8)
+    monkeypatch.setattr(
+        sys.modules[prefill.__module__],
+        "prefill_part",
+        lambda *given: read.append(given[3]) or given[2],
+    )
     tokens, real = left_padded([text[:5], text[:9]], 32)
     prefill(DECODER, params, start_context(DECODER, 2, ROOM), tokens, segment_ids=real)
     np.testing.assert_array_equal(np.concatenate(read, axis=1), tokens[:, 16:])
@@ -186,13 +192,13 @@ def test_reading_and_writing_hold_no_copy_of_a_cache():
     """By the compiler's account of what a call holds besides parameters and state."""
     capacity = 2**16
     shapes = jax.eval_shape(lambda: (start_context(DECODER, 1, capacity), row_keys(None, 1)))
-    start = jax.eval_shape(lambda context: start_writing(context, 8, (0,)), shapes[0])
+    start = jax.eval_shape(lambda context: init_carry(context, 8, (0,)), shapes[0])
     params = jax.eval_shape(lambda key: init_params(DECODER, key), jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((1, 64), jnp.int32)
     cache = 4 * capacity * 2 * 8
     for program in (
-        read_part.lower(DECODER, params, shapes[0], tokens, None),
-        write_until.lower(DECODER, params, start, shapes[1], 8, GREEDY, (0,)),
+        prefill_part.lower(DECODER, params, shapes[0], tokens, None),
+        decode_until.lower(DECODER, params, start, shapes[1], 8, GREEDY, (0,)),
     ):
         held = program.compile().memory_analysis()
         assert held.temp_size_in_bytes < cache / 2

@@ -44,7 +44,7 @@ def harness_scores(config: EvaluationConfig, one: ModelSource, entrant: Entrant)
     from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
     length = _max_length(config, one)
-    cache = answers_file(config, entrant, length)
+    cache = responses_file(config, entrant, length)
     for task in asked.tasks:
         scores = functools.partial(
             evaluate_with_harness,
@@ -64,8 +64,8 @@ def harness_scores(config: EvaluationConfig, one: ModelSource, entrant: Entrant)
     return report
 
 
-def answers_file(config: EvaluationConfig, entrant: Entrant, length: int) -> pathlib.Path | None:
-    """Where answers of this very model are kept; other weights, tokenizers, settings or code have another file."""
+def responses_file(config: EvaluationConfig, entrant: Entrant, length: int) -> pathlib.Path | None:
+    """Where responses of this very model are kept; other weights, tokenizers, settings or code have another file."""
     if config.harness.cache is None:
         return None
     asked = entrant.model_fingerprint, length, config.seed, runtime.code_version()

@@ -30,12 +30,12 @@ from hypenet_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
-class Likelihoods:
+class LikelihoodRequest:
     """Asks for log p of the last `counted[i]` tokens of `rows[i]`, given those before them.
 
     Attributes:
       rows: token ids, at least two each.
-      counted: less than the length of the row; where none is counted, the answer is (0, True).
+      counted: less than the length of the row; where none is counted, the response is (0, True).
     """
 
     rows: tuple[TokenRow, ...]
@@ -45,7 +45,7 @@ class Likelihoods:
 # Neither is checked at construction: tree functions build them of other leaves.
 @typing.no_type_check
 @flax.struct.dataclass
-class _Asked:
+class _Targets:
     """Tokens, 0 where they are padding in `real`, what follows each of them, and where that counts."""
 
     tokens: Tokens
@@ -64,59 +64,60 @@ class _Score:
 
 
 def likelihoods(
-    subject: EvalModel,
-    asked: Likelihoods,
+    model: EvalModel,
+    request: LikelihoodRequest,
     *,
     part: int = PREFILL_PART,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Iterator[tuple[int, tuple[float, bool]]]:
-    """Index of a row, and (log p in nats, are all counted tokens the likeliest), in the order in which they are found.
+    """Index of a row, and (log p in nats, are all counted tokens the likeliest), as batches end.
 
     Args:
-      subject: with single layers, unless no row is longer than a part.
+      model: with single layers, unless no row is longer than a part.
       part: longer rows are read in parts of it, a power of two, so that activations stay bounded.
     """
-    lengths = [len(row) - 1 for row in asked.rows]
+    lengths = [len(row) - 1 for row in request.rows]
     for batch in batches_by_width(lengths, tokens_per_batch):
-        score = _score(subject.decoder, subject.params, _stacked(asked, batch), part)
+        score = _score(model.decoder, model.params, _stack(request, batch), part)
         log_p, greedy = np.asarray(score.log_p), np.asarray(score.greedy)
-        for place, row in enumerate(batch.rows):
-            yield row, (float(log_p[place]), bool(greedy[place]))
+        for i, row in enumerate(batch.rows):
+            yield row, (float(log_p[i]), bool(greedy[i]))
 
 
-def _stacked(asked: Likelihoods, batch: Batch) -> _Asked:
+def _stack(request: LikelihoodRequest, batch: Batch) -> _Targets:
     """The rows of a batch; in a filler nothing counts."""
-    tokens, real = batch.stack([row[:-1] for row in asked.rows])
-    labels, _ = batch.stack([row[1:] for row in asked.rows])
+    tokens, real = batch.stack([row[:-1] for row in request.rows])
+    labels, _ = batch.stack([row[1:] for row in request.rows])
     counts = np.zeros((batch.size, 1), np.int32)
-    counts[: len(batch.rows), 0] = [asked.counted[row] for row in batch.rows]
-    return cast(Any, _Asked)(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
+    counts[: len(batch.rows), 0] = [request.counted[row] for row in batch.rows]
+    return cast(Any, _Targets)(tokens, real, labels, np.arange(batch.width) >= batch.width - counts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def _score(decoder: Model, params: Params, asked: _Asked, part: int) -> _Score:
-    asked = jax.tree.map(lambda x: constrain(x, (axes.BATCH, axes.TIME)), asked)
-    batch, time = asked.tokens.shape
+def _score(decoder: Model, params: Params, targets: _Targets, part: int) -> _Score:
+    targets = jax.tree.map(lambda x: constrain(x, (axes.BATCH, axes.TIME)), targets)
+    batch, time = targets.tokens.shape
     if time <= part:
-        output = decoder.apply({"params": params}, asked.tokens, segment_ids=asked.real)
-        return _replicated(_score_of(decoder, params, output.hidden, asked))
+        output = decoder.apply({"params": params}, targets.tokens, segment_ids=targets.real)
+        return _replicated(_score_of(decoder, params, output.hidden, targets))
 
-    def read(i: Int[Array, ""], before: tuple[DecodeState, _Score]) -> tuple[DecodeState, _Score]:
-        state, score = before
-        here = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * part, part, 1), asked)
-        output = decoder.apply({"params": params}, here.tokens, segment_ids=here.real, state=state)
-        more = _score_of(decoder, params, output.hidden, here)
+    def add(i: Int[Array, ""], carry: tuple[DecodeState, _Score]) -> tuple[DecodeState, _Score]:
+        state, score = carry
+        cut = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, i * part, part, 1), targets)
+        output = decoder.apply({"params": params}, cut.tokens, segment_ids=cut.real, state=state)
+        more = _score_of(decoder, params, output.hidden, cut)
         return output.state, _Score(score.log_p + more.log_p, score.greedy & more.greedy)
 
     state = decode_state(decoder.config, batch, time, decoder.dtype)
-    first = jnp.argmax(jnp.any(asked.real != 0, axis=0)) // part  # parts of padding are passed over
-    _, score = jax.lax.fori_loop(first, time // part, read, (state, _nothing(batch)))
+    # Parts of padding are skipped.
+    first = jnp.argmax(jnp.any(targets.real != 0, axis=0)) // part
+    _, score = jax.lax.fori_loop(first, time // part, add, (state, _nothing(batch)))
     return _replicated(score)
 
 
-def _score_of(decoder: Model, params: Params, hidden: Hidden, asked: _Asked) -> _Score:
+def _score_of(decoder: Model, params: Params, hidden: Hidden, targets: _Targets) -> _Score:
     """Logits exist for a block of positions at a time, and only where something counts."""
-    batch, time = asked.labels.shape
+    batch, time = targets.labels.shape
     size = min(time, power_of_two(max(1, BLOCK // batch)))
 
     def block(xs: tuple[Hidden, Tokens, Mask]) -> _Score:
@@ -133,7 +134,7 @@ def _score_of(decoder: Model, params: Params, hidden: Hidden, asked: _Asked) -> 
 
     blocks = [
         jnp.moveaxis(x.reshape(batch, time // size, size, *x.shape[2:]), 1, 0)
-        for x in (hidden, asked.labels, asked.counted)
+        for x in (hidden, targets.labels, targets.counted)
     ]
     scores = jax.lax.map(block, tuple(blocks))
     return _Score(jnp.sum(scores.log_p, axis=0), jnp.all(scores.greedy, axis=0))

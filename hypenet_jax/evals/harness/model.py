@@ -23,14 +23,15 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
 
 from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.harness.chat import Message, render_chat, token_of
-from hypenet_jax.evals.harness.continuation import Continuations
-from hypenet_jax.evals.harness.likelihood import Likelihoods
+from hypenet_jax.evals.harness.generation import GenerationRequest
+from hypenet_jax.evals.harness.likelihood import LikelihoodRequest
+from hypenet_jax.generation.generate import GenerationConfig
 from hypenet_jax.generation.sampling import Sampling
 
 log = logging.getLogger("hypenet_jax")
 
-Question: TypeAlias = Likelihoods | Continuations
-Ask: TypeAlias = Callable[[Question], Iterable[tuple[int, Any]]]
+Request: TypeAlias = LikelihoodRequest | GenerationRequest
+Respond: TypeAlias = Callable[[Request], Iterable[tuple[int, Any]]]
 Encoded: TypeAlias = tuple[tuple[str, str] | None, list[int], list[int]]
 
 # Of a task that does not say how much is to be written.
@@ -38,10 +39,10 @@ MAX_NEW_TOKENS = 256
 
 
 class HarnessModel(TemplateLM):
-    """Turns the requests of the harness into questions about rows of tokens.
+    """Turns the requests of the harness, which are texts, into requests of token ids.
 
     Attributes:
-      ask: answers a question, in any order, each answer with the index of its row.
+      respond: computes the responses to a request, in any order, each with the index of its row.
       folder_tokenizer: of the model's folder.
       max_length: tokens the model may read; longer contexts lose their first ones.
       end_ids: tokens that end a text.
@@ -50,7 +51,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        ask: Ask,
+        respond: Respond,
         tokenizer: Tokenizer,
         *,
         name: str,
@@ -59,7 +60,7 @@ class HarnessModel(TemplateLM):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.ask, self.folder_tokenizer, self.name = ask, tokenizer, name
+        self.respond, self.folder_tokenizer, self.name = respond, tokenizer, name
         self.max_length, self.seed = max_length, seed
         self.end_ids = tuple(dict.fromkeys((tokenizer.end_id, *end_ids)))
         # Ours reads a special token in a text as plain text; prompts of the harness may be made of them.
@@ -89,22 +90,22 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[Encoded], **kwargs: Any
     ) -> list[tuple[float, bool]]:
         most = self.max_length + 1  # the last token is predicted, never read
-        for asked, _, continuation in requests:
+        for texts, _, continuation in requests:
             if len(continuation) > self.max_length:
                 raise ValueError(
                     f"a continuation of {len(continuation)} tokens does not fit into max_length "
-                    f"{self.max_length}: {asked}"
+                    f"{self.max_length}: {texts}"
                 )
         whole = [[*context, *continuation] for _, context, continuation in requests]
         self._warn_if_longer(whole, most)
         rows = tuple(np.asarray(row[-most:], np.int32) for row in whole)
         counted = tuple(len(continuation) for *_, continuation in requests)
-        answers = [(0.0, True)] * len(requests)
-        for index, answer in self.ask(Likelihoods(rows, counted)):
-            answers[index] = answer
+        responses = [(0.0, True)] * len(requests)
+        for index, response in self.respond(LikelihoodRequest(rows, counted)):
+            responses[index] = response
             if requests[index][0] is not None:  # a part of a rolling request is none by itself
-                self.cache_hook.add_partial("loglikelihood", requests[index][0], answer)
-        return answers
+                self.cache_hook.add_partial("loglikelihood", requests[index][0], response)
+        return responses
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -116,9 +117,9 @@ class HarnessModel(TemplateLM):
                 self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
             )
         ]
-        answers = self._loglikelihood_tokens([(None, *window) for _, window in windows])
+        responses = self._loglikelihood_tokens([(None, *window) for _, window in windows])
         totals = [0.0] * len(requests)
-        for (index, _), (log_p, _) in zip(windows, answers, strict=True):
+        for (index, _), (log_p, _) in zip(windows, responses, strict=True):
             totals[index] += log_p
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
@@ -130,18 +131,20 @@ class HarnessModel(TemplateLM):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(index)
         texts = [""] * len(requests)
         for members in groups.values():
-            asked = self._continuations(requests, members)
-            for place, tokens in self.ask(asked):
-                request = requests[members[place]]
+            group = self._generation_request(requests, members)
+            for row, tokens in self.respond(group):
+                request = requests[members[row]]
                 text = self.reader.decode(tokens, skip_special_tokens=True)
-                for stop in asked.until:
+                for stop in group.until:
                     text = text.split(stop)[0]
-                texts[members[place]] = text
+                texts[members[row]] = text
                 self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
-    def _continuations(self, requests: Sequence[Instance], members: list[int]) -> Continuations:
-        """The question that requests of equal settings ask."""
+    def _generation_request(
+        self, requests: Sequence[Instance], members: list[int]
+    ) -> GenerationRequest:
+        """Requests of equal settings as one."""
         settings = lm_texts.normalize_gen_kwargs(requests[members[0]].args[1], MAX_NEW_TOKENS)
         count = settings.pop("max_gen_toks")
         most = self.max_length - count
@@ -155,14 +158,15 @@ class HarnessModel(TemplateLM):
             self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
         ]
         self._warn_if_longer(prompts, most)
-        return Continuations(
-            tuple(np.asarray(prompt[-most:], np.int32) for prompt in prompts),
-            indices=tuple(members),
+        config = GenerationConfig(
             max_new_tokens=count,
             sampling=sampling_of(settings),
-            until=tuple(stop for stop in until if stop),
-            end_ids=self.end_ids,
+            stop_tokens=self.end_ids,
             seed=self.seed,
+        )
+        rows = tuple(np.asarray(prompt[-most:], np.int32) for prompt in prompts)
+        return GenerationRequest(
+            rows, tuple(members), config, tuple(stop for stop in until if stop)
         )
 
     def _warn_if_longer(self, rows: Sequence[list[int]], most: int) -> None:
@@ -193,7 +197,7 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
     """How a task wants its continuations drawn.
 
     Raises:
-      ValueError: it asks for what is not done here, such as beams.
+      ValueError: it wants what is not done here, such as beams.
     """
     known = {"do_sample", "temperature", "top_k", "top_p", "num_beams"}
     other = sorted(settings.keys() - known)

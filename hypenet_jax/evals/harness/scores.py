@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness as rows of a report; importing this needs the extra `eval`.
 
-Process 0 runs the harness: it reads the tasks and asks. What it asks is sent to all processes, which answer together,
-each with its part of the model and of every batch.
+Process 0 runs the harness: it reads the tasks and makes the requests, which are sent to all processes. These respond
+together, each with its part of the model and of every batch.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from lm_eval import simple_evaluate  # pyright: ignore[reportMissingImports]
 from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.harness.continuation import continuations
-from hypenet_jax.evals.harness.likelihood import Likelihoods, likelihoods
-from hypenet_jax.evals.harness.model import HarnessModel, Question
+from hypenet_jax.evals.harness.generation import continuations
+from hypenet_jax.evals.harness.likelihood import LikelihoodRequest, likelihoods
+from hypenet_jax.evals.harness.model import HarnessModel, Request
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Report, Row, Z, wilson
 from hypenet_jax.evals.text import check_tokenizer
@@ -32,12 +32,12 @@ from hypenet_jax.runtime import broadcast
 class _Failure:
     """Process 0 could not evaluate; `expected`: because of what it was given."""
 
-    said: str
+    message: str
     expected: bool
 
 
 def evaluate_with_harness(
-    subject: EvalModel,
+    model: EvalModel,
     tokenizer: Tokenizer,
     tasks: Sequence[str | Mapping[str, Any]],
     *,
@@ -53,7 +53,7 @@ def evaluate_with_harness(
     """Scores of tasks, the same on every process; all processes call it.
 
     Args:
-      subject: the model; with several processes its parameters lie on a mesh, inside `on_mesh`.
+      model: with several processes its parameters lie on a mesh, inside `on_mesh`.
       tokenizer: of the model's folder.
       tasks: names or groups that the harness knows, paths of YAML files, or whole task configs.
       max_length: tokens the model may read; longer contexts lose their first ones.
@@ -62,31 +62,31 @@ def evaluate_with_harness(
       num_fewshot: examples before each question; None as each task says.
       limit: documents of each task; None all.
       chat: prompts become conversations by the tokenizer's chat template.
-      cache: file that keeps answers, so that a run which was cut off goes on.
+      cache: file that keeps responses, so that a run which was cut off goes on.
       seed: of sampled continuations.
     Returns:
       A row for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a mean
       over documents: Wilson's where these are hits and misses.
     Raises:
-      ValueError: the tokenizer does not fit the model, there is no such task, its documents cannot be had, or it asks
-        for what is not done here.
+      ValueError: the tokenizer does not fit the model, there is no such task, its documents cannot be had, or it wants
+        what is not done here.
       FloatingPointError: the model computes NaN.
     """
-    check_tokenizer(tokenizer, subject.decoder.config, subject.name)
-    subject = subject.with_single_layers() if isinstance(subject.decoder, Decoder) else subject
+    check_tokenizer(tokenizer, model.decoder.config, model.name)
+    model = model.with_single_layers() if isinstance(model.decoder, Decoder) else model
     if jax.process_index() > 0:
-        return _follow(subject, tokenizer)
-    model = HarnessModel(
-        lambda question: answers(subject, tokenizer, broadcast(question)),
+        return _follow(model, tokenizer)
+    harness_model = HarnessModel(
+        lambda request: responses(model, tokenizer, broadcast(request)),
         tokenizer,
-        name=subject.name,
+        name=model.name,
         max_length=max_length,
         end_ids=end_ids,
         seed=seed,
     )
     try:
-        found = simple_evaluate(
-            model,
+        results = simple_evaluate(
+            harness_model,
             tasks=list(tasks),
             task_manager=_manager(tasks, task_folders),
             num_fewshot=num_fewshot,
@@ -95,13 +95,13 @@ def evaluate_with_harness(
             use_cache=None if cache is None else str(cache),
             bootstrap_iters=0,  # its pool of forked processes does not go with JAX's threads
         )
-        report = report_of(found, subject.name)
+        report = report_of(results, model.name)
     except Exception as error:
         expected = isinstance(error, ValueError | OSError | RuntimeError)
         failure = _Failure(f"{type(error).__name__}: {error}", expected)
         broadcast(failure)
         if expected:
-            raise ValueError(_told(failure)) from error
+            raise ValueError(_message(failure)) from error
         raise
     return broadcast(report)
 
@@ -132,43 +132,43 @@ def _index(folders: tuple[pathlib.Path, ...], defaults: bool) -> TaskManager:
     return TaskManager(include_path=list(folders) or None, include_defaults=defaults)
 
 
-def answers(
-    subject: EvalModel, tokenizer: Tokenizer, question: Question
+def responses(
+    model: EvalModel, tokenizer: Tokenizer, request: Request
 ) -> Iterator[tuple[int, Any]]:
-    """Index of a row and the answer for it, in the order in which they are found."""
-    if isinstance(question, Likelihoods):
-        return likelihoods(subject, question)
-    return continuations(subject, tokenizer, question)
+    """Index of a row and the response for it, as batches end."""
+    if isinstance(request, LikelihoodRequest):
+        return likelihoods(model, request)
+    return continuations(model, tokenizer, request)
 
 
-def _follow(subject: EvalModel, tokenizer: Tokenizer) -> Report:
-    """Answers along with process 0 until it sends the report."""
-    while isinstance(sent := broadcast(None), Question):
+def _follow(model: EvalModel, tokenizer: Tokenizer) -> Report:
+    """Responds along with process 0 until it sends the report."""
+    while isinstance(sent := broadcast(None), Request):
         try:
-            for _ in answers(subject, tokenizer, sent):
+            for _ in responses(model, tokenizer, sent):
                 pass
         except Exception:
-            broadcast(None)  # process 0 met the same and says so
+            broadcast(None)  # process 0 has raised the same and sends it
             raise
     if isinstance(sent, _Failure):
-        raise ValueError(_told(sent)) if sent.expected else RuntimeError(_told(sent))
+        raise ValueError(_message(sent)) if sent.expected else RuntimeError(_message(sent))
     return sent
 
 
-def _told(failure: _Failure) -> str:
-    return f"lm-evaluation-harness: {failure.said}"
+def _message(failure: _Failure) -> str:
+    return f"lm-evaluation-harness: {failure.message}"
 
 
-def report_of(found: Mapping[str, Any], model: str) -> Report:
+def report_of(results: Mapping[str, Any], model: str) -> Report:
     """The results of the harness as rows; "acc,none" becomes "acc", other filters stay in the name."""
     rows = []
-    for task, numbers_of_task in found["results"].items():
-        samples = found.get("samples", {}).get(task, [])
+    for task, numbers_of_task in results["results"].items():
+        samples = results.get("samples", {}).get(task, [])
         for key, value in numbers_of_task.items():
             metric, _, filtered = key.partition(",")
             if not filtered or metric.endswith("_stderr") or not isinstance(value, numbers.Real):
                 continue
-            values = [one.get(metric) for one in samples if one["filter"] == filtered]
+            values = [sample.get(metric) for sample in samples if sample["filter"] == filtered]
             low, high = _interval(values, float(value))
             name = metric if filtered == "none" else key
             count = numbers_of_task["sample_len"]

@@ -1,9 +1,9 @@
-"""A model writes its answers to questions, in batches; a question that cannot be answered fails alone."""
+"""A model completes the prompts of a task, greedily; a question that cannot be answered fails alone."""
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
-from jaxtyping import Int
 
 from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.model import EvalModel
@@ -11,10 +11,7 @@ from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored
 from hypenet_jax.evals.ruler.tasks import TASKS, match_all
 from hypenet_jax.evals.ruler.text import Question
-from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
-from hypenet_jax.generation.decode import decode
-from hypenet_jax.generation.model import check_memory
-from hypenet_jax.generation.prefill import left_padded, prefill, start_context, unsupported_reason
+from hypenet_jax.generation.generate import GenerationConfig, generate_batches
 from hypenet_jax.model.decoder import Decoder
 
 _SECTION = "Tasks in the manner of RULER"
@@ -44,19 +41,15 @@ PRESENTATIONS = (
     ),
 )
 
-Prompt = Int[np.ndarray, " _"]
-Written = Int[np.ndarray, " M"] | Exception
-
 
 def task_scores(
-    subject: EvalModel,
+    model: EvalModel,
     tokenizer: Tokenizer,
     task: str,
-    asked: Sequence[Question],
+    questions: Sequence[Question],
     length: int,
     *,
     stop: tuple[int, ...],
-    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Report:
     """How much of the right answers the model writes, greedily, within the budget of the task.
 
@@ -65,76 +58,27 @@ def task_scores(
     Returns:
       Rows "ruler", and "ruler_by_depth" for tasks with one answer, with Wilson intervals of 95 %; a row "failed" for
       each question that could not be answered, and why. Failed questions do not count.
-    """
-    written = write(
-        subject,
-        [one.tokens for one in asked],
-        length,
-        TASKS[task].budget,
-        stop=stop,
-        tokens_per_batch=tokens_per_batch,
-    )
-    found = np.full(len(asked), np.nan)
-    report = Report()
-    for i, (one, tokens) in enumerate(zip(asked, written, strict=True)):
-        if isinstance(tokens, Exception):
-            report = report.add(failure(subject.name, task, f"question {i}: {tokens}", length))
-        else:
-            found[i] = match_all(tokenizer.decode(tokens), one.answers)
-    return report + scored(
-        "ruler",
-        subject.name,
-        found,
-        length=length,
-        task=task,
-        by_depth=all(one.depth is not None for one in asked),
-    )
-
-
-def write(
-    subject: EvalModel,
-    prompts: Sequence[Prompt],
-    length: int,
-    budget: int,
-    *,
-    stop: tuple[int, ...],
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> list[Written]:
-    """What the model writes after each prompt, up to `budget` tokens; or what keeps it from it: a prompt that is empty
-    or leaves no room for the budget within `length`, token ids that the model does not have, NaN.
-
     Raises:
-      MemoryError: see `check_memory`.
+      MemoryError, JaxRuntimeError: the device has no room for a batch.
     """
-    vocabulary, longest = subject.decoder.config.vocab_size, length - budget
-    whys = [unsupported_reason(row, vocabulary, budget, length) for row in prompts]
-    written: list[Written] = [ValueError(why) for why in whys]
-    good = [i for i, why in enumerate(whys) if why is None]
+    assert isinstance(model.decoder, Decoder)
+    budget = TASKS[task].budget
+    config = GenerationConfig(max_new_tokens=budget, max_length=length, stop_tokens=stop)
     # One width: one compiled program per length and budget.
-    padded = left_padded([prompts[i] for i in good], longest)
-    left = iter(good)
-    batches = zip(*(batches_of(rows, tokens_per_batch) for rows in padded), strict=True)
-    for (tokens, count), (segments, _) in batches:
-        for answer in _answers(subject, tokens, segments, budget, stop)[:count]:
-            written[next(left)] = answer
-    return written
-
-
-def _answers(
-    subject: EvalModel,
-    tokens: Int[np.ndarray, "B T"],
-    segments: Int[np.ndarray, "B T"],
-    budget: int,
-    stop: tuple[int, ...],
-) -> list[Written]:
-    """Of a batch; a row whose logits become NaN has an error, and the others are as without it."""
-    decoder, params = subject.decoder, subject.params
-    assert isinstance(decoder, Decoder)
-    check_memory(decoder, len(tokens), tokens.shape[1] + budget)
-    context = start_context(decoder, len(tokens), tokens.shape[1] + budget)
-    context = prefill(decoder, params, context, tokens, segment_ids=segments)
-    found = decode(decoder, params, context, max_new_tokens=budget, stop_token=stop)
-    return [
-        FloatingPointError("the model computes NaN logits") if broken else row
-        for row, broken in zip(found.tokens, found.broken, strict=True)
-    ]
+    batches = generate_batches(
+        *(model.decoder, model.params, [question.tokens for question in questions], config),
+        width=length - budget,
+    )
+    results = {row: result for batch in batches for row, result in batch.items()}
+    scores, report = np.full(len(questions), np.nan), Report()
+    for i, question in enumerate(questions):
+        error = results[i].error
+        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+            raise error
+        if error is not None:
+            report = report.add(failure(model.name, task, f"question {i}: {error}", length))
+        else:
+            scores[i] = match_all(tokenizer.decode(results[i].tokens), question.answers)
+    by_depth = all(question.depth is not None for question in questions)
+    found = scored("ruler", model.name, scores, length=length, task=task, by_depth=by_depth)
+    return report + found

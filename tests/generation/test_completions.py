@@ -14,11 +14,21 @@ import pytest
 from jax import monitoring
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.generation import console as answer
-from hypenet_jax.generation import text_generator as room
-from hypenet_jax.generation.completions import CompletionFile, read_prompts
-from hypenet_jax.generation.sampling import Sampling
-from hypenet_jax.generation.throughput import COMPILING, Pace, Speed
+from hypenet_jax.generation import (
+    GenerationConfig,
+    Sampling,
+    TextGenerator,
+    generate_batches,
+    open_generator,
+)
+from hypenet_jax.generation.completions import (
+    CompletionFile,
+    complete_all,
+    read_prompts,
+    settings_of,
+)
+from hypenet_jax.generation.text_generator import end_ids
+from hypenet_jax.generation.throughput import COMPILING, Pace, Throughput
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
@@ -42,51 +52,61 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def writer(folder) -> room.TextGenerator:
-    return room.open_generator(folder, max_new_tokens=6, sampling=Sampling(1.0), seed=3)
+def generator(folder) -> TextGenerator:
+    return open_generator(
+        folder, GenerationConfig(max_new_tokens=6, sampling=Sampling(1.0), seed=3)
+    )
 
 
-def complete(writer, prompts, **options):
+def complete(generator, prompts, throughput=None, **options):
     """All completions, in the order of their prompts."""
     done = {}
-    for some in room.complete(writer, prompts, options.pop("speed", Speed()), **options):
-        done |= some
+    for batch in generator.complete(prompts, throughput, **options):
+        done |= batch
     return [done[i] for i in sorted(done)]
 
 
-def test_a_prompt_in_a_batch_writes_what_it_writes_alone(writer):
-    speed = Speed()
-    together = complete(writer, PROMPTS, speed=speed)
+def with_config(generator, **changes) -> TextGenerator:
+    config = dataclasses.replace(generator.config, **changes)
+    return dataclasses.replace(generator, config=config)
+
+
+def test_a_prompt_in_a_batch_writes_what_it_writes_alone(generator):
+    throughput = Throughput()
+    together = complete(generator, PROMPTS, throughput)
     assert [one.prompt for one in together] == PROMPTS
-    assert speed.decode.tokens == sum(one.tokens for one in together)
-    assert complete(writer, PROMPTS[:1]) == together[:1]
-    assert complete(writer, PROMPTS, skip=(1, 2)) == together[:1]
+    assert throughput.decode.tokens == sum(one.tokens for one in together)
+    assert complete(generator, PROMPTS[:1]) == together[:1]
+    assert complete(generator, PROMPTS, skip=(1, 2)) == together[:1]
 
 
-def test_streamed_text_is_the_text(writer):
+def test_streamed_text_is_the_text(generator):
     heard = []
-    (one,) = complete(writer, PROMPTS[:1], on_text=heard.append)
+    (one,) = complete(generator, PROMPTS[:1], on_text=heard.append)
     assert "".join(heard) == one.text
 
 
-def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(writer, monkeypatch):
-    (expected,) = complete(writer, PROMPTS[:1])
+def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(
+    generator, monkeypatch
+):
+    (expected,) = complete(generator, PROMPTS[:1])
 
     def with_nan(decoder, params, context, *given, **options):  # in the row of the longest
         context = prefill(decoder, params, context, *given, **options)
         return dataclasses.replace(context, logits=context.logits.at[0].set(jnp.nan))
 
-    prefill = room.prefill
-    monkeypatch.setattr(room, "prefill", with_nan)
+    module = sys.modules[generate_batches.__module__]
+    prefill = module.prefill
+    monkeypatch.setattr(module, "prefill", with_nan)
     bad = [PROMPTS[0], PROMPTS[1], "", ValueError("line 4: no JSON"), "x" * 40]
-    done = complete(dataclasses.replace(writer, max_length=30), bad)
+    done = complete(with_config(generator, max_length=30), bad)
     assert done[0] == expected
     errors = [one.error or "" for one in done]
     for error, said in zip(errors, ["", "NaN", "is empty", "line 4", "length 30"], strict=True):
         assert said in error
     assert [one.tokens for one in done[1:]] == [0] * 4
-    small = dataclasses.replace(writer.decoder.config, vocab_size=5)
-    other = dataclasses.replace(writer, decoder=writer.decoder.clone(config=small))
+    small = dataclasses.replace(generator.decoder.config, vocab_size=5)
+    other = dataclasses.replace(generator, decoder=generator.decoder.clone(config=small))
     assert "tokenizer of another model" in (complete(other, PROMPTS[:1])[0].error or "")
 
 
@@ -104,11 +124,11 @@ def test_the_pace_leaves_out_the_time_of_compilation_and_counts_it_once():
     assert str(pace) == f"10 tokens, {10 / (pace.seconds - 0.2):.1f} tokens/s"
 
 
-def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, tmp_path):
-    settings = answer.settings_of(writer, PROMPTS)
-    answer.answer(writer, PROMPTS, Speed(), CompletionFile(tmp_path / "whole.jsonl", settings))
+def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(generator, tmp_path):
+    settings = settings_of(generator, PROMPTS)
+    complete_all(generator, PROMPTS, CompletionFile(tmp_path / "whole.jsonl", settings))
     out = tmp_path / "out.jsonl"
-    first, *_ = room.complete(writer, PROMPTS, Speed())
+    first, *_ = generator.complete(PROMPTS)
     CompletionFile(out, settings).add(first)
     partial = out.with_name("out.jsonl.partial")
     partial.write_text(partial.read_text() + '{"index": 2, "promp')
@@ -116,27 +136,27 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(writer, t
         CompletionFile(out, {**settings, "seed": 4})
     again = CompletionFile(out, settings)
     assert again.done == first
-    answer.answer(writer, PROMPTS, Speed(), again)
+    complete_all(generator, PROMPTS, again)
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not partial.exists()
 
 
-def test_completions_of_other_weights_are_not_gone_on_with(writer, tmp_path):
+def test_completions_of_other_weights_are_not_gone_on_with(generator, tmp_path):
     out = tmp_path / "out.jsonl"
-    CompletionFile(out, answer.settings_of(writer, PROMPTS))
-    params = jax.tree.map(lambda leaf: leaf, writer.params)
+    CompletionFile(out, settings_of(generator, PROMPTS))
+    params = jax.tree.map(lambda leaf: leaf, generator.params)
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].add(1e-3)
-    other = dataclasses.replace(writer, params=params)
+    other = dataclasses.replace(generator, params=params)
     with pytest.raises(ValueError, match="begun with another model"):
-        CompletionFile(out, answer.settings_of(other, PROMPTS))
+        CompletionFile(out, settings_of(other, PROMPTS))
 
 
 def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):
-    assert room.end_ids(tmp_path) == ()
+    assert end_ids(tmp_path) == ()
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
-    assert room.end_ids(tmp_path) == (7,)
+    assert end_ids(tmp_path) == (7,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
-    assert room.end_ids(tmp_path) == (5, 6)
+    assert end_ids(tmp_path) == (5, 6)
 
 
 def test_the_command_reads_a_file_and_writes_json_lines(folder, tmp_path):
@@ -160,8 +180,8 @@ def test_each_line_typed_is_continued_until_the_input_ends(folder, monkeypatch, 
     monkeypatch.setattr(sys, "stdin", typed)
     generate.main(generate.Arguments(folder, max_new_tokens=3, max_length=5))
     captured = capsys.readouterr()
-    writer = room.open_generator(folder, max_new_tokens=3, max_length=5)
-    refused, expected = complete(writer, ["the cat", "zz"])
+    generator = open_generator(folder, GenerationConfig(max_new_tokens=3, max_length=5))
+    refused, expected = complete(generator, ["the cat", "zz"])
     assert captured.out == f"\nerror: {refused.error}\n{expected.text}\n"
     assert "decode" in captured.err
 
@@ -206,13 +226,13 @@ def test_a_file_without_prompts_and_a_folder_to_write_to_are_refused(tmp_path):
     assert (tmp_path / "new" / "out.jsonl.partial").is_file()
 
 
-def test_a_batch_that_the_device_has_no_room_for_fails_and_the_others_go_on(writer, monkeypatch):
+def test_a_batch_that_the_device_has_no_room_for_fails_and_the_others_go_on(generator, monkeypatch):
     def small(decoder, rows, capacity):
-        if capacity > 32 + writer.max_new_tokens:
+        if capacity > 32 + generator.config.max_new_tokens:
             raise MemoryError("too small")
 
-    monkeypatch.setattr(room, "check_memory", small)
-    done = complete(writer, [PROMPTS[0], "y" * 40])
+    monkeypatch.setattr(sys.modules[generate_batches.__module__], "check_memory", small)
+    done = complete(generator, [PROMPTS[0], "y" * 40])
     assert (done[0].error, done[0].tokens) == (None, 6)
     assert done[1].error == "MemoryError: too small"
 
@@ -225,6 +245,6 @@ def test_a_folder_without_tokenizer_is_an_error(tmp_path):
         dtype="float32",
     )
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        room.open_generator(tmp_path / "bare", max_new_tokens=1)
+        open_generator(tmp_path / "bare", GenerationConfig(max_new_tokens=1))
     with pytest.raises(CheckpointError, match=r"absent.*a checkpoint folder holds config\.json"):
-        room.open_generator(tmp_path / "absent", max_new_tokens=1)
+        open_generator(tmp_path / "absent", GenerationConfig(max_new_tokens=1))

@@ -1,14 +1,15 @@
 """Generation: greedy is the argmax of full passes, rows do not see each other, draws follow their key."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
 
-from hypenet_jax.generation import decode as module
-from hypenet_jax.generation import prefill as reading
-from hypenet_jax.generation.decode import decode, generate
+from hypenet_jax.generation.decode import decode, stream_span
+from hypenet_jax.generation.generate import generate
 from hypenet_jax.generation.prefill import prefill, start_context
 from hypenet_jax.generation.sampling import Sampling, draw
 from hypenet_jax.model.config import ModelConfig, hypenet
@@ -82,7 +83,7 @@ def test_prompts_read_in_parts_are_prompts_read_at_once(write, prompts, monkeypa
     ragged, real = prompts.copy(), np.ones_like(prompts)
     real[1, 2:] = 0
     short = write(ragged, segment_ids=real)
-    monkeypatch.setattr(reading, "PREFILL_PART", 2)
+    monkeypatch.setattr(sys.modules[prefill.__module__], "PREFILL_PART", 2)
     np.testing.assert_array_equal(write(prompts), whole)
     np.testing.assert_array_equal(write(ragged, segment_ids=real), short)
 
@@ -153,7 +154,7 @@ def test_rows_that_end_elsewhere_in_a_stream_compile_nothing_new(write, prompts,
         "sampling": Sampling(2.0),
         "stop_token": (0, 1, 2, 3),
         "on_tokens": lambda new: None,
-        "max_new_tokens": 2 * module.stream_span() + 1,
+        "max_new_tokens": 2 * stream_span() + 1,
     }
     first = write(prompts, key=jax.random.key(0), **options)
     assert compiled

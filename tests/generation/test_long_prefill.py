@@ -13,7 +13,7 @@ SPARE = 2**26  # of the allocator, 64 MiB; the activations of 128K tokens at onc
 
 
 def peak(softmax_layers: int, length: int) -> int:
-    command = [sys.executable, ROOT / "tests/model/long_prefill.py", softmax_layers, length]
+    command = [sys.executable, ROOT / "tests/generation/long_prefill.py", softmax_layers, length]
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         list(map(str, command)), env=environment, check=True, capture_output=True, text=True

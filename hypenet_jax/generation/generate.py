@@ -1,0 +1,197 @@
+"""Prefill, then decode: a batch of prompts as it is, or prompts of any lengths in batches, each as if alone."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Key, PRNGKeyArray
+
+from hypenet_jax.axes import Params, Tokens
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, Batch, TokenRow, batches_by_width
+from hypenet_jax.generation.decode import OnTokens, check_decoding, decode
+from hypenet_jax.generation.model import check_memory
+from hypenet_jax.generation.prefill import prefill, start_context, unsupported_reason
+from hypenet_jax.generation.sampling import GREEDY, Sampling
+from hypenet_jax.generation.throughput import Throughput
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.stacking import unstack_layers
+
+OnRows: TypeAlias = Callable[[Sequence[int], Sequence[np.ndarray]], bool | None]
+"""Takes the indices of the prompts of a batch and the new tokens of each; True ends the batch."""
+
+
+def generate(
+    decoder: Decoder,
+    params: Params,
+    prompts: Tokens | Int[np.ndarray, "B T"],
+    *,
+    max_new_tokens: int,
+    segment_ids: Int[np.ndarray, "B T"] | None = None,
+    sampling: Sampling = GREEDY,
+    stop_token: int | tuple[int, ...] | None = None,
+    key: PRNGKeyArray | Key[Array, "B"] | None = None,
+    on_tokens: OnTokens | None = None,
+) -> Int[np.ndarray, "B M"]:
+    """Continues each prompt by up to `max_new_tokens` tokens: `prefill`, then `decode`.
+
+    Args:
+      decoder, params: a model in either grouping of its layers.
+      prompts: token ids; rows of different lengths are padded on either side.
+      segment_ids: 0 where a prompt is padded; None where none is. Of several documents in a row the last
+        is continued; `unpacked` gives each a row of its own.
+      sampling, stop_token, key, on_tokens: see `decode`.
+    Returns:
+      New tokens only.
+    Raises:
+      ValueError: an empty prompt, nothing to write, token ids outside the vocabulary, or draws without a key.
+      FloatingPointError: the model computes NaN.
+    """
+    check_decoding(max_new_tokens, sampling, key)
+    batch, time = prompts.shape
+    context = start_context(decoder, batch, time + max_new_tokens)
+    context = prefill(decoder, params, context, prompts, segment_ids=segment_ids)
+    generation = decode(
+        decoder,
+        params,
+        context,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_token=stop_token,
+        key=key,
+        on_tokens=on_tokens,
+    )
+    rows = np.flatnonzero(generation.broken).tolist()
+    if rows:
+        raise FloatingPointError(f"the model computes NaN logits in rows {rows}")
+    return generation.tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How prompts are continued.
+
+    Attributes:
+      max_new_tokens: most tokens after each prompt.
+      max_length: most tokens of a prompt and its continuation together; None for no limit.
+      sampling: greedy by default.
+      stop_tokens: a continuation ends with one of these.
+      seed: prompt i draws with fold_in(key(seed), i), whatever it is batched with.
+      tokens_per_batch: of the prompts that are continued at once, or one longer prompt.
+    """
+
+    max_new_tokens: int
+    max_length: int | None = None
+    sampling: Sampling = GREEDY
+    stop_tokens: tuple[int, ...] = ()
+    seed: int = 0
+    tokens_per_batch: int = TOKENS_PER_BATCH
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} writes nothing; use at least 1")
+        if self.max_length is not None and self.max_length <= self.max_new_tokens:
+            raise ValueError(
+                f"max_length {self.max_length} has no room for a prompt and {self.max_new_tokens} new tokens; "
+                f"use at least {self.max_new_tokens + 1}, or fewer new tokens"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """New tokens of one prompt, a stop token included; `error` is why there are none, or why they end early."""
+
+    tokens: Int[np.ndarray, " _"]
+    error: Exception | None = None
+
+
+def generate_batches(
+    decoder: Decoder,
+    params: Params,
+    prompts: Sequence[TokenRow],
+    config: GenerationConfig,
+    *,
+    indices: Sequence[int] | None = None,
+    width: int | None = None,
+    on_tokens: OnRows | None = None,
+    throughput: Throughput | None = None,
+) -> Iterator[dict[int, Continuation]]:
+    """Continues every prompt as if alone; what cannot be continued has an error, and the others go on.
+
+    Args:
+      decoder, params: a model in either grouping of its layers.
+      prompts: token ids.
+      indices: prompt i draws as number indices[i]; None: as number i.
+      width: to which all prompts are padded; None: a power of two.
+      on_tokens: called every few tokens of a batch; the batch ends when it returns True.
+      throughput: is added to.
+    Yields:
+      Continuations by the index of their prompt, as batches end: first ValueErrors of prompts that are empty, too long
+      or of unknown token ids, then the longest prompts. Other errors: FloatingPointError where logits are NaN;
+      MemoryError or JaxRuntimeError for all prompts of a batch that the device has no room for.
+    """
+    vocabulary, longest = decoder.config.vocab_size, config.max_length
+    refused = {}
+    for i, prompt in enumerate(prompts):
+        reason = unsupported_reason(prompt, vocabulary, config.max_new_tokens, longest)
+        if reason is not None:
+            refused[i] = _failed(ValueError(reason))
+    if refused:
+        yield refused
+    good = [i for i in range(len(prompts)) if i not in refused]
+    decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    numbers = range(len(prompts)) if indices is None else indices
+    lengths = [len(prompts[i]) for i in good]
+    throughput = Throughput() if throughput is None else throughput
+    for batch in batches_by_width(lengths, config.tokens_per_batch, width=width):
+        batch = dataclasses.replace(batch, rows=tuple(good[row] for row in batch.rows))
+        keys = batch.keys(config.seed, numbers)
+        try:
+            done = _continue(decoder, params, prompts, batch, config, keys, on_tokens, throughput)
+        except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
+            done = dict.fromkeys(batch.rows, _failed(error))
+        yield done
+
+
+def _continue(
+    decoder: Decoder,
+    params: Params,
+    prompts: Sequence[TokenRow],
+    batch: Batch,
+    config: GenerationConfig,
+    keys: Key[Array, "B"],
+    on_tokens: OnRows | None,
+    throughput: Throughput,
+) -> dict[int, Continuation]:
+    rows, capacity = batch.rows, batch.width + config.max_new_tokens
+    check_memory(decoder, batch.size, capacity)
+    tokens, segment_ids = batch.stack(prompts)
+    with throughput.prefill.timed():
+        context = start_context(decoder, batch.size, capacity)
+        context = prefill(decoder, params, context, tokens, segment_ids=segment_ids)
+        jax.block_until_ready(context)
+    with throughput.decode.timed():
+        result = decode(
+            decoder,
+            params,
+            context,
+            max_new_tokens=config.max_new_tokens,
+            sampling=config.sampling,
+            stop_token=config.stop_tokens,
+            key=keys,
+            on_tokens=None if on_tokens is None else lambda new: on_tokens(rows, new[: len(rows)]),
+        )
+    throughput.prefill.tokens += sum(len(prompts[row]) for row in rows)
+    throughput.decode.tokens += int(result.lengths[: len(rows)].sum())
+    return {
+        row: Continuation(
+            result.tokens[i, : result.lengths[i]],
+            FloatingPointError("the model computes NaN logits") if result.broken[i] else None,
+        )
+        for i, row in enumerate(rows)
+    }
+
+
+def _failed(error: Exception) -> Continuation:
+    return Continuation(np.zeros(0, np.int32), error)
