@@ -97,7 +97,7 @@ def decode(
         if on_tokens is not None:
             tokens, ends = np.asarray(carry.tokens), np.asarray(carry.lengths)
             new = [row[a:b] for row, a, b in zip(tokens, streamed, ends, strict=True)]
-            ended = bool(on_tokens(new)) or ended
+            ended = on_tokens(new) is True or ended
             streamed = ends
         if ended:
             break

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from hypenet_jax.data.tokenizer import Tokenizer
@@ -73,12 +72,12 @@ def task_scores(
     scores, report = np.full(len(questions), np.nan), Report()
     for i, question in enumerate(questions):
         error = results[i].error
-        if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-            raise error
-        if error is not None:
+        if error is None:
+            scores[i] = match_all(tokenizer.decode(results[i].tokens), question.answers)
+        elif isinstance(error, ValueError | FloatingPointError):
             report = report.add(failure(model.name, task, f"question {i}: {error}", length))
         else:
-            scores[i] = match_all(tokenizer.decode(results[i].tokens), question.answers)
+            raise error
     by_depth = all(question.depth is not None for question in questions)
     found = scored("ruler", model.name, scores, length=length, task=task, by_depth=by_depth)
     return report + found
