@@ -183,20 +183,17 @@ class Optimizer:
     ) -> tuple[Params, OptimizerState, dict[str, Scalar]]:
         """New parameters, new state, and `grad_norm` (before clipping) and `learning_rate`."""
         updates, inner = self.transformation.update(gradients, state.inner, params)
+        updated: Any = optax.apply_updates(params, updates)
         metrics = {
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(self.config, state.applied),
         }
-        return (
-            optax.apply_updates(params, updates),
-            OptimizerState(state.applied + 1, inner),
-            metrics,
-        )
+        return updated, OptimizerState(state.applied + 1, inner), metrics
 
     def _matrices(self, params: Params) -> Params:
         """Muon's dimension numbers of every kernel, None for other leaves."""
-        names = flax.traverse_util.flatten_dict(self.logical_axes)
-        leaves = flax.traverse_util.flatten_dict(params)
+        names: dict = flax.traverse_util.flatten_dict(self.logical_axes)
+        leaves: dict = flax.traverse_util.flatten_dict(params)
         return flax.traverse_util.unflatten_dict(
             {path: matrix_axes(tuple(names[path])) for path in leaves}
         )

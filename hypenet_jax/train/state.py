@@ -93,8 +93,8 @@ def state_shardings(state: TrainState, shardings: Params) -> Any:
     A leaf whose path ends in that of a parameter of its shape (a moment) is sharded as that parameter is; all others
     (counters, factored moments) are replicated.
     """
-    by_path = flax.traverse_util.flatten_dict(shardings, sep="/")
-    shapes = flax.traverse_util.flatten_dict(state.params, sep="/")
+    by_path: dict = flax.traverse_util.flatten_dict(shardings, sep="/")
+    shapes: dict = flax.traverse_util.flatten_dict(state.params, sep="/")
     rest = replicated(next(iter(by_path.values())).mesh)
 
     def place(path: Any, leaf: Any) -> Any:
