@@ -4,4 +4,11 @@ from hypenet_jax.model.presets import hypenet_2b
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.sharding import MeshConfig
 
-config = ServeConfig("prefill", hypenet_2b(), "prefill", 2**20, batch=1, mesh=MeshConfig(tensor=4))
+config = ServeConfig(
+    name="prefill",
+    model=hypenet_2b(),
+    task="prefill",
+    context_length=2**20,
+    batch=1,
+    mesh=MeshConfig(tensor=4),
+)

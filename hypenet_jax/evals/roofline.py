@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hypenet_jax.chips import RATES, Rates
+from hypenet_jax.chips import CHIPS, Chip
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.model.config import ModelConfig
@@ -52,7 +52,7 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         return Work(self.bytes + other.bytes, self.flops + other.flops)
 
-    def seconds(self, chip: Rates) -> float:
+    def seconds(self, chip: Chip) -> float:
         """What the chip needs: the longer of the two, which may overlap."""
         return max(self.bytes / chip.bandwidth, self.flops / chip.flops)
 
@@ -72,12 +72,12 @@ def floors(
     Raises:
       ValueError: no such chip.
     """
-    if chip not in RATES:
-        raise ValueError(f"chip {chip!r} is not known; there are {', '.join(RATES)}")
+    if chip not in CHIPS:
+        raise ValueError(f"chip {chip!r} is not known; there are {', '.join(CHIPS)}")
     report = Report()
     for length in lengths:
         for metric, work in (("prefill", prefill_work), ("decode", decode_work)):
-            seconds = work(config, length, dtype).seconds(RATES[chip])
+            seconds = work(config, length, dtype).seconds(CHIPS[chip])
             report = report.add(
                 Row(f"{metric}_seconds_floor", name, seconds, 1, length, label=chip)
             )

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Collection, Sequence
 
-from hypenet_jax.chips import RATES
+from hypenet_jax.chips import CHIPS
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig, ModelSource
 from hypenet_jax.evals.harness.evaluator import check_harness
@@ -23,7 +23,7 @@ def check_suite(config: EvaluationConfig) -> None:
     """
     labels = [one.label for one in config.models]
     _check_known("tasks", config.ruler.tasks, TASKS)
-    _check_known("chips", config.race.chips, RATES)
+    _check_known("chips", config.race.chips, CHIPS)
     _check_known("models", (config.sweep.model or labels[-1],), labels)
     check_harness(config)
     if config.sweep.constants and config.sweep.write:

@@ -1,4 +1,4 @@
-"""Planning before renting: the real program compiled for devices that are not there, and what it needs."""
+"""Ahead-of-time plans: a config's real program compiled for devices this machine lacks, with its memory and time."""
 
 from hypenet_jax.plan.compiled import DoesNotFit
 from hypenet_jax.plan.config import ServeConfig

@@ -1,4 +1,4 @@
-"""The nearest change of what does not fit: recomputing, smaller micro-batches, more shards, more devices."""
+"""Changes to try when a program does not fit: rematerialization, smaller micro-batches, more shards, more devices."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -8,19 +8,19 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.topology import Topology
 
-Planned = StageConfig | ServeConfig
-MOST_DEVICES = 4  # times as many as were asked for
+PlannedConfig = StageConfig | ServeConfig
+MAX_GROWTH = 4  # largest factor on the number of devices of the given topology
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A config and its topology after some changes.
+    """A changed config and topology.
 
     Attributes:
-      flags: what to type for all of them.
+      flags: command-line flags that make all the changes.
     """
 
-    config: Planned
+    config: PlannedConfig
     topology: Topology
     flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -29,54 +29,56 @@ class Change:
         return [word for pair in self.flags.items() for word in pair]
 
 
-def changes(config: Planned, topology: Topology) -> Iterator[Change]:
-    """Ever larger changes, each on top of those before it, that leave the update of a step as it is.
+def changes(config: PlannedConfig, topology: Topology) -> Iterator[Change]:
+    """Changes in order, each on top of those before it; none alters the numbers of a training step.
 
-    First what costs time alone (remat, then more micro-batches, down to one row per device), then parameters cut
-    over the devices that hold copies, then more devices.
+    First those that only cost time (remat, then more micro-batches, down to one row per device), then parameters
+    sharded over devices that hold copies, then more devices.
     """
-    now: Change | None = Change(config, topology)
-    while (now := _next(now)) is not None and now.topology.count <= MOST_DEVICES * topology.count:
-        yield now
+    change: Change | None = Change(config, topology)
+    while (
+        change := _next(change)
+    ) is not None and change.topology.count <= MAX_GROWTH * topology.count:
+        yield change
 
 
-def _next(now: Change) -> Change | None:
-    config = now.config
+def _next(change: Change) -> Change | None:
+    config = change.config
     if isinstance(config, ServeConfig):
-        more, times = _grown(now)
-        return _changed(more, "mesh", tensor=times * config.mesh.tensor)
+        larger, times = _grown(change)
+        return _changed(larger, "mesh", tensor=times * config.mesh.tensor)
     training = config.training
     assert training is not None
-    data, fsdp, _, _ = config.mesh.sizes(now.topology.count)
+    data, fsdp, _, _ = config.mesh.sizes(change.topology.count)
     accumulate, rows = training.loop.accumulate, config.data.sequences_per_step
     rows_fit = rows % (2 * accumulate * data * fsdp) == 0
     if training.remat == "none":
-        return _changed(now, "training", remat="full")
+        return _changed(change, "training", remat="full")
     if rows_fit:
-        return _changed(now, "training.loop", accumulate=2 * accumulate)
+        return _changed(change, "training.loop", accumulate=2 * accumulate)
     if data > 1:
-        return _changed(now, "mesh", data=1, fsdp=data * fsdp)
-    # One row per device already: twice the devices take half the micro-batches.
-    more, times = _grown(now)
+        return _changed(change, "mesh", data=1, fsdp=data * fsdp)
+    # Every device has one row per micro-batch: twice the devices take half the micro-batches.
+    larger, times = _grown(change)
     if accumulate % times:
         return None
-    more = _changed(more, "mesh", fsdp=times * fsdp)
-    return _changed(more, "training.loop", accumulate=accumulate // times)
+    larger = _changed(larger, "mesh", fsdp=times * fsdp)
+    return _changed(larger, "training.loop", accumulate=accumulate // times)
 
 
-def _grown(now: Change) -> tuple[Change, int]:
-    """On the next larger topology, and how many times as many devices it has."""
-    larger = now.topology.larger()
-    flags = {**now.flags, "--topology": larger.name}
-    grown = dataclasses.replace(now, topology=larger, flags=flags)
-    return grown, larger.count // now.topology.count
+def _grown(change: Change) -> tuple[Change, int]:
+    """The change on the next larger topology, and the factor on the number of devices."""
+    larger = change.topology.larger()
+    flags = {**change.flags, "--topology": larger.name}
+    grown = dataclasses.replace(change, topology=larger, flags=flags)
+    return grown, larger.count // change.topology.count
 
 
-def _changed(now: Change, section: str, **values: Any) -> Change:
-    """With other values of a section, which is named as on the command line."""
+def _changed(change: Change, section: str, **values: Any) -> Change:
+    """The change with other values of a config section, named as on the command line."""
     flags = {f"--{section}.{name}": str(value) for name, value in values.items()}
-    config = _replaced(now.config, section.split("."), values)
-    return dataclasses.replace(now, config=config, flags={**now.flags, **flags})
+    config = _replaced(change.config, section.split("."), values)
+    return dataclasses.replace(change, config=config, flags={**change.flags, **flags})
 
 
 def _replaced(config: Any, path: list[str], values: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Compiling a program for devices that are not there, and what the compiler says of it."""
+"""Ahead-of-time compilation for devices this machine lacks, and what the compiler reports."""
 
 import dataclasses
 import re
@@ -7,28 +7,28 @@ from typing import Any
 
 import jax
 
-from hypenet_jax.plan.chips import GIB
+from hypenet_jax.chips import GIB
 from hypenet_jax.plan.hlo import Collective, collectives
-from hypenet_jax.plan.programs import Program
+from hypenet_jax.plan.programs import PlannedProgram
 from hypenet_jax.plan.topology import Topology
 from hypenet_jax.sharding import on_mesh
 
 # "Used 49.09G of 15.75G hbm", and "HLO temporaries (31.64G) exceeds available HBM (15.75G)".
-REFUSALS = (
+OUT_OF_MEMORY = (
     r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm",
     r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)",
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A program as it would run.
+class CompiledProgram:
+    """What the compiler reports of a program.
 
     Attributes:
-      arguments, outputs: bytes per device; outputs count only what does not take over the place of an argument.
-      peak: bytes per device at the worst moment, arguments included.
-      collectives: what the devices send each other in one call.
-      seconds: that compiling took.
+      arguments, outputs: bytes per device; an output that reuses the buffer of a donated argument counts nothing.
+      peak: largest number of bytes per device in use at any time, arguments included.
+      collectives: of one call.
+      seconds: compile time.
     """
 
     arguments: int
@@ -42,7 +42,7 @@ class DoesNotFit(RuntimeError):
     """A program needs more memory than a device has.
 
     Attributes:
-      need, limit: bytes per device.
+      need, limit: bytes per device, as the compiler reports them.
     """
 
     def __init__(self, need: float, limit: float) -> None:
@@ -52,11 +52,11 @@ class DoesNotFit(RuntimeError):
         self.need, self.limit = need, limit
 
 
-def compile_program(program: Program, topology: Topology) -> Compiled:
-    """Compiles ahead of time.
+def compile_program(program: PlannedProgram, topology: Topology) -> CompiledProgram:
+    """Compiles a program ahead of time.
 
     Raises:
-      DoesNotFit: the compiler refuses it, or its peak is above the limit of the chip.
+      DoesNotFit: the compiler runs out of memory, or the program's peak is above the limit of the chip.
     """
     began = time.monotonic()
     with on_mesh(program.mesh):
@@ -68,10 +68,11 @@ def compile_program(program: Program, topology: Topology) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise too_big(str(error)) or error from error
     seconds = time.monotonic() - began
-    found = _read(compiled, seconds)
-    if topology.chip is not None and found.peak > topology.chip.memory:
-        raise DoesNotFit(float(found.peak), topology.chip.memory)
-    return found
+    result = _report(compiled, seconds)
+    limit = None if topology.chip is None else topology.chip.memory
+    if limit is not None and result.peak > limit:
+        raise DoesNotFit(float(result.peak), limit)
+    return result
 
 
 def _platform(topology: Topology) -> str:
@@ -79,17 +80,19 @@ def _platform(topology: Topology) -> str:
     return "cuda" if platform == "gpu" else platform
 
 
-def _read(compiled: Any, seconds: float) -> Compiled:
+def _report(compiled: Any, seconds: float) -> CompiledProgram:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = memory.peak_memory_in_bytes
-    return Compiled(memory.argument_size_in_bytes, kept, peak, tuple(collectives(text)), seconds)
+    return CompiledProgram(
+        memory.argument_size_in_bytes, kept, peak, tuple(collectives(text)), seconds
+    )
 
 
 def too_big(message: str) -> DoesNotFit | None:
-    """What the TPU compiler says when memory runs out, in either of its forms: see `REFUSALS`."""
-    used = next(filter(None, (re.search(form, message) for form in REFUSALS)), None)
-    if used is None:
+    """The error in a compiler message that says that memory ran out (`OUT_OF_MEMORY`), None in any other message."""
+    match = next(filter(None, (re.search(form, message) for form in OUT_OF_MEMORY)), None)
+    if match is None:
         return None
-    need, limit = (float(used[i]) * 1024 ** (1 + "KMGT".index(used[i + 1])) for i in (1, 3))
+    need, limit = (float(match[i]) * 1024 ** (1 + "KMGT".index(match[i + 1])) for i in (1, 3))
     return DoesNotFit(need, limit)

@@ -1,4 +1,4 @@
-"""ServeConfig: a model that reads or continues a long context, as a value to plan with."""
+"""ServeConfig: prefill or decoding at a long context, as a value to plan for."""
 
 import dataclasses
 from typing import Annotated, ClassVar, Literal
@@ -9,14 +9,16 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.sharding import MeshConfig
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServeConfig:
     """One of the two programs of text generation, in bfloat16.
 
     Attributes:
-      task: "prefill" reads the context, part by part; "decode" writes the token after it.
-      context_length: tokens of each row, and room in its state.
+      name: shown in the plan.
+      task: "prefill" reads the context in chunks; "decode" generates the next token.
+      context_length: tokens of each row, and the capacity of its caches.
       batch: rows.
+      mesh: sizes of the mesh axes.
     """
 
     command: ClassVar[str] = "launch.plan"

@@ -1,13 +1,13 @@
-"""NVIDIA GPUs as XLA's compiler knows them without one: the facts of a device that its choices depend on."""
+"""Descriptions of NVIDIA GPUs that let XLA compile for them without one."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from jax.experimental import topologies
 
-from hypenet_jax.plan.chips import Chip
+from hypenet_jax.chips import Chip
 
-# Facts of a Hopper chip in the SXM form, by the names of XLA's GpuTargetConfigProto.
+# A Hopper GPU in the SXM form; the field names are those of XLA's GpuTargetConfigProto.
 # Source: openxla/xla, xla/backends/gpu/target_config/specs (h100_sxm, h200).
 TARGET = """
 gpu_device_info {{
@@ -37,7 +37,7 @@ device_description_str: "NVIDIA {name}"
 
 
 def gpus(chip: Chip, nodes: int, per_node: int) -> Sequence[Any]:
-    """Devices of that many nodes, one process per node; needs the extra `cuda`."""
+    """GPUs of this many nodes to compile for, one process per node; needs the extra `cuda`."""
     target = TARGET.format(bandwidth=chip.bandwidth, memory=chip.memory, name=chip.name.upper())
     shape = f"1x{nodes}x{per_node}"
     return topologies.get_topology_desc(

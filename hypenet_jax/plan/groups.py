@@ -1,4 +1,4 @@
-"""Which devices a collective speaks with: the notations that a program's text has for it."""
+"""Device groups of a collective, parsed from the notations of HLO text."""
 
 import math
 import re
@@ -9,11 +9,11 @@ Groups = tuple[tuple[int, ...], ...]
 
 
 def groups_of(attributes: str, devices: int) -> Groups:
-    """Groups of places in the mesh, or the pairs of a permute; where nothing is said, all devices are one group.
+    """Device groups of a collective as mesh positions, or the pairs of a permute; one group of all by default.
 
-    {{0,1},{2,3}} lists them. [2,4]<=[4,2]T(1,0) counts the devices in the second shape, transposes, and has a group in
-    each row of the first. mesh['a'=2,'b'=4] {'b'} has those along some axes; 'b':(2)2 is the part of size 2 of axis b
-    that comes after parts of size 2.
+    {{0,1},{2,3}} lists the groups. [2,4]<=[4,2]T(1,0) is iota over the second shape, transposed and reshaped to the
+    first, one group per row. mesh['a'=2,'b'=4] {'b'} groups along axis b; 'b':(2)2 means the sub-axis of size 2 of
+    axis b that follows sub-axes of total size 2.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", attributes)
     if listed is not None:

@@ -1,7 +1,7 @@
-"""What the devices of a compiled program send each other, read from its text.
+"""Collectives of a compiled program, parsed from its HLO text.
 
-A collective inside a loop counts as often as the loop goes round. Bytes are those that one device sends when every
-collective goes around a ring, the least that any algorithm sends.
+A collective in a loop body counts once per iteration. Bytes are what one device sends in a ring algorithm, the
+minimum over all algorithms.
 """
 
 import collections
@@ -11,7 +11,7 @@ import re
 
 from hypenet_jax.plan.groups import groups_of
 
-ITEM_BITS = {"pred": 8, "bf16": 16}  # others say their bits: f32, s8, u64, f8e4m3
+ITEM_BITS = {"pred": 8, "bf16": 16}  # other dtypes name their bits: f32, s8, u64, f8e4m3
 KINDS = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast"),
@@ -30,9 +30,9 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      sent: bytes that a device sends each time.
-      times: how often it runs.
-      groups: the devices that speak with each other, as places in the mesh; a permute names its pairs.
+      sent: bytes that a device sends per execution.
+      times: executions per call of the program.
+      groups: groups of communicating devices, as mesh positions; of a permute its (source, target) pairs.
     """
 
     kind: str
@@ -42,25 +42,25 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Every collective of an optimized program's text.
+    """Every collective in the text of an optimized program.
 
-    A loop whose length the text does not say counts once.
+    The body of a loop whose trip count the text does not give counts once.
     """
     bodies = _computations(text)
     times = _times(bodies)
     stated = re.search(r"num_partitions=(\d+)", text)
     devices = int(stated[1]) if stated else 1
-    found = []
+    result = []
     for name, lines in bodies.items():
         for line in lines:
-            one = _collective(name, line, times[name], devices)
-            if one is not None and one.times and one.sent:
-                found.append(one)
-    return found
+            collective = _collective(name, line, times[name], devices)
+            if collective is not None and collective.times and collective.sent:
+                result.append(collective)
+    return result
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation by its name; the entry is named "ENTRY"."""
+    """Name of each computation to its lines; the entry computation is named "ENTRY"."""
     bodies: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -73,7 +73,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs: the sum over its calls of how often they run."""
+    """Executions of each computation per call of the program: the sum over its call sites."""
     calls: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
     for name, lines in bodies.items():
         for line in lines:
@@ -98,7 +98,7 @@ def _called(line: str) -> list[str]:
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """Rounds of a loop: as the compiler notes it, else the bound of its condition over the step of its counter."""
+    """Trip count of a while loop: the compiler's annotation, else the condition's bound over the increment."""
     if " while(" not in line:
         return 1
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
@@ -114,7 +114,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _step(body: str, counter: int) -> int:
-    """What a loop adds to the element of its tuple that counts; 1 where that is not plain."""
+    """Increment of a loop's counter, element `counter` of its tuple; 1 if it cannot be read."""
     root = re.search(r"ROOT .* tuple\((.*?)\)", body)
     if root is None:
         return 1
@@ -134,22 +134,22 @@ def _collective(computation: str, line: str, times: int, devices: int) -> Collec
         return None
     groups = groups_of(rest, devices)
     n = len(groups[0])
-    size = _bytes(result.replace("u32[]", ""))  # words of its own that a started permute carries
+    size = _bytes(result.replace("u32[]", ""))  # context words of an async permute
     if name.endswith("-start"):
-        size *= _share_of_result(kind, n)
+        size *= _result_share(kind, n)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind, size = "reduce-scatter", size / n
     return Collective(kind, _sent(kind, size, n), times, groups)
 
 
-def _share_of_result(kind: str, n: int) -> float:
-    """What comes out, as a share of what a started collective names: but for sums, also what goes in."""
+def _result_share(kind: str, n: int) -> float:
+    """Result bytes over tuple bytes of an async `-start` op; all but all-reduce also list their operand."""
     shares = {"all-gather": n / (n + 1), "reduce-scatter": 1 / (n + 1), "all-reduce": 1.0}
     return shares.get(kind, 0.5)
 
 
 def _sent(kind: str, size: float, n: int) -> float:
-    """Bytes that each of n devices sends, for a result of `size` bytes on each."""
+    """Bytes that each of n devices sends for a result of `size` bytes per device."""
     match kind:
         case "all-reduce":
             return 2 * size * (n - 1) / n

@@ -1,12 +1,12 @@
-"""plan: a config and a topology to what it would need there; nearest: what to change where it does not fit."""
+"""plan: what a config needs on a topology; nearest: what to change where it does not fit."""
 
 import dataclasses
 import logging
 
 from hypenet_jax.config import StageConfig
-from hypenet_jax.plan.changes import Change, Planned, changes
-from hypenet_jax.plan.compiled import Compiled, DoesNotFit, compile_program
-from hypenet_jax.plan.programs import Program, training_program
+from hypenet_jax.plan.changes import Change, PlannedConfig, changes
+from hypenet_jax.plan.compiled import CompiledProgram, DoesNotFit, compile_program
+from hypenet_jax.plan.programs import PlannedProgram, training_program
 from hypenet_jax.plan.roofline import Roofline, roofline
 from hypenet_jax.plan.serving import serving_program
 from hypenet_jax.plan.topology import Topology
@@ -16,25 +16,25 @@ log = logging.getLogger("hypenet_jax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """What a config needs on a topology.
 
     Attributes:
-      roofline: None where the rates of the devices are not known.
+      roofline: None on devices of this machine, whose peak rates are not known.
     """
 
-    config: Planned
+    config: PlannedConfig
     topology: Topology
-    program: Program
-    compiled: Compiled
+    program: PlannedProgram
+    compiled: CompiledProgram
     roofline: Roofline | None
 
 
-def plan(config: Planned, topology: Topology) -> Plan:
-    """Compiles what the config runs for the devices of the topology.
+def plan(config: PlannedConfig, topology: Topology) -> DevicePlan:
+    """Compiles the config's program for the devices of the topology.
 
     Raises:
-      DoesNotFit: it needs more memory than they have.
+      DoesNotFit: the program needs more memory than a device has.
       TopologyError: there is no such topology, or no compiler for it.
     """
     mesh = make_mesh(config.mesh, topology.devices())
@@ -44,11 +44,11 @@ def plan(config: Planned, topology: Topology) -> Plan:
     nodes = [topology.node(device) for device in mesh.devices.flat]
     chip = topology.chip
     bound = None if chip is None else roofline(program.flops, compiled, chip, nodes)
-    return Plan(config, topology, program, compiled, bound)
+    return DevicePlan(config, topology, program, compiled, bound)
 
 
-def nearest(config: Planned, topology: Topology) -> Change | None:
-    """The smallest of `changes` with which it fits, each of them compiled; None where none does."""
+def nearest(config: PlannedConfig, topology: Topology) -> Change | None:
+    """The first of `changes` with which the config fits, found by compiling each; None if none fits."""
     for change in changes(config, topology):
         try:
             plan(change.config, change.topology)

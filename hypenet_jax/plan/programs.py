@@ -1,4 +1,4 @@
-"""The programs that run on rented devices, as shapes: the step of a stage, and reading or writing a long context."""
+"""The training step of a stage as an abstract program: a jitted function and the shapes of its arguments."""
 
 import dataclasses
 from typing import Any, cast
@@ -18,15 +18,15 @@ from hypenet_jax.train.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A jitted function, and what it will be called with.
+class PlannedProgram:
+    """A jitted function and the arguments to compile it for.
 
     Attributes:
-      arguments: static ones, and trees of shapes with their shardings.
-      mesh: it is traced and compiled on.
+      arguments: static values, and trees of shapes with shardings.
+      mesh: to trace and compile on.
       flops: of one call.
-      tokens: that one call takes in.
-      calls: that the whole task needs.
+      tokens: processed by one call.
+      calls: in the whole task.
     """
 
     function: Any
@@ -37,36 +37,38 @@ class Program:
     calls: int
 
 
-def training_program(run: StageConfig, mesh: Mesh) -> Program:
-    """The very step that `launch.train` runs: same loss, shardings and donated state, the teacher inside."""
+def training_program(run: StageConfig, mesh: Mesh) -> PlannedProgram:
+    """The training step that `launch.train` runs: same loss, shardings, donated state and frozen teacher."""
     assert run.training is not None
     parts, loop = build_stage(run, mesh), run.training.loop
     state = parts.state()
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(
-        parts.stage, parts.optimizer, accumulate=loop.accumulate, shardings=places
+        parts.stage, parts.optimizer, accumulate=loop.accumulate, shardings=shardings
     )
     frozen = None
     if parts.teacher is not None:
-        shapes, where = decoder_shapes(parts.teacher), decoder_shardings(parts.teacher, mesh)
-        frozen = placed(shapes, where, dtype=parts.teacher.dtype)
+        shapes = decoder_shapes(parts.teacher)
+        frozen = placed(shapes, decoder_shardings(parts.teacher, mesh), dtype=parts.teacher.dtype)
     rows, length = run.data.sequences_per_step, run.data.context_length
     batch = _batch(rows, length, mesh)
     flops = training_flops(run)
-    return Program(step, (state, frozen, batch), mesh, flops, rows * length, loop.steps)
+    return PlannedProgram(step, (state, frozen, batch), mesh, flops, rows * length, loop.steps)
 
 
 def placed(shapes: Any, shardings: Any, dtype: Any = None) -> Any:
-    """Shapes with their shardings, in another dtype where one is given."""
+    """Shapes with shardings; `dtype` replaces theirs if given."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=where),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(
+            leaf.shape, dtype or leaf.dtype, sharding=sharding
+        ),
         shapes,
         shardings,
     )
 
 
 def _batch(rows: int, length: int, mesh: Mesh) -> Batch:
-    where = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
-    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=where)
-    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where)
+    sharding = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
+    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
+    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=sharding)
     return cast(Any, Batch)(numbers, numbers, numbers, weights)

@@ -1,20 +1,20 @@
-"""A plan in words: what one device needs, what the devices send each other, and how long it takes at least."""
+"""A plan as text: memory per device, collectives, and the least time."""
 
 from collections.abc import Sequence
 
-from hypenet_jax.plan.chips import GIB
+from hypenet_jax.chips import GIB
 from hypenet_jax.plan.hlo import KINDS, Collective
-from hypenet_jax.plan.planning import Plan
+from hypenet_jax.plan.planning import DevicePlan
 from hypenet_jax.plan.roofline import Roofline
 from hypenet_jax.sharding import MESH_AXES
 
 
-def report(plan: Plan) -> str:
-    """The whole table."""
-    return "\n".join([*_where(plan), *_memory(plan), *_sent(plan), *_time(plan)])
+def report(plan: DevicePlan) -> str:
+    """All lines of the plan."""
+    return "\n".join([*_title(plan), *_memory(plan), *_sent(plan), *_time(plan)])
 
 
-def _where(plan: Plan) -> list[str]:
+def _title(plan: DevicePlan) -> list[str]:
     mesh, topology = plan.program.mesh, plan.topology
     sizes = ", ".join(f"{name} {mesh.shape[name]}" for name in MESH_AXES)
     return [
@@ -23,9 +23,9 @@ def _where(plan: Plan) -> list[str]:
     ]
 
 
-def _memory(plan: Plan) -> list[str]:
+def _memory(plan: DevicePlan) -> list[str]:
     chip = plan.topology.chip
-    limit = "not known" if chip is None else f"{chip.memory / GIB:8.2f}"
+    limit = "not known" if chip is None or chip.memory is None else f"{chip.memory / GIB:8.2f}"
     return [
         "memory of a device, GiB",
         f"  arguments           {plan.compiled.arguments / GIB:8.2f}",
@@ -34,24 +34,24 @@ def _memory(plan: Plan) -> list[str]:
     ]
 
 
-def _sent(plan: Plan) -> list[str]:
+def _sent(plan: DevicePlan) -> list[str]:
     rows = [_row(kind, plan.compiled.collectives) for kind in KINDS]
     return ["a device sends, per call", *(filter(None, rows))]
 
 
-def _row(kind: str, found: Sequence[Collective]) -> str:
-    mine = [one for one in found if one.kind == kind]
-    times, sent = sum(one.times for one in mine), sum(one.times * one.sent for one in mine)
-    return f"  {kind:<20}{sent / GIB:8.2f} GiB in {times}" if mine else ""
+def _row(kind: str, collectives: Sequence[Collective]) -> str:
+    same = [c for c in collectives if c.kind == kind]
+    times, sent = sum(c.times for c in same), sum(c.times * c.sent for c in same)
+    return f"  {kind:<20}{sent / GIB:8.2f} GiB in {times}" if same else ""
 
 
-def _time(plan: Plan) -> list[str]:
+def _time(plan: DevicePlan) -> list[str]:
     flops = plan.program.flops
     lines = [f"FLOPs of a call         {flops.model:.3g}, recomputed {flops.recomputed:.3g}"]
     return lines if plan.roofline is None else lines + _at_least(plan, plan.roofline)
 
 
-def _at_least(plan: Plan, roofline: Roofline) -> list[str]:
+def _at_least(plan: DevicePlan, roofline: Roofline) -> list[str]:
     program, seconds = plan.program, roofline.seconds
     hours = program.calls * seconds / 3600
     billions = program.calls * program.tokens / 1e9

@@ -1,10 +1,10 @@
-"""The least time that a program can take: its FLOPs, its memory or its links, whichever takes longest."""
+"""Roofline of a program: the longest of its compute, memory and communication times at peak rates."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from hypenet_jax.plan.chips import Chip
-from hypenet_jax.plan.compiled import Compiled
+from hypenet_jax.chips import Chip
+from hypenet_jax.plan.compiled import CompiledProgram
 from hypenet_jax.plan.flops import Flops
 from hypenet_jax.plan.hlo import Collective
 
@@ -14,9 +14,9 @@ class Roofline:
     """Seconds of one call at the chip's peak rates; a real run takes longer.
 
     Attributes:
-      compute: FLOPs, what is recomputed included.
-      memory: every argument read and every output written once; what collectives bring written and read once.
-      links: what the devices send each other.
+      compute: FLOPs, recomputation included.
+      memory: every argument read and every output written once; received data written and read once.
+      links: data sent by collectives.
     """
 
     compute: float
@@ -29,11 +29,11 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """Which of the three it is."""
+        """The name of the longest of the three."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
 
-def roofline(flops: Flops, compiled: Compiled, chip: Chip, nodes: Sequence[int]) -> Roofline:
+def roofline(flops: Flops, compiled: CompiledProgram, chip: Chip, nodes: Sequence[int]) -> Roofline:
     """The roofline of one call.
 
     Args:
@@ -41,14 +41,14 @@ def roofline(flops: Flops, compiled: Compiled, chip: Chip, nodes: Sequence[int])
     """
     moved = compiled.arguments + compiled.outputs
     links = 0.0
-    for one in compiled.collectives:
-        sent = one.sent * one.times
+    for collective in compiled.collectives:
+        sent = collective.sent * collective.times
         moved += 2 * sent
-        links += sent / (chip.links if _within(one, nodes) else chip.network)
+        links += sent / (chip.links if _within_node(collective, nodes) else chip.network)
     compute = (flops.model + flops.recomputed) / len(nodes) / chip.flops
     return Roofline(compute, moved / chip.bandwidth, links)
 
 
-def _within(collective: Collective, nodes: Sequence[int]) -> bool:
-    """Whether it stays in its nodes."""
+def _within_node(collective: Collective, nodes: Sequence[int]) -> bool:
+    """Whether every group of a collective lies in one node."""
     return all(len({nodes[device] for device in group}) == 1 for group in collective.groups)

@@ -1,4 +1,4 @@
-"""Reading and continuing a long context, as programs of shapes."""
+"""Prefill and decoding of a long context as abstract programs."""
 
 import functools
 from typing import Any, cast
@@ -16,23 +16,23 @@ from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import state_axes
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
-from hypenet_jax.plan.programs import Program, placed
+from hypenet_jax.plan.programs import PlannedProgram, placed
 from hypenet_jax.sharding import replicated, sharding_of
 
 
-def serving_program(config: ServeConfig, mesh: Mesh) -> Program:
-    """The program that `generate` runs: one part of the prompts is read, or one token per row is written.
+def serving_program(config: ServeConfig, mesh: Mesh) -> PlannedProgram:
+    """The program that `generate` runs: prefill of one chunk of the prompts, or one decoding step.
 
-    Caches and memories lie with their heads, slots with their part of a sequence, rows with their part of the batch.
+    Caches and recurrent states are sharded by heads, cache slots by sequence, rows by batch.
     """
     decoder = Decoder(config.model, scan=False)
-    shapes, where = decoder_shapes(decoder), decoder_shardings(decoder, mesh)
-    params = placed(shapes, where, dtype=decoder.dtype)
+    shardings = decoder_shardings(decoder, mesh)
+    params = placed(decoder_shapes(decoder), shardings, dtype=decoder.dtype)
     make = {"prefill": _prefill, "decode": _decode}[config.task]
     return make(config, decoder, params, mesh)
 
 
-def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
+def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
     batch, length = config.batch, config.context_length
     if length % PREFILL_PART:
         raise ValueError(
@@ -40,14 +40,14 @@ def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> 
         )
     tokens = jax.ShapeDtypeStruct((batch, PREFILL_PART), jnp.int32, sharding=_rows(batch, mesh))
     arguments = (decoder, params, _context(config, decoder, mesh), tokens, tokens)
-    # The part in the middle costs what parts cost on average.
+    # The chunk in the middle costs as much as the average chunk.
     layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
     flops = Flops(batch * layers + head_flops(config.model, batch))
     calls = length // PREFILL_PART
-    return Program(prefill_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
+    return PlannedProgram(prefill_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
 
 
-def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> Program:
+def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
     batch, length = config.batch, config.context_length
     context = _context(config, decoder, mesh)
     start = jax.eval_shape(lambda context: init_carry(context, 1, ()), context)
@@ -59,11 +59,11 @@ def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> P
     arguments = (decoder, params, start, keys, until, Sampling(), ())
     layers = layers_flops(config.model, 1, before=length - 1)
     flops = Flops(batch * layers + head_flops(config.model, batch))
-    return Program(decode_until, arguments, mesh, flops, batch, 1)
+    return PlannedProgram(decode_until, arguments, mesh, flops, batch, 1)
 
 
 def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
-    """The context of full rows, as shapes with their shardings."""
+    """Shapes and shardings of a context that fills its caches."""
     batch, length = config.batch, config.context_length
     shapes = jax.eval_shape(lambda: start_context(decoder, batch, length))
     rows = _rows(batch, mesh)

@@ -1,4 +1,4 @@
-"""Where a program would run: devices that are not there, as the compilers of TPUs and GPUs know them."""
+"""Device topologies to compile for: TPU slices and nodes of GPUs that this machine lacks, or its own devices."""
 
 import dataclasses
 import math
@@ -9,10 +9,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from hypenet_jax.plan.chips import CHIPS, Chip
+from hypenet_jax.chips import CHIPS, TPU_HOST, Chip
 from hypenet_jax.plan.gpus import gpus
-
-HOST = (2, 2)  # TPUs of a host, further axes being 1
 
 
 class TopologyError(ValueError):
@@ -25,8 +23,8 @@ class Topology:
 
     Attributes:
       name: as on the command line.
-      chip: what each is; None for devices of this machine, whose rates nobody says.
-      shape: chips along each axis of a TPU slice; (nodes, devices of a node) of GPUs; (devices,) here.
+      chip: None for devices of this machine, whose peak rates are not known.
+      shape: chips along each axis of a TPU slice; (nodes, GPUs per node); or (devices,) of this machine.
     """
 
     name: str
@@ -38,10 +36,10 @@ class Topology:
         return math.prod(self.shape)
 
     def devices(self) -> Sequence[Any]:
-        """The devices, which programs can be compiled for.
+        """Devices to compile programs for.
 
         Raises:
-          TopologyError: the compiler refuses the topology, or there are not as many devices here.
+          TopologyError: the compiler refuses the topology, or this machine has too few devices.
         """
         if self.chip is None:
             return _here(self.count)
@@ -54,7 +52,7 @@ class Topology:
 
     @property
     def compiler(self) -> str:
-        """Whose word the numbers are."""
+        """Which compiler the numbers come from."""
         if self.chip is None:
             return "the compiler of this machine's devices"
         if self.chip.platform == "tpu":
@@ -62,17 +60,17 @@ class Topology:
         return "the compiler of NVIDIA GPUs, without one; it tunes no kernel then"
 
     def larger(self) -> "Topology":
-        """The next one: a host after a single TPU, else twice a slice's shortest axis, or twice the nodes of GPUs."""
+        """The next larger one: a host after one TPU, else twice a slice's shortest axis, or twice the GPU nodes."""
         place = max(range(len(self.shape)), key=lambda i: (-self.shape[i], i))
         if self.chip is not None and self.chip.platform == "gpu":
             place = 0
         elif self.count == 1:
-            return _named(self.chip, (*HOST, *self.shape)[: len(self.shape)])
+            return _named(self.chip, (*TPU_HOST, *self.shape)[: len(self.shape)])
         shape = tuple(n * 2 if i == place else n for i, n in enumerate(self.shape))
         return _named(self.chip, shape)
 
     def node(self, device: Any) -> int:
-        """Number of the node that a device is in; a TPU slice is one node, whatever its hosts are."""
+        """Index of the device's node; a TPU slice counts as one node."""
         return device.process_index if self.chip is None or self.chip.platform == "gpu" else 0
 
 
@@ -82,13 +80,14 @@ def parse(name: str) -> Topology:
     Raises:
       TopologyError: another kind of name.
     """
-    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
-    if found is None or found[1] not in CHIPS:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    known = [chip.name for chip in CHIPS.values() if chip.memory is not None]
+    if match is None or match[1] not in known:
         raise TopologyError(
             f"no topology {name!r}; it is CHIP:SHAPE, as v5e:4x4, v5p:2x4x4, h100:8 or h100:4x8, "
-            f"and the chips are {', '.join(CHIPS)}"
+            f"and the chips are {', '.join(known)}"
         )
-    chip, shape = CHIPS[found[1]], tuple(map(int, found[2].split("x")))
+    chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
     if chip.platform == "gpu":
         shape = (1, *shape) if len(shape) == 1 else shape
         if len(shape) != 2:
@@ -102,17 +101,17 @@ def here(count: int | None) -> Topology:
 
 
 def _tpus(topology: Topology) -> Sequence[Any]:
-    # A host of a single chip is rented too, but is not what the compiler expects.
+    # The compiler assumes hosts of four chips unless told otherwise.
     host = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}
     name = topology.name
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices
 
 
 def _here(count: int) -> Sequence[Any]:
-    there = jax.devices()
-    if len(there) < count:
-        raise TopologyError(f"{count} devices were asked for, and this machine has {len(there)}")
-    return there[:count]
+    devices = jax.devices()
+    if len(devices) < count:
+        raise TopologyError(f"{count} devices do not exist: this machine has {len(devices)}")
+    return devices[:count]
 
 
 def _named(chip: Chip | None, shape: tuple[int, ...]) -> Topology:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.chips import RATES
+from hypenet_jax.chips import CHIPS
 from hypenet_jax.evals.memory import state_bytes
 from hypenet_jax.evals.roofline import decode_work, floors, prefill_work
 from hypenet_jax.evals.speed import cursor_at, decode_times, efficiency, filled_state
@@ -88,7 +88,7 @@ def test_floors_count_weights_caches_and_products_once():
 
 def test_floors_are_the_longer_of_moving_and_multiplying():
     report = floors("teacher", qwen3_1p7b(), (2**10, 2**16), "h200")
-    work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), RATES["h200"]
+    work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), CHIPS["h200"]
     seconds = report.value("decode_seconds_floor", "teacher", 2**16, "h200")
     assert seconds == work.bytes / chip.bandwidth
     work = prefill_work(qwen3_1p7b(), 2**16, jnp.bfloat16)

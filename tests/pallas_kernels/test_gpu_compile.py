@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.plan.chips import CHIPS
+from hypenet_jax.chips import CHIPS
 from hypenet_jax.plan.gpus import gpus
 from pallas_kernels import compile as aot
 from pallas_kernels import (

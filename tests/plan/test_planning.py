@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from hypenet_jax.chips import CHIPS
 from hypenet_jax.convert.initial_weights import initial_weights
 from hypenet_jax.convert.models import teacher_decoder
 from hypenet_jax.convert.programs import build_stage
@@ -12,7 +13,6 @@ from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, planning, report
 from hypenet_jax.plan.changes import Change
-from hypenet_jax.plan.chips import CHIPS
 from hypenet_jax.plan.compiled import too_big
 from hypenet_jax.plan.programs import training_program
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
@@ -45,7 +45,7 @@ def test_arguments_are_those_that_a_run_calls_its_step_with(tiny, tmp_path, stag
 @pytest.mark.parametrize(
     "stage", ["distill", *(pytest.param(s, marks=pytest.mark.slow) for s in ("align", "finetune"))]
 )
-def test_every_stage_compiles_with_its_state_given_away(tiny, stage):
+def test_every_stage_compiles_with_its_state_donated(tiny, stage):
     made = plan(tiny(stage), here(8))
     arguments = jax.tree.leaves(made.program.arguments)
     whole = sum(leaf.dtype.itemsize * leaf.size for leaf in arguments)
@@ -58,9 +58,20 @@ def test_every_stage_compiles_with_its_state_given_away(tiny, stage):
     assert "limit               not known" in report(made)
 
 
+def serve(task, model, context_length, batch, mesh):
+    return ServeConfig(
+        name=task,
+        model=model,
+        task=task,
+        context_length=context_length,
+        batch=batch,
+        mesh=mesh,
+    )
+
+
 @pytest.mark.parametrize("task", ["prefill", "decode"])
 def test_serving_cuts_caches_by_heads(tiny, task):
-    config = ServeConfig(task, tiny("align").teacher, task, 4096, 1, MeshConfig(fsdp=1, tensor=4))
+    config = serve(task, tiny("align").teacher, 4096, 1, MeshConfig(fsdp=1, tensor=4))
     made = plan(config, here(4))
     cache = 2 * 2 * 4096 * 4 * 16 * 2
     assert cache / 4 < made.compiled.arguments < cache / 2
@@ -72,7 +83,7 @@ def test_more_than_a_chip_may_take_does_not_fit(tiny, monkeypatch):
     topology = dataclasses.replace(here(8), chip=small)
     monkeypatch.setattr(type(topology), "devices", lambda self: jax.devices())
     with pytest.raises(DoesNotFit, match=r"may take 0\.00 GiB") as refused:
-        plan(ServeConfig("decode", tiny("align").teacher, "decode", 64, 8, MeshConfig()), topology)
+        plan(serve("decode", tiny("align").teacher, 64, 8, MeshConfig()), topology)
     assert refused.value.need > refused.value.limit == 2**14
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hypenet_jax.plan.chips import CHIPS
-from hypenet_jax.plan.compiled import Compiled
+from hypenet_jax.chips import CHIPS
+from hypenet_jax.plan.compiled import CompiledProgram
 from hypenet_jax.plan.flops import Flops
 from hypenet_jax.plan.hlo import Collective
 from hypenet_jax.plan.roofline import roofline
@@ -15,7 +15,7 @@ NODES = (0, 0, 1, 1)
 
 
 def compiled(*collectives):
-    return Compiled(int(1e9), int(1e9), int(4e9), collectives, 1.0)
+    return CompiledProgram(int(1e9), int(1e9), int(4e9), collectives, 1.0)
 
 
 def test_flops_are_shared_by_the_devices_and_what_is_recomputed_counts():

@@ -24,7 +24,7 @@ def test_a_name_says_the_chip_and_how_many(name, count, larger):
     assert topology.larger().chip == topology.chip
 
 
-@pytest.mark.parametrize("name", ["v5p", "v9:2x2", "h100:8x", "h100:1x2x3", ""])
+@pytest.mark.parametrize("name", ["v5p", "v9:2x2", "v4:2x2x1", "h100:8x", "h100:1x2x3", ""])
 def test_another_name_is_refused_and_says_what_would_work(name):
     with pytest.raises(TopologyError, match=r"v5p:2x4x4|NODESxGPUS"):
         parse(name)
