@@ -121,7 +121,8 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
         """
         stages = (stage_config(recipe, make) for make in (align, distill, finetune))
         return HaloConfig(
-            run_dir, tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages)
+            run_dir=run_dir,
+            stages=tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages),
         )
 
     return config
@@ -161,7 +162,7 @@ def select(recipe: Recipe, folders: Folders) -> StageConfig:
     return dataclasses.replace(
         before,
         name="select",
-        method=SelectConfig("align", keep=keep, rows=128, eps=0.01),
+        method=SelectConfig(start_from="align", keep=keep, rows=128, eps=0.01),
         data=data,
         training=None,
     )
@@ -174,8 +175,8 @@ def distill(recipe: Recipe, folders: Folders) -> StageConfig:
     return dataclasses.replace(
         before,
         name="distill",
-        student=StudentConfig(recipe.softmax_layers),
-        method=DistillConfig("align"),
+        student=StudentConfig(softmax_layers=recipe.softmax_layers),
+        method=DistillConfig(start_from="align"),
         data=DataConfig(
             corpus=before.data.corpus,
             context_length=SHORT,
@@ -194,8 +195,8 @@ def finetune(recipe: Recipe, folders: Folders) -> StageConfig:
     return dataclasses.replace(
         before,
         name="finetune",
-        student=StudentConfig(recipe.softmax_layers, logit_scale=recipe.logit_scale),
-        method=FinetuneConfig("distill"),
+        student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
+        method=FinetuneConfig(start_from="distill"),
         data=DataConfig(
             corpus=before.data.corpus,
             context_length=LONG,
@@ -244,8 +245,12 @@ def _training(
     accumulate: int = 1,
 ) -> TrainingConfig:
     return TrainingConfig(
-        OptimizerConfig(peak_lr=peak_lr, final_lr=final_lr, warmup_steps=WARMUP, steps=steps),
-        LoopConfig(steps=steps, accumulate=accumulate, checkpoint_every=250, evaluate_every=250),
+        optimizer=OptimizerConfig(
+            peak_lr=peak_lr, final_lr=final_lr, warmup_steps=WARMUP, steps=steps
+        ),
+        loop=LoopConfig(
+            steps=steps, accumulate=accumulate, checkpoint_every=250, evaluate_every=250
+        ),
         dtype="bfloat16",
         remat=remat,
     )

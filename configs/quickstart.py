@@ -7,7 +7,7 @@ in the text and asked for at its end. It was chosen because a tiny model learns 
 
 import dataclasses
 
-from hypenet_jax.config import HaloConfig, MethodConfig, StageConfig, StudentConfig, TrainingConfig
+from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import standard_library
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
@@ -16,6 +16,7 @@ from hypenet_jax.evals.checks import Bound, Candidate, EvaluateConfig
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.method import Method
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import Initialization
@@ -61,14 +62,14 @@ def training(
 ) -> TrainingConfig:
     """Learning rates of a run of minutes; the published ones are meant for 20,000 steps."""
     return TrainingConfig(
-        OptimizerConfig(
+        optimizer=OptimizerConfig(
             peak_lr=peak_lr,
             final_lr=final_lr,
             warmup_steps=warmup,
             steps=STEPS[name],
             weight_decay=weight_decay,
         ),
-        LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
+        loop=LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
         dtype="float32",
     )
 
@@ -97,12 +98,12 @@ def config(
         heldout_fraction=0.05,
         seed=0,
     )
-    student = StudentConfig(None, "select", logit_scale=float(TRAINED_LENGTH))
-    with_rope = StudentConfig(None, "select", rope_in_softmax=True)
+    student = StudentConfig(selected_by="select", logit_scale=float(TRAINED_LENGTH))
+    with_rope = StudentConfig(selected_by="select", rope_in_softmax=True)
     texts = texts_of(corpus, seed)
-    distill = DistillConfig("align")
+    distill = DistillConfig(start_from="align")
 
-    def run(name: str, method: MethodConfig, student: StudentConfig | None, **rest) -> StageConfig:
+    def run(name: str, method: Method, student: StudentConfig | None, **rest) -> StageConfig:
         makes_teacher = isinstance(method, FinetuneConfig) and student is None
         return StageConfig(
             name=name,
@@ -120,31 +121,43 @@ def config(
     short = training("teacher_short", 3e-3, 3e-3, warmup=50, weight_decay=0.1)
     long = training("teacher", 1.8e-3, 1e-4, weight_decay=0.1)
     made = (
-        run("teacher_short", FinetuneConfig(None, START), None, training=short),
-        run("teacher", FinetuneConfig("teacher_short"), None, training=long, export="float32"),
+        run("teacher_short", FinetuneConfig(start_from=None, start=START), None, training=short),
+        run(
+            "teacher",
+            FinetuneConfig(start_from="teacher_short"),
+            None,
+            training=long,
+            export="float32",
+        ),
     )
-    select = SelectConfig("align", keep=1, rows=96, eps=0.01)
+    select = SelectConfig(start_from="align", keep=1, rows=96, eps=0.01)
     tuned = training("finetune", 2e-3, 5e-5)
     converted = (
         run("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
         run("select", select, None, training=None),
         run("distill", distill, student, training=training("distill", 1e-3, 1e-5)),
-        run("finetune", FinetuneConfig("distill"), student, training=tuned, export="float32"),
+        run(
+            "finetune",
+            FinetuneConfig(start_from="distill"),
+            student,
+            training=tuned,
+            export="float32",
+        ),
     )
     no_softmax = training("recurrent_distill", 1e-3, 1e-5)
     controls = (
         run("rope_distill", distill, with_rope, training=training("rope_distill", 1e-3, 1e-5)),
         run(
             "rope_finetune",
-            FinetuneConfig("rope_distill"),
+            FinetuneConfig(start_from="rope_distill"),
             with_rope,
             training=tuned,
             export="float32",
         ),
-        run("recurrent_distill", distill, StudentConfig(()), training=no_softmax),
+        run("recurrent_distill", distill, StudentConfig(softmax_layers=()), training=no_softmax),
     )
     runs = converted + controls if teacher else made + converted + controls
-    return HaloConfig(run_dir, runs, evaluation())
+    return HaloConfig(run_dir=run_dir, stages=runs, evaluation=evaluation())
 
 
 def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:

@@ -9,19 +9,14 @@ import tyro
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.data.config import DataConfig
 from hypenet_jax.evals.checks import EvaluateConfig
-from hypenet_jax.halo.align import AlignConfig
-from hypenet_jax.halo.distill import DistillConfig
-from hypenet_jax.halo.finetune import FinetuneConfig
-from hypenet_jax.halo.select import SelectConfig
+from hypenet_jax.halo.method import Method, TrainedMethod
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
 
-MethodConfig = AlignConfig | SelectConfig | DistillConfig | FinetuneConfig
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StudentConfig:
     """Which plan the student has, given its teacher.
 
@@ -32,7 +27,7 @@ class StudentConfig:
       logit_scale: constant a of the log-length logit scale of the exported model; training never scales.
     """
 
-    softmax_layers: tuple[int, ...] | None
+    softmax_layers: tuple[int, ...] | None = None
     selected_by: str | None = None
     rope_in_softmax: bool = False
     logit_scale: float | None = None
@@ -42,7 +37,7 @@ class StudentConfig:
             raise ConfigError(f"{self}: give softmax_layers or selected_by, not both or neither")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a stage is trained.
 
@@ -64,7 +59,7 @@ class TrainingConfig:
     neighbor_exchange: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """One stage of a conversion.
 
@@ -78,7 +73,7 @@ class StageConfig:
       data: what it reads.
       training: how it is trained; None for select, which trains nothing.
       mesh: sizes of the mesh axes.
-      seed: of the run.
+      seed: of the stage.
       export: also write the final model as a Hugging Face folder, `run_dir/name/hf`, in this precision.
     """
 
@@ -89,7 +84,7 @@ class StageConfig:
     teacher: Annotated[ModelConfig, tyro.conf.Fixed]
     teacher_folder: str | None
     student: StudentConfig | None
-    method: MethodConfig
+    method: Method
     data: DataConfig
     training: TrainingConfig | None
     mesh: MeshConfig
@@ -97,9 +92,9 @@ class StageConfig:
     export: Literal["bfloat16", "float32"] | None = None
 
     def __post_init__(self) -> None:
-        if (self.training is None) != isinstance(self.method, SelectConfig):
+        if (self.training is None) == isinstance(self.method, TrainedMethod):
             raise ConfigError(f"{self.name}: every stage but select needs a training section")
-        makes_teacher = isinstance(self.method, FinetuneConfig) and self.student is None
+        makes_teacher = not self.method.reads_teacher and self.student is None
         if self.teacher_folder is None and not makes_teacher:
             raise ConfigError(
                 f"{self.name}: teacher_folder is needed for every stage with a teacher"
@@ -114,11 +109,11 @@ class StageConfig:
         return self.folder / "hf"
 
     def final_of(self, name: str) -> pathlib.Path:
-        """Where the run of this name leaves its final weights."""
+        """Where the stage of this name leaves its final weights."""
         return pathlib.Path(self.run_dir) / name / "final"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class HaloConfig:
     """A whole conversion: its stages in order, and what is measured at the end.
 

@@ -11,9 +11,8 @@ import sys
 from hypenet_jax import runtime
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import load, resolved
-from hypenet_jax.convert import select, train
+from hypenet_jax.convert import run_stage
 from hypenet_jax.convert.lock import sole_use
-from hypenet_jax.halo.select import SelectConfig
 from launch.errors import CODES
 
 
@@ -27,9 +26,8 @@ def main(arguments: list[str]) -> int:
         runtime.join_processes(cluster)
         runtime.set_up_logging()
         runtime.check_agreement(config=resolved(run), code=runtime.code_version())
-        stage = select if isinstance(run.method, SelectConfig) else train
         with runtime.stop_on_sigterm() as stop, sole_use(run.run_dir):
-            stage(run, stop=stop)
+            run_stage(run, stop=stop)
     return runtime.FINISHED
 
 

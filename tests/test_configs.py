@@ -245,18 +245,21 @@ def test_every_stage_but_select_needs_a_training_section_and_a_teacher():
     with pytest.raises(ConfigError, match="training section"):
         dataclasses.replace(run, training=None)
     with pytest.raises(ConfigError, match="training section"):
-        dataclasses.replace(run, method=SelectConfig("align", keep=1, rows=1))
+        dataclasses.replace(run, method=SelectConfig(start_from="align", keep=1, rows=1))
     with pytest.raises(ConfigError, match="teacher_folder"):
         dataclasses.replace(run, teacher_folder=None)
-    made = dataclasses.replace(run, method=FinetuneConfig(None), teacher_folder=None)
+    made = dataclasses.replace(run, method=FinetuneConfig(start_from=None), teacher_folder=None)
     assert made.teacher_folder is None
 
 
 def test_two_stages_of_one_name_are_refused():
     config = load("configs/halo_2b/halo.py", HaloConfig)
     with pytest.raises(ConfigError, match="share a name"):
-        HaloConfig(config.run_dir, (config.stages[0], config.stages[0]))
+        HaloConfig(run_dir=config.run_dir, stages=(config.stages[0], config.stages[0]))
 
 
 def test_stages_of_equal_fields_resolve_to_different_values():
-    assert resolved(DistillConfig("a"))["kind"] != resolved(FinetuneConfig("a"))["kind"]
+    assert (
+        resolved(DistillConfig(start_from="a"))["kind"]
+        != resolved(FinetuneConfig(start_from="a"))["kind"]
+    )

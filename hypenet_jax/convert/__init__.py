@@ -1,8 +1,6 @@
-"""The whole journey: `train` a stage, `select` the softmax layers, `evaluate`, and `convert`, which does it all."""
+"""The whole journey: `run_stage` runs one stage, `convert` all of them and the evaluation after them."""
 
 from hypenet_jax.convert.chain import convert
-from hypenet_jax.convert.evaluate import evaluate
-from hypenet_jax.convert.selection import select
-from hypenet_jax.convert.training import train
+from hypenet_jax.convert.stage import run_stage
 
-__all__ = ["convert", "evaluate", "select", "train"]
+__all__ = ["convert", "run_stage"]

@@ -1,15 +1,10 @@
 """A whole conversion, stage after stage. What is done already is found and kept, so the same call goes on."""
 
-import logging
 from collections.abc import Callable
 
 from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.convert.evaluate import evaluate
-from hypenet_jax.convert.selection import select
-from hypenet_jax.convert.training import train
-from hypenet_jax.halo.select import SelectConfig
-
-log = logging.getLogger("hypenet_jax")
+from hypenet_jax.convert.stage import run_stage
 
 EVALUATE = "evaluate"
 
@@ -33,11 +28,8 @@ def convert(
     Raises:
       ConfigError: an unknown stage.
     """
-    for run in _chosen(config, only, start):
-        if isinstance(run.method, SelectConfig):
-            select(run, stop=stop)
-        else:
-            train(run, stop=stop)
+    for stage in _chosen(config, only, start):
+        run_stage(stage, stop=stop)
     if config.evaluation is None or only not in (None, EVALUATE):
         return True
     return evaluate(config, stop=stop)

@@ -10,6 +10,7 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.config import HaloConfig
+from hypenet_jax.convert.inputs import prepared_data
 from hypenet_jax.convert.models import (
     decoder_of,
     decoder_shapes,
@@ -18,7 +19,6 @@ from hypenet_jax.convert.models import (
     student_config,
 )
 from hypenet_jax.convert.report import first_run, stage_rows, write_report
-from hypenet_jax.convert.training import prepared_data
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepared import Prepared
 from hypenet_jax.evals import (

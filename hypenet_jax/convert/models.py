@@ -15,12 +15,11 @@ from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.fingerprint import digest
-from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.method import Models, abstract_params
 from hypenet_jax.halo.select import read_selection
-from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.config import ModelConfig, hypenet
-from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
-from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
+from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.sharding import shardings_of
 from hypenet_jax.weights import read_hf
@@ -30,65 +29,85 @@ from hypenet_jax.weights.shards import find_tensors
 TEACHER = "teacher_weights"
 
 
-def student_config(run: StageConfig) -> ModelConfig:
+def student_config(config: StageConfig) -> ModelConfig:
     """The student's plan; without a student section, the teacher's own.
 
     Raises:
       FileNotFoundError: the plan follows a selection that was not made yet.
     """
-    if run.student is None:
-        return run.teacher
-    layers = run.student.softmax_layers
+    if config.student is None:
+        return config.teacher
+    layers = config.student.softmax_layers
     if layers is None:
-        path = run.final_of(str(run.student.selected_by)).parent / "selection.json"
+        path = config.final_of(str(config.student.selected_by)).parent / "selection.json"
         layers = read_selection(path).softmax_layers
-    return hypenet(run.teacher, layers, rope_in_softmax=run.student.rope_in_softmax)
+    return hypenet(config.teacher, layers, rope_in_softmax=config.student.rope_in_softmax)
 
 
-def decoder_of(config: ModelConfig, run: StageConfig) -> Decoder:
-    """A decoder for training or scanning evaluation: float32 parameters, activations as the run says."""
-    training = run.training
-    dtype = jnp.float32 if training is None else jnp.dtype(training.dtype)
-    start = getattr(run.method, "start", Initialization())
-    remat = "none" if training is None else training.remat
-    return Decoder(config, dtype=dtype, remat=remat, start=start)
+def exported_config(config: StageConfig) -> ModelConfig:
+    """The student's plan as it is exported: with its logit scale, which training leaves out."""
+    model = student_config(config)
+    if config.student is None or config.student.logit_scale is None:
+        return model
+    return with_logit_scale(model, LogLengthScale(config.student.logit_scale))
 
 
-def teacher_decoder(run: StageConfig) -> Decoder:
+def decoder_of(model: ModelConfig, config: StageConfig) -> Decoder:
+    """A decoder for training or scanning evaluation: float32 parameters, activations as the stage says."""
+    training = config.training
+    if training is None:
+        return Decoder(model, dtype=jnp.float32)
+    return Decoder(model, dtype=jnp.dtype(training.dtype), remat=training.remat)
+
+
+def models_of(config: StageConfig) -> Models:
+    """Teacher and student of a stage.
+
+    Raises:
+      FileNotFoundError: the student's plan follows a selection that was not made yet.
+    """
+    return Models(
+        teacher=teacher_decoder(config), student=decoder_of(student_config(config), config)
+    )
+
+
+def teacher_decoder(config: StageConfig) -> Decoder:
     """The frozen teacher's decoder: nothing of it is differentiated, so nothing is kept or recomputed."""
-    return dataclasses.replace(decoder_of(run.teacher, run), remat="none")
+    return dataclasses.replace(decoder_of(config.teacher, config), remat="none")
 
 
-def load_teacher(run: StageConfig, mesh: Mesh) -> tuple[Decoder, Params]:
+def load_teacher(config: StageConfig, mesh: Mesh) -> tuple[Decoder, Params]:
     """The frozen teacher from its Hugging Face folder, stacked by runs, in the dtype of the computation.
 
     Raises:
       ConfigError: the folder holds another architecture than the config names.
       CheckpointError: the folder is not a whole model.
     """
-    assert run.teacher_folder is not None
-    decoder = teacher_decoder(run)
-    found, params = read_hf(run.teacher_folder, dtype=decoder.dtype, mesh=mesh)
-    if found != run.teacher:
+    assert config.teacher_folder is not None
+    decoder = teacher_decoder(config)
+    found, params = read_hf(config.teacher_folder, dtype=decoder.dtype, mesh=mesh)
+    if found != config.teacher:
         different = [
-            f"{f.name}: {getattr(found, f.name)} there, {getattr(run.teacher, f.name)} in the config"
+            f"{f.name}: {getattr(found, f.name)} there, {getattr(config.teacher, f.name)} in the config"
             for f in dataclasses.fields(ModelConfig)
-            if getattr(found, f.name) != getattr(run.teacher, f.name)
+            if getattr(found, f.name) != getattr(config.teacher, f.name)
         ]
-        raise ConfigError(f"{run.teacher_folder} is not the teacher of {run.name}: {different}")
+        raise ConfigError(
+            f"{config.teacher_folder} is not the teacher of {config.name}: {different}"
+        )
     return decoder, restacked(params, decoder, mesh)
 
 
-def teacher_fingerprint(run: StageConfig) -> str | None:
+def teacher_fingerprint(config: StageConfig) -> str | None:
     """Hash over the weight files of the teacher that this run reads, those that process 0 sees; None where it reads
     none, or its folder is gone.
 
     Raises:
       CheckpointError: the folder is not a whole model.
     """
-    if run.teacher_folder is None or isinstance(run.method, FinetuneConfig):
+    if config.teacher_folder is None or not config.method.reads_teacher:
         return None
-    folder = pathlib.Path(run.teacher_folder).absolute()
+    folder = pathlib.Path(config.teacher_folder).absolute()
     first = jax.process_index() == 0
     # Only headers are read everywhere: a damaged folder ends all processes alike.
     files = {tensor.file for tensor in find_tensors(folder).values()} if folder.is_dir() else ()
@@ -119,34 +138,10 @@ def restacked(params: Params, decoder: Decoder, mesh: Mesh) -> Params:
 
 def decoder_shapes(decoder: Decoder) -> Params:
     """Shapes of the parameters, without memory."""
-    return jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+    return abstract_params(decoder).shapes
 
 
 def decoder_shardings(decoder: Decoder, mesh: Mesh) -> Params:
-    """Where each parameter of a decoder lies."""
-    return shardings_of(decoder_shapes(decoder), logical_axes(decoder), mesh)
-
-
-def mixer_shapes(teacher: Decoder) -> Params:
-    """Shapes of the stage-1 mixers of all layers, stacked on axis 0."""
-    return _stacked_mixers(decoder_shapes(_all_aligned(teacher)))
-
-
-def mixer_shardings(teacher: Decoder, mesh: Mesh) -> Params:
-    """Where they lie."""
-    return _stacked_mixers(decoder_shardings(_all_aligned(teacher), mesh))
-
-
-def mixer_axes(teacher: Decoder) -> Params:
-    """Logical axis names of each of their parameters."""
-    return _stacked_mixers(logical_axes(_all_aligned(teacher)))
-
-
-def _all_aligned(teacher: Decoder) -> Decoder:
-    mixers = (aligned_spec(teacher.config),) * teacher.config.num_layers
-    return Decoder(dataclasses.replace(teacher.config, mixers=mixers))
-
-
-def _stacked_mixers(whole: Params) -> Params:
-    (run,) = (tree for name, tree in whole.items() if name.startswith("layers_"))
-    return run["mixer"]
+    """How each parameter of a decoder is sharded."""
+    params = abstract_params(decoder)
+    return shardings_of(params.shapes, params.axes, mesh)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -11,80 +10,80 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
-from hypenet_jax.convert.models import (
-    decoder_of,
-    decoder_shapes,
-    decoder_shardings,
-    mixer_axes,
-    mixer_shapes,
-    mixer_shardings,
-    student_config,
-    teacher_decoder,
-)
-from hypenet_jax.halo.align import AlignConfig, align_stage
-from hypenet_jax.halo.distill import DistillConfig, distill_stage
-from hypenet_jax.halo.finetune import FinetuneConfig, finetune_stage
+from hypenet_jax.convert.models import models_of
+from hypenet_jax.halo.method import TrainedMethod
 from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.decoder import Decoder, logical_axes
+from hypenet_jax.model.cost import Flops
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers.lightning import slopes
-from hypenet_jax.sharding import sharding_of
+from hypenet_jax.sharding import sharding_of, shardings_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import TrainState, abstract_state
 from pallas_kernels import NEGLIGIBLE_DECAY, neighbor_exchange
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageProgram:
-    """What a stage trains, and where it lies.
+    """What a stage trains, and how it is sharded.
 
     Attributes:
-      stage: its loss and what moves.
-      shapes: of the build_stage parameters; shardings: the like tree.
-      optimizer: what moves them.
+      stage: its loss and what is trainable.
+      shapes: of the parameters; shardings: the like tree.
+      optimizer: what updates them.
       teacher: whose parameters the loss reads beside them; None where there is no teacher.
+      flops: of one step.
     """
 
     stage: Stage
     shapes: Params
     shardings: Params
     optimizer: Optimizer
-    teacher: Decoder | None = None
+    teacher: Decoder | None
+    flops: Flops
 
     def state(self) -> TrainState:
         """The state of a step as shapes, each with its sharding."""
         return abstract_state(self.shapes, self.stage.trainable, self.optimizer, self.shardings)
 
 
-def build_stage(run: StageConfig, mesh: Mesh) -> StageProgram:
-    """What the stage of this run trains on this mesh.
+def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
+    """What the stage trains on this mesh.
 
     Raises:
-      ConfigError: `training.neighbor_exchange`, and parts of the sequence too short for it.
+      ConfigError: it trains nothing; or `training.neighbor_exchange`, and parts of the sequence too short for it.
     """
-    kinds: dict[type, Callable[..., StageProgram]] = {
-        AlignConfig: _align,
-        DistillConfig: _distill,
-        FinetuneConfig: _finetune,
-    }
-    assert run.training is not None
-    halo = run.training.neighbor_exchange
-    if halo:
-        _check_neighbor_exchange(run, mesh)
-    parts = kinds[type(run.method)](run, run.method, mesh, Optimizer(run.training.optimizer))
-    return dataclasses.replace(parts, stage=with_neighbor_exchange(parts.stage)) if halo else parts
+    method, training = config.method, config.training
+    if training is None or not isinstance(method, TrainedMethod):
+        raise ConfigError(f"{config.name} trains nothing, so it has no step; name another stage")
+    models = models_of(config)
+    stage, params = method.stage(models), method.params(models)
+    check_neighbor_exchange(config, mesh)
+    if training.neighbor_exchange:
+        stage = with_neighbor_exchange(stage)
+    rows, flops = config.data.sequences_per_step, method.flops(models, config.data.context_length)
+    return StageProgram(
+        stage=stage,
+        shapes=params.shapes,
+        shardings=shardings_of(params.shapes, params.axes, mesh),
+        optimizer=Optimizer(training.optimizer, logical_axes=params.axes),
+        teacher=models.teacher if method.reads_teacher else None,
+        flops=Flops(rows * flops.model, rows * flops.recomputed),
+    )
 
 
-def _check_neighbor_exchange(run: StageConfig, mesh: Mesh) -> None:
-    """Refuses parts of the sequence in which the slowest head does not forget what came before."""
-    length, heads = run.data.context_length, aligned_spec(run.teacher).num_heads
+def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
+    """Refuses `training.neighbor_exchange` with parts of the sequence in which the slowest head does not forget."""
+    if config.training is None or not config.training.neighbor_exchange:
+        return
+    length, heads = config.data.context_length, aligned_spec(config.teacher).num_heads
     (part,) = sharding_of((axes.TIME,), (length,), mesh, "row").shard_shape((length,))
     reach = math.ceil(-math.log(NEGLIGIBLE_DECAY) / slopes(heads).min())
     if part < min(reach, length):
         raise ConfigError(
-            f"{run.name}: training.neighbor_exchange needs parts of at least {reach} tokens, and {length} tokens over "
-            f"{length // part} devices are parts of {part}; cut the sequence into at most {max(length // reach, 1)}, "
-            "or leave it off"
+            f"{config.name}: training.neighbor_exchange needs parts of at least {reach} tokens, and {length} tokens "
+            f"over {length // part} devices are parts of {part}; cut the sequence into at most "
+            f"{max(length // reach, 1)}, or leave it off"
         )
 
 
@@ -96,30 +95,3 @@ def with_neighbor_exchange(stage: Stage) -> Stage:
             return stage.loss(*arguments)
 
     return dataclasses.replace(stage, loss=loss)
-
-
-def _align(run: StageConfig, stage: AlignConfig, mesh: Mesh, optimizer: Optimizer) -> StageProgram:
-    teacher = teacher_decoder(run)
-    shapes = {"mixers": mixer_shapes(teacher)}
-    where = {"mixers": mixer_shardings(teacher, mesh)}
-    optimizer = dataclasses.replace(optimizer, logical_axes={"mixers": mixer_axes(teacher)})
-    return StageProgram(align_stage(stage, teacher), shapes, where, optimizer, teacher)
-
-
-def _distill(
-    run: StageConfig, stage: DistillConfig, mesh: Mesh, optimizer: Optimizer
-) -> StageProgram:
-    teacher, student = teacher_decoder(run), decoder_of(student_config(run), run)
-    shapes, where = decoder_shapes(student), decoder_shardings(student, mesh)
-    loss = distill_stage(stage, student, teacher)
-    optimizer = dataclasses.replace(optimizer, logical_axes=logical_axes(student))
-    return StageProgram(loss, shapes, where, optimizer, teacher)
-
-
-def _finetune(
-    run: StageConfig, stage: FinetuneConfig, mesh: Mesh, optimizer: Optimizer
-) -> StageProgram:
-    student = decoder_of(student_config(run), run)
-    shapes, where = decoder_shapes(student), decoder_shardings(student, mesh)
-    optimizer = dataclasses.replace(optimizer, logical_axes=logical_axes(student))
-    return StageProgram(finetune_stage(student), shapes, where, optimizer)

@@ -1,38 +1,22 @@
-"""The select stage: score the teacher with each layer replaced in turn, and write which layers are kept."""
+"""Scores of models on held-out text, for a stage that compares them; those of a sweep that was cut off are kept."""
 
 import itertools
 import json
 import logging
-import pathlib
-import shutil
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
+from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.config import StageConfig
-from hypenet_jax.convert.initial_weights import aligned_mixers
-from hypenet_jax.convert.models import load_teacher, teacher_fingerprint
-from hypenet_jax.convert.training import is_done, prepared_data, provenance_of
+from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.data.loader import heldout_batches
-from hypenet_jax.data.prepared import Prepared
 from hypenet_jax.evals import EvalModel, Report, held_out, retrieval
 from hypenet_jax.evals.passkey import passkey_retrieval
-from hypenet_jax.halo.select import (
-    SelectConfig,
-    SweptDecoder,
-    sweep,
-    write_selection,
-)
-from hypenet_jax.halo.select import (
-    select as choose,
-)
-from hypenet_jax.sharding import make_mesh, on_mesh
+from hypenet_jax.sharding import on_mesh
 from hypenet_jax.train.errors import Preempted
 from hypenet_jax.train.provenance import Provenance, check_provenance, unsealed
-from hypenet_jax.train.stage_output import save_params
 
 log = logging.getLogger("hypenet_jax")
 
@@ -40,107 +24,82 @@ log = logging.getLogger("hypenet_jax")
 PASSKEYS = 4
 
 
-def select(run: StageConfig, *, stop: Callable[[int], bool] = lambda layer: False) -> None:
-    """Sweeps the layers and leaves `run_dir/name/selection.json`; returns at once if this very run has.
+class LayerScores:
+    """(retrieval, log-likelihood) of one model after another; `scores.json` keeps them, which process 0 writes.
 
-    Args:
-      stop: asked after every layer; True raises Preempted, and the layers scored so far are not scored again.
     Raises:
-      CheckpointError: stage 1 has not left its mixers, or the folder belongs to another config.
+      CheckpointError: the file belongs to another sweep.
     """
-    assert isinstance(run.method, SelectConfig)
-    if is_done(run):
-        log.info("%s: done before, %s", run.name, run.folder / "selection.json")
-        return
-    mesh = make_mesh(run.mesh)
-    prepared = prepared_data(run)
-    teacher, frozen = load_teacher(run, mesh)
-    aligned, parent_output = aligned_mixers(run, run.method.start_from, teacher, mesh)
-    swept = SweptDecoder(teacher)
-    text = prepared.text_fingerprint
-    provenance = provenance_of(run, parent_output.fingerprint, teacher_fingerprint(run), text)
-    kept = _Scored(run.folder / "scores.json", provenance, teacher.config.num_layers)
 
-    def score(params: Params) -> tuple[float, float]:
-        layer = int(params["replaced"])
-        if not kept.has(layer):
-            report = _scores(run, prepared, EvalModel(run.name, swept, params))
-            sense = -report.value("cross_entropy", run.name)
-            kept.add(layer, report.value("retrieval", run.name), sense)
-        found = kept.scores(layer)
-        log.info("%s: layer %d, retrieval %.4f, log-likelihood %.4f", run.name, layer, *found)
-        if stop(layer):
-            raise Preempted(f"stopped after layer {layer} of {run.name}; its scores are kept")
-        return found
+    def __init__(self, inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -> None:
+        self._inputs, self._provenance, self._stop = inputs, provenance, stop
+        self._path = inputs.config.folder / "scores.json"
+        self._scores: list[tuple[float, float]] = runtime.broadcast(self._read())
 
-    with on_mesh(mesh):
-        scores = sweep(score, frozen, aligned["mixers"])
-    selection = choose(*scores, keep=run.method.keep, eps=run.method.eps)
-    log.info("%s: layers %s keep softmax attention", run.name, selection.softmax_layers)
-    if jax.process_index() == 0:
-        write_selection(run.folder / "selection.json", selection)
-        shutil.rmtree(run.folder / "final", ignore_errors=True)
-    # The mixers travel along, so that a selection is known to belong to the weights it was made with.
-    save_params(run.folder / "final", aligned, provenance)
+    def __call__(self, number: int, decoder: Any, params: Params, rows: int) -> tuple[float, float]:
+        """Scores model `number`, the next one, or returns what is kept of it.
 
+        Raises:
+          Preempted: `stop` said so.
+        """
+        name = self._inputs.config.name
+        if number == len(self._scores):
+            with on_mesh(self._inputs.mesh):
+                report = _report(self._inputs, EvalModel(name, decoder, params), rows)
+            scores = report.value("retrieval", name), -report.value("cross_entropy", name)
+            self._scores.append(scores)
+            self._write()
+        scores = self._scores[number]
+        log.info("%s: layer %d, retrieval %.4f, log-likelihood %.4f", name, number, *scores)
+        if self._stop(number):
+            raise Preempted(f"stopped after layer {number} of {name}; its scores are kept")
+        return scores
 
-class _Scored:
-    """Scores of the layers swept so far, for a sweep that was cut off: one file, which process 0 reads and writes."""
+    def _read(self) -> list[tuple[float, float]]:
+        if jax.process_index() > 0 or not self._path.exists():
+            return []
+        metadata = unsealed(json.loads(self._path.read_text(encoding="utf-8")), str(self._path))
+        check_provenance(metadata, self._provenance, str(self._path))
+        scores = [(retrieved, sense) for retrieved, sense in metadata["scores"]]
+        name = self._inputs.config.name
+        log.info("%s: going on after layer %d, fingerprint holds", name, len(scores) - 1)
+        return scores
 
-    def __init__(self, path: pathlib.Path, provenance: Provenance, layers: int) -> None:
-        self._path, self._origin = path, provenance
-        scores = np.full((layers, 2), np.nan)
-        if jax.process_index() == 0 and path.exists():
-            about = unsealed(json.loads(path.read_text(encoding="utf-8")), str(path))
-            check_provenance(about, provenance, str(path))
-            known = len(about["scores"])
-            scores[:known] = about["scores"]
-            log.info("%s: going on after layer %d, fingerprint holds", provenance.stage, known - 1)
-        # As integers: JAX would round float64.
-        bits = multihost_utils.broadcast_one_to_all(scores.view(np.uint32))
-        self._scores = np.array(bits).view(np.float64)
-
-    def has(self, layer: int) -> bool:
-        return bool(np.isfinite(self._scores[layer]).all())
-
-    def scores(self, layer: int) -> tuple[float, float]:
-        return tuple(self._scores[layer].tolist())
-
-    def add(self, layer: int, retrieval: float, sense: float) -> None:
-        self._scores[layer] = retrieval, sense
+    def _write(self) -> None:
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new = self._path.with_suffix(".new")
-            about = self._origin.description(scores=self._scores[: layer + 1].tolist())
-            new.write_text(json.dumps(about), encoding="utf-8")
+            new.write_text(json.dumps(self._provenance.description(scores=self._scores)))
             new.replace(self._path)
 
 
-def _scores(run: StageConfig, prepared: Prepared, subject: EvalModel) -> Report:
+def _report(inputs: Inputs, model: EvalModel, rows: int) -> Report:
     """Retrieval by the catalogue where the text has one, else by codes stated in words; likelihood of held-out text."""
-    assert isinstance(run.method, SelectConfig)
-    rows, length, text = run.method.rows, run.data.context_length, prepared.tokens("heldout")
-    if run.data.needles is None:
-        found = passkey_retrieval(
-            subject,
-            prepared.tokenizer(),
+    config, text = inputs.config, inputs.prepared.tokens("heldout")
+    data = config.data
+    if data.needles is None:
+        report = passkey_retrieval(
+            model,
+            inputs.prepared.tokenizer(),
             text,
-            length=length,
+            length=data.context_length,
             num_rows=rows,
             num_statements=PASSKEYS,
-            seed=run.seed,
+            seed=config.seed,
         )
     else:
-        found = retrieval(
-            subject,
-            run.data.needles.catalogue,
+        report = retrieval(
+            model,
+            data.needles.catalogue,
             text,
-            length=length,
+            length=data.context_length,
             num_rows=rows,
-            num_needles=run.data.needles.max_needles,
-            queries=run.data.needles.queries,
-            seed=run.seed,
+            num_needles=data.needles.max_needles,
+            queries=data.needles.queries,
+            seed=config.seed,
         )
-    size = run.data.sequences_per_step
-    batches = heldout_batches(prepared, length, size, reset_documents=run.data.reset_documents)
-    return found + held_out(subject, itertools.islice(batches, max(1, rows // size)))
+    size = data.sequences_per_step
+    batches = heldout_batches(
+        inputs.prepared, data.context_length, size, reset_documents=data.reset_documents
+    )
+    return report + held_out(model, itertools.islice(batches, max(1, rows // size)))

@@ -6,35 +6,98 @@ Source: arXiv 2601.22156, hidden-state alignment.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.halo.method import (
+    AbstractParams,
+    Models,
+    TrainedMethod,
+    Weights,
+    abstract_params,
+)
+from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
+from hypenet_jax.model.cost import (
+    WITH_GRADIENTS,
+    Flops,
+    layers_flops,
+    mixing_flops,
+    projections_flops,
+)
 from hypenet_jax.model.decoder import Decoder, Tap
 from hypenet_jax.model.layers import Initialization, unroll_layers
 from hypenet_jax.model.mixers import make_mixer
+from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.model.token_layout import layout_tokens
 from hypenet_jax.train.stage import Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class AlignConfig:
-    """Stage 1.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlignConfig(TrainedMethod):
+    """Stage 1: starts from the teacher's attention, leaves {"mixers": a mixer for every layer, stacked on axis 0}.
 
     Attributes:
       loss: "mse", mean square over layers, tokens and width; or "l2norm", mean norm over layers and tokens / sqrt(D).
     """
 
+    reads_teacher: ClassVar[bool] = True
+
+    start_from: None = dataclasses.field(default=None, init=False)
     loss: Literal["mse", "l2norm"] = "mse"
+
+    @property
+    def loss_name(self) -> str:
+        return {"mse": "mean squared error", "l2norm": "mean norm of the error"}[self.loss]
+
+    def stage(self, models: Models) -> Stage:
+        return align_stage(self, models.teacher)
+
+    def params(self, models: Models) -> AbstractParams:
+        return aligned_mixers(models.teacher)
+
+    def parent(self, models: Models) -> AbstractParams:
+        raise ValueError("alignment starts from the teacher alone")
+
+    def initial_weights(
+        self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
+    ) -> Params:
+        config, key = models.teacher.config, keys("align")
+
+        def start(teacher: Params) -> Params:
+            single = unstack_layers(teacher)
+            return {"mixers": lightning_mixers(config, single, aligned_spec(config), key)}
+
+        return jax.jit(start, out_shardings=shardings)(weights.teacher)
+
+    def flops(self, models: Models, length: int) -> Flops:
+        """The teacher's layers forward; of every mixer the forward pass, the gradient of its weights, and that of the
+        outputs of its heads. What the mixers read is a constant, so no gradient goes there.
+        """
+        teacher, spec = models.teacher.config, aligned_spec(models.teacher.config)
+        inward, outward = projections_flops(spec, teacher.d_model)
+        mixer = length * (2 * inward + WITH_GRADIENTS * outward)
+        mixer += WITH_GRADIENTS * mixing_flops(spec, length, before=0)
+        return Flops(layers_flops(teacher, length) + teacher.num_layers * mixer)
+
+
+def aligned_mixers(teacher: Decoder) -> AbstractParams:
+    """{"mixers": ...} of stage 1: a mixer for every layer, stacked on axis 0."""
+    specs = (aligned_spec(teacher.config),) * teacher.config.num_layers
+    whole = abstract_params(Decoder(dataclasses.replace(teacher.config, mixers=specs)))
+    (group,) = (name for name in whole.shapes if name.startswith("layers_"))
+    return AbstractParams(
+        shapes={"mixers": whole.shapes[group]["mixer"]}, axes={"mixers": whole.axes[group]["mixer"]}
+    )
 
 
 def align_stage(config: AlignConfig, teacher: Decoder) -> Stage:
-    """Trains {"mixers": stacked mixers of all layers} against the frozen teacher (stacked by runs)."""
+    """Trains {"mixers": stacked mixers of all layers} against the frozen teacher."""
     gap = {"mse": squared_gap, "l2norm": norm_gap}[config.loss]
 
     def loss(student: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:

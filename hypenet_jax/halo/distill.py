@@ -4,56 +4,106 @@ The teacher's forward pass is inside the jitted step, so nothing of it is stored
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.align import aligned_mixers
+from hypenet_jax.halo.method import (
+    AbstractParams,
+    Models,
+    TrainedMethod,
+    Weights,
+    abstract_params,
+)
 from hypenet_jax.halo.transfer import transfer, with_mixers
 from hypenet_jax.losses import Mean, distillation, real_tokens, token_gap
 from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.cost import FORWARD, WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, Tap, output_head
+from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.train.stage import Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillConfig:
-    """Stage 2.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainedMethod):
+    """Stage 2: starts from the teacher with the mixers of stage 1, leaves the whole student.
 
     Attributes:
-      start_from: name of the stage-1 run whose mixers the lightning layers start from.
+      start_from: name of the stage 1 whose mixers the recurrent layers start from.
       temperature: of both softmaxes; the loss is multiplied by its square.
       hidden_weight: weight of the mean relative squared gap between what student and teacher layers read; 0 is the
         published recipe.
     """
 
+    reads_teacher: ClassVar[bool] = True
+
     start_from: str
     temperature: float = 1.0
     hidden_weight: float = 0.0
 
+    @property
+    def loss_name(self) -> str:
+        return "KL, nats"
+
+    def stage(self, models: Models) -> Stage:
+        return distill_stage(self, models.student, models.teacher)
+
+    def params(self, models: Models) -> AbstractParams:
+        return abstract_params(models.student)
+
+    def parent(self, models: Models) -> AbstractParams:
+        return aligned_mixers(models.teacher)
+
+    def initial_weights(
+        self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
+    ) -> Params:
+        teacher, student, key = models.teacher.config, models.student.config, keys("distill")
+
+        def start(params: Params, mixers: Params) -> Params:
+            single = distill_start(teacher, unstack_layers(params), student, mixers, key)
+            return stack_layers(single, student)
+
+        return jax.jit(start, out_shardings=shardings)(weights.teacher, weights.parent["mixers"])
+
+    def flops(self, models: Models, length: int) -> Flops:
+        """The teacher forward, the student with gradients."""
+        teacher, student = models.teacher.config, models.student.config
+        layers = layers_flops(student, length)
+        return Flops(
+            WITH_GRADIENTS * (layers + head_flops(student, length))
+            + FORWARD * (layers_flops(teacher, length) + head_flops(teacher, length)),
+            layers if models.student.remat == "full" else 0.0,
+        )
+
 
 def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> Stage:
-    """Trains the whole student (stacked by runs) against the frozen teacher (stacked by runs)."""
+    """Trains the whole student against the frozen teacher, both with their groups of layers stacked."""
     compare_hidden = config.hidden_weight > 0
 
     def loss(params: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
         assert frozen is not None
         text = (batch.tokens, batch.positions, batch.segment_ids)
-        want = jax.lax.stop_gradient(teacher.apply({"params": frozen}, *text, taps=compare_hidden))
-        have = student.apply({"params": params}, *text, taps=compare_hidden)
+        target = jax.lax.stop_gradient(
+            teacher.apply({"params": frozen}, *text, taps=compare_hidden)
+        )
+        output = student.apply({"params": params}, *text, taps=compare_hidden)
         weights = real_tokens(batch.segment_ids)
         kl = distillation(
-            have.hidden,
+            output.hidden,
             output_head(params, student.config),
-            want.hidden,
+            target.hidden,
             output_head(frozen, teacher.config),
             weights,
             temperature=config.temperature,
         )
         if not compare_hidden:
             return kl, {"kl": kl}
-        gap = _hidden_gap(have.taps, want.taps, batch)
+        gap = _hidden_gap(output.taps, target.taps, batch)
         total = Mean(kl.total + config.hidden_weight * gap.total, kl.weight)
         return total, jax.lax.stop_gradient({"kl": kl, "hidden_gap": gap})
 
@@ -67,7 +117,7 @@ def distill_start(
     mixers: Params,
     key: jax.Array,
 ) -> Params:
-    """Where stage 2 starts: stage-1 mixers in the lightning layers, the teacher's attention in the others."""
+    """Where stage 2 starts: stage-1 mixers in the recurrent layers, the teacher's attention in the others."""
     student = transfer(teacher_config, teacher, student_config, key)
     return with_mixers(student, student_config, mixers)
 
@@ -76,7 +126,7 @@ def _hidden_gap(student: Tap, teacher: Tap, batch: Batch) -> Mean:
     """Mean over layers of the streams' squared gap per token; the first layer's stream is the embedding itself."""
     weights = real_tokens(batch.segment_ids)
     gaps = [
-        token_gap(have, want, weights)
-        for have, want in zip(student.inputs[1:], teacher.inputs[1:], strict=True)
+        token_gap(ours, theirs, weights)
+        for ours, theirs in zip(student.inputs[1:], teacher.inputs[1:], strict=True)
     ]
     return Mean(jnp.mean(jnp.stack([gap.total for gap in gaps])), gaps[0].weight)

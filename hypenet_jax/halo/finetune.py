@@ -4,26 +4,71 @@ The same stage pretrains a small teacher from scratch: an all-softmax plan with 
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.method import (
+    AbstractParams,
+    Models,
+    TrainedMethod,
+    Weights,
+    abstract_params,
+)
 from hypenet_jax.losses import Mean, next_token
-from hypenet_jax.model.decoder import Decoder, output_head
+from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
+from hypenet_jax.model.decoder import Decoder, init_params, output_head
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.train.stage import Stage
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneConfig:
-    """Stage 3.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainedMethod):
+    """Stage 3: starts from the stage before or from fresh weights, leaves the whole student.
 
     Attributes:
-      start_from: name of the run whose final weights this one starts from; None starts from scratch.
+      start_from: name of the stage whose final weights this one starts from; None starts from scratch.
       start: initial weights where nothing is given.
     """
 
+    reads_teacher: ClassVar[bool] = False
+
     start_from: str | None
     start: Initialization = dataclasses.field(default_factory=Initialization)
+
+    @property
+    def loss_name(self) -> str:
+        return "cross entropy, nats"
+
+    def stage(self, models: Models) -> Stage:
+        return finetune_stage(models.student)
+
+    def params(self, models: Models) -> AbstractParams:
+        return abstract_params(models.student)
+
+    def parent(self, models: Models) -> AbstractParams:
+        return abstract_params(models.student)
+
+    def initial_weights(
+        self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
+    ) -> Params:
+        if weights.parent is not None:
+            return weights.parent
+        student = models.student.clone(start=self.start)
+        make = jax.jit(lambda key: init_params(student, key), out_shardings=shardings)
+        return make(keys("init"))
+
+    def flops(self, models: Models, length: int) -> Flops:
+        """The student with gradients."""
+        student = models.student.config
+        layers = layers_flops(student, length)
+        return Flops(
+            WITH_GRADIENTS * (layers + head_flops(student, length)),
+            layers if models.student.remat == "full" else 0.0,
+        )
 
 
 def finetune_stage(student: Decoder) -> Stage:

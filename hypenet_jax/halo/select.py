@@ -6,9 +6,10 @@ an argument. Source: arXiv 2601.22156, attention layer selection.
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
+from hypenet_jax.halo.align import aligned_mixers
+from hypenet_jax.halo.method import AbstractParams, Method, Models, Work
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output
@@ -24,25 +27,47 @@ from hypenet_jax.model.layers import GatedMLP, RMSNorm, look_up, unroll_layers
 from hypenet_jax.model.mixers import make_mixer
 from hypenet_jax.model.token_layout import layout_tokens
 
+log = logging.getLogger("hypenet_jax")
+
 LayerScores = Float[np.ndarray, " L"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SelectConfig:
-    """The choice of softmax layers.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectConfig(Method):
+    """The choice of softmax layers: starts from the teacher and the mixers of stage 1, leaves selection.json.
+
+    The mixers are its final weights: so a selection is known to belong to those it was made with.
 
     Attributes:
-      start_from: name of the stage-1 run whose mixers replace the teacher's.
+      start_from: name of the stage 1 whose mixers replace the teacher's.
       keep: how many layers keep softmax attention; the published models keep a quarter.
       rows: held-out rows scored per layer, for retrieval and for likelihood alike.
       eps: added to the loss of likelihood in the ratio: 1e-10 is the published value for accuracies. Log-likelihoods of
         layers that matter to nothing need about 0.01.
     """
 
+    reads_teacher: ClassVar[bool] = True
+
     start_from: str
     keep: int
     rows: int
     eps: float = 1e-10
+
+    def parent(self, models: Models) -> AbstractParams:
+        return aligned_mixers(models.teacher)
+
+    def run(self, work: Work) -> Params:
+        swept = SweptDecoder(work.models.teacher)
+
+        def score(params: Params) -> tuple[float, float]:
+            return work.score(int(params["replaced"]), swept, params, self.rows)
+
+        scores = sweep(score, work.weights.teacher, work.weights.parent["mixers"])
+        selection = select(*scores, keep=self.keep, eps=self.eps)
+        log.info("layers %s keep softmax attention", selection.softmax_layers)
+        if jax.process_index() == 0:
+            write_selection(work.folder / "selection.json", selection)
+        return work.weights.parent
 
 
 @dataclasses.dataclass(frozen=True)

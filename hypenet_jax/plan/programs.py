@@ -12,7 +12,7 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.plan.flops import Flops, training_flops
+from hypenet_jax.model.cost import Flops
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.step import make_train_step
 
@@ -37,23 +37,26 @@ class PlannedProgram:
     calls: int
 
 
-def training_program(run: StageConfig, mesh: Mesh) -> PlannedProgram:
-    """The training step that `launch.train` runs: same loss, shardings, donated state and frozen teacher."""
-    assert run.training is not None
-    parts, loop = build_stage(run, mesh), run.training.loop
-    state = parts.state()
+def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
+    """The very step that `launch.train` runs: same loss, shardings and donated state, the teacher inside.
+
+    Raises:
+      ConfigError: see `build_stage`.
+    """
+    stage = build_stage(config, mesh)
+    assert config.training is not None
+    state, loop = stage.state(), config.training.loop
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(
-        parts.stage, parts.optimizer, accumulate=loop.accumulate, shardings=shardings
+        stage.stage, stage.optimizer, accumulate=loop.accumulate, shardings=shardings
     )
     frozen = None
-    if parts.teacher is not None:
-        shapes = decoder_shapes(parts.teacher)
-        frozen = placed(shapes, decoder_shardings(parts.teacher, mesh), dtype=parts.teacher.dtype)
-    rows, length = run.data.sequences_per_step, run.data.context_length
-    batch = _batch(rows, length, mesh)
-    flops = training_flops(run)
-    return PlannedProgram(step, (state, frozen, batch), mesh, flops, rows * length, loop.steps)
+    if stage.teacher is not None:
+        shapes, shardings = decoder_shapes(stage.teacher), decoder_shardings(stage.teacher, mesh)
+        frozen = placed(shapes, shardings, dtype=stage.teacher.dtype)
+    rows, length = config.data.sequences_per_step, config.data.context_length
+    arguments = (state, frozen, _batch(rows, length, mesh))
+    return PlannedProgram(step, arguments, mesh, stage.flops, rows * length, loop.steps)
 
 
 def placed(shapes: Any, shardings: Any, dtype: Any = None) -> Any:

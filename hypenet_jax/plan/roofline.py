@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from hypenet_jax.chips import Chip
+from hypenet_jax.model.cost import Flops
 from hypenet_jax.plan.compiled import CompiledProgram
-from hypenet_jax.plan.flops import Flops
 from hypenet_jax.plan.hlo import Collective
 
 

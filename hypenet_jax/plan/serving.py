@@ -12,10 +12,10 @@ from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
 from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
 from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
 from hypenet_jax.generation.sampling import Sampling
+from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import state_axes
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.plan.flops import Flops, head_flops, layers_flops
 from hypenet_jax.plan.programs import PlannedProgram, placed
 from hypenet_jax.sharding import replicated, sharding_of
 

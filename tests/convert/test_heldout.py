@@ -7,6 +7,7 @@ import shutil
 import pytest
 from tiny_chain import TEACHER
 
+from hypenet_jax.convert import run_stage
 from hypenet_jax.convert.heldout import MOST_BATCHES, heldout_loss
 from hypenet_jax.convert.models import (
     decoder_of,
@@ -15,7 +16,6 @@ from hypenet_jax.convert.models import (
     load_teacher,
     student_config,
 )
-from hypenet_jax.convert.training import train
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import open_prepared
@@ -36,7 +36,7 @@ def evaluated(done, tmp_path_factory):
     shutil.rmtree(run.folder)
     loop = dataclasses.replace(run.training.loop, evaluate_every=1)
     run = dataclasses.replace(run, training=dataclasses.replace(run.training, loop=loop))
-    train(run)
+    run_stage(run)
     return run
 
 

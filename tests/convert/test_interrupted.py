@@ -10,7 +10,7 @@ import pytest
 
 from hypenet_jax.convert import convert
 from hypenet_jax.convert.models import teacher_fingerprint
-from hypenet_jax.convert.training import TEXT, provenance_of
+from hypenet_jax.convert.provenance import TEXT, provenance_of
 from hypenet_jax.data import prepare
 from hypenet_jax.evals.checks import Candidate, EvaluateConfig
 from hypenet_jax.halo.select import read_selection
@@ -44,8 +44,8 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
         convert(copy, only="select", stop=lambda layer: True)
     module, scored = sys.modules["hypenet_jax.convert.selection"], []
-    real = module._scores
-    monkeypatch.setattr(module, "_scores", lambda *args: scored.append(args) or real(*args))
+    real = module._report
+    monkeypatch.setattr(module, "_report", lambda *args: scored.append(args) or real(*args))
     with caplog.at_level(logging.INFO, "hypenet_jax"):
         convert(copy, only="select")
     assert len(scored) == 1
@@ -64,7 +64,9 @@ def test_scores_of_another_sweep_are_refused(copy):
         dataclasses.replace(run, method=method) if run.name == "select" else run
         for run in copy.stages
     )
-    with pytest.raises(CheckpointError, match=r"scores\.json: other settings.*stage\.rows: 16 sav"):
+    with pytest.raises(
+        CheckpointError, match=r"scores\.json: other settings.*method\.rows: 16 sav"
+    ):
         convert(dataclasses.replace(copy, stages=runs), only="select")
 
 

@@ -13,15 +13,22 @@ from jax.sharding import Mesh
 from tiny_chain import TEACHER
 
 from hypenet_jax.axes import Params
-from hypenet_jax.convert.models import decoder_shapes, decoder_shardings, mixer_shardings
+from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
 from hypenet_jax.convert.programs import with_neighbor_exchange
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
-from hypenet_jax.halo.align import AlignConfig, align_stage
+from hypenet_jax.halo.align import AlignConfig, align_stage, aligned_mixers
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.finetune import finetune_stage
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh, on_mesh, place_batch
+from hypenet_jax.sharding import (
+    MeshConfig,
+    ShardingError,
+    make_mesh,
+    on_mesh,
+    place_batch,
+    shardings_of,
+)
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
@@ -56,21 +63,16 @@ class Case:
     frozen: bool
 
 
-def _mixer_shapes() -> Params:
-    """Those of a decoder whose layers are all lightning."""
-    shapes = decoder_shapes(Decoder(hypenet(CONFIG, ()), jnp.float32))
-    return {"mixers": shapes["layers_0_1"]["mixer"]}
-
-
+MIXERS = aligned_mixers(TEACHER_DECODER)
 CASES = {
     "align": Case(
         align_stage(AlignConfig(), TEACHER_DECODER),
-        _mixer_shapes(),
-        lambda mesh: {"mixers": mixer_shardings(TEACHER_DECODER, mesh)},
+        MIXERS.shapes,
+        lambda mesh: shardings_of(MIXERS.shapes, MIXERS.axes, mesh),
         frozen=True,
     ),
     "distill": Case(
-        distill_stage(DistillConfig("align"), STUDENT_DECODER, TEACHER_DECODER),
+        distill_stage(DistillConfig(start_from="align"), STUDENT_DECODER, TEACHER_DECODER),
         decoder_shapes(STUDENT_DECODER),
         lambda mesh: decoder_shardings(STUDENT_DECODER, mesh),
         frozen=True,
@@ -134,7 +136,7 @@ def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, m
 
 
 @pytest.mark.slow
-def test_a_step_with_a_short_halo_is_that_of_one_device(alone):
+def test_a_step_with_neighbor_exchange_is_that_of_one_device(alone):
     config, accumulate = MESHES[MIXED]
     case = CASES["finetune"]
     case = dataclasses.replace(case, stage=with_neighbor_exchange(case.stage))

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from hypenet_jax.config import HaloConfig, MethodConfig, StageConfig, StudentConfig, TrainingConfig
+from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import TextFiles
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
@@ -10,6 +10,7 @@ from hypenet_jax.data.tokenizer import TrainedTokenizer
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.method import Method
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import Initialization
@@ -52,7 +53,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
         seed=0,
     )
     teacher_folder = f"{run_dir}/teacher/hf"
-    selected = StudentConfig(None, "select", logit_scale=16.0)
+    selected = StudentConfig(selected_by="select", logit_scale=16.0)
 
     def data(length: int, first: int) -> DataConfig:
         return DataConfig(
@@ -65,12 +66,12 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
         )
 
     def run(
-        method: MethodConfig, name: str, data: DataConfig, student=None, steps=2, export=None
+        method: Method, name: str, data: DataConfig, student=None, steps=2, export=None
     ) -> StageConfig:
         training = TrainingConfig(
-            OptimizerConfig(peak_lr=1e-2, final_lr=1e-3, warmup_steps=1, steps=8),
-            LoopConfig(steps=steps, accumulate=1, checkpoint_every=8),
-            "float32",
+            optimizer=OptimizerConfig(peak_lr=1e-2, final_lr=1e-3, warmup_steps=1, steps=8),
+            loop=LoopConfig(steps=steps, accumulate=1, checkpoint_every=8),
+            dtype="float32",
         )
         return StageConfig(
             name=name,
@@ -86,18 +87,18 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
             export=export,
         )
 
-    start = FinetuneConfig(None, Initialization(std=0.2, embedding_std=0.5))
+    start = FinetuneConfig(start_from=None, start=Initialization(std=0.2, embedding_std=0.5))
     first = data(LENGTH, 0)
     second = data(LENGTH, tokens_after(first, 3))
     third = data(LENGTH, tokens_after(second, 2))
     last = data(LONG, tokens_after(third, 2))
     return HaloConfig(
-        str(run_dir),
-        (
+        run_dir=str(run_dir),
+        stages=(
             run(start, "teacher", first, steps=3, export="float32"),
             run(AlignConfig(), "align", second),
-            run(SelectConfig("align", keep=1, rows=16, eps=0.01), "select", second),
-            run(DistillConfig("align"), "distill", third, selected),
-            run(FinetuneConfig("distill"), "finetune", last, selected, export="float32"),
+            run(SelectConfig(start_from="align", keep=1, rows=16, eps=0.01), "select", second),
+            run(DistillConfig(start_from="align"), "distill", third, selected),
+            run(FinetuneConfig(start_from="distill"), "finetune", last, selected, export="float32"),
         ),
     )

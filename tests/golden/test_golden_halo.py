@@ -71,7 +71,7 @@ def test_keys_and_values_of_the_student_repeat_each_head_in_place(alignment, gol
 def stage_one(alignment):
     """Everything of stage 1 in one compilation: (taps, imitations, both losses, gradients of the first)."""
     teacher, frozen, batch = alignment.teacher, alignment.frozen, alignment.batch
-    mse, l2norm = (align_stage(AlignConfig(loss), teacher).loss for loss in ("mse", "l2norm"))
+    mse, l2norm = (align_stage(AlignConfig(loss=loss), teacher).loss for loss in ("mse", "l2norm"))
 
     @jax.jit
     def run(student):

@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_square_over_layers_real_tokens_and_width(teacher, 
 
 
 def test_l2norm_is_the_mean_norm_over_layers_and_tokens_by_root_width(teacher, mixers, batch):
-    stage = align_stage(AlignConfig("l2norm"), teacher.decoder)
+    stage = align_stage(AlignConfig(loss="l2norm"), teacher.decoder)
     loss, _ = jax.jit(stage.loss)({"mixers": mixers}, teacher.params, batch)
     real = np.asarray(real_tokens(batch.segment_ids)) > 0
     norms = np.linalg.norm(gaps(teacher, mixers, batch)[:, real], axis=-1)

@@ -49,7 +49,7 @@ def placed(decoder, mesh, dtype):
 
 def lowered_step(mesh: Mesh, length: int) -> tuple[jax.stages.Lowered, Params]:
     """The step on rows of this length, and the shapes of its teacher."""
-    stage = distill_stage(DistillConfig("align"), STUDENT, TEACHER)
+    stage = distill_stage(DistillConfig(start_from="align"), STUDENT, TEACHER)
     optimizer = Optimizer(OptimizerConfig(peak_lr=1e-3, final_lr=1e-3, warmup_steps=0, steps=2))
     student, teacher = placed(STUDENT, mesh, jnp.float32), placed(TEACHER, mesh, jnp.bfloat16)
     where = jax.tree.map(lambda leaf: leaf.sharding, student)

@@ -40,4 +40,4 @@ def config(text: str, run_dir: str, teacher_steps: int = 3) -> HaloConfig:
     loop = dataclasses.replace(teacher.training.loop, steps=teacher_steps, checkpoint_every=1000)
     training = dataclasses.replace(teacher.training, loop=loop)
     runs = (dataclasses.replace(teacher, training=training), *others)
-    return HaloConfig(run_dir, runs, EVALUATE)
+    return HaloConfig(run_dir=run_dir, stages=runs, evaluation=EVALUATE)

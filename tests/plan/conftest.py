@@ -26,7 +26,7 @@ def tiny(monkeypatch, request) -> Callable[..., StageConfig]:
         data = dataclasses.replace(
             run.data, corpus=corpus, context_length=16, sequences_per_step=16, first_token=0
         )
-        student = None if run.student is None else StudentConfig((0,))
+        student = None if run.student is None else StudentConfig(softmax_layers=(0,))
         loop = dataclasses.replace(run.training.loop, accumulate=1)
         training = dataclasses.replace(run.training, loop=loop)
         return dataclasses.replace(

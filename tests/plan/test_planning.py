@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import pytest
 
+from hypenet_jax import runtime
 from hypenet_jax.chips import CHIPS
-from hypenet_jax.convert.initial_weights import initial_weights
-from hypenet_jax.convert.models import teacher_decoder
+from hypenet_jax.convert.inputs import read_weights
+from hypenet_jax.convert.models import models_of, teacher_decoder
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
@@ -33,13 +34,16 @@ def test_arguments_are_those_that_a_run_calls_its_step_with(tiny, tmp_path, stag
         save_hf(str(tmp_path / "teacher"), run.teacher, params, dtype="bfloat16")
         run = dataclasses.replace(run, teacher_folder=str(tmp_path / "teacher"))
     else:
-        run = dataclasses.replace(run, method=FinetuneConfig(None))
+        run = dataclasses.replace(run, method=FinetuneConfig(start_from=None))
     parts = build_stage(run, mesh)
-    start = initial_weights(run, parts, mesh)
-    state = create_state(start.params, parts.stage.trainable, parts.optimizer, parts.shardings)
+    models = models_of(run)
+    weights = read_weights(run, models, mesh)
+    keys = runtime.keys(run.seed)
+    params = run.method.initial_weights(models, weights, keys, parts.shardings)
+    state = create_state(params, parts.stage.trainable, parts.optimizer, parts.shardings)
     planned_state, planned_frozen, _ = training_program(run, mesh).arguments
     assert places(planned_state) == places(state)
-    assert places(planned_frozen) == places(start.frozen)
+    assert places(planned_frozen) == places(weights.teacher)
 
 
 @pytest.mark.parametrize(

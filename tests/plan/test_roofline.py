@@ -3,8 +3,8 @@
 import pytest
 
 from hypenet_jax.chips import CHIPS
+from hypenet_jax.model.cost import Flops
 from hypenet_jax.plan.compiled import CompiledProgram
-from hypenet_jax.plan.flops import Flops
 from hypenet_jax.plan.hlo import Collective
 from hypenet_jax.plan.roofline import roofline
 

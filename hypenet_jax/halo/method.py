@@ -1,0 +1,136 @@
+"""What a stage is to the chain and to the planner: the interface that its config implements, in one file per stage.
+
+What needs checkpoints, folders and meshes is handed in: decoders as `Models`, arrays as `Weights`, the loop as `Work`.
+"""
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax
+
+from hypenet_jax.axes import Params
+from hypenet_jax.model.cost import Flops
+from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
+from hypenet_jax.train.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+    """The decoders of a stage, without weights.
+
+    Attributes:
+      teacher: frozen: nothing of it is differentiated or recomputed.
+      student: the plan that the stage works towards; the teacher's own where the config names no student.
+    """
+
+    teacher: Decoder
+    student: Decoder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AbstractParams:
+    """Parameters without memory: trees of shapes and of logical axis names."""
+
+    shapes: Params
+    axes: Params
+
+
+def abstract_params(decoder: Decoder) -> AbstractParams:
+    """All parameters of a decoder."""
+    shapes = jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+    return AbstractParams(shapes=shapes, axes=logical_axes(decoder))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+    """What a stage may start from, on the mesh.
+
+    Attributes:
+      teacher: parameters of `Models.teacher`, groups of layers stacked; None where the method reads none.
+      parent: final weights of the stage that `start_from` names; None where it names none.
+      fingerprint: of `parent`.
+    """
+
+    teacher: Any = None
+    parent: Any = None
+    fingerprint: str | None = None
+
+
+class Work(abc.ABC):
+    """What the chain lends to a running stage."""
+
+    @property
+    @abc.abstractmethod
+    def models(self) -> Models: ...
+
+    @property
+    @abc.abstractmethod
+    def weights(self) -> Weights: ...
+
+    @property
+    @abc.abstractmethod
+    def folder(self) -> pathlib.Path:
+        """Where the stage may leave files besides its final weights; process 0 writes them."""
+
+    @abc.abstractmethod
+    def train(self, method: "TrainedMethod") -> Params:
+        """The loop: trained parameters, resumed where an earlier call was cut off."""
+
+    @abc.abstractmethod
+    def score(self, number: int, decoder: Any, params: Params, rows: int) -> tuple[float, float]:
+        """(retrieval, log-likelihood) of model `number` on so many held-out rows; each is scored once and kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method(abc.ABC):
+    """How a stage gets its weights; a frozen dataclass of its numbers.
+
+    Attributes:
+      start_from: name of the stage whose final weights it needs; None for none.
+      reads_teacher: whether it needs the teacher's weights.
+    """
+
+    reads_teacher: ClassVar[bool]
+
+    start_from: str | None
+
+    @abc.abstractmethod
+    def parent(self, models: Models) -> AbstractParams:
+        """What `start_from` must have left."""
+
+    @abc.abstractmethod
+    def run(self, work: Work) -> Params:
+        """Does the work of the stage and returns its final weights."""
+
+
+class TrainedMethod(Method):
+    """A method whose weights come of the training loop: a loss, what is trainable, and where it starts."""
+
+    @property
+    @abc.abstractmethod
+    def loss_name(self) -> str:
+        """The loss and its unit, as plots name it."""
+
+    @abc.abstractmethod
+    def stage(self, models: Models) -> Stage:
+        """The loss and what is trainable."""
+
+    @abc.abstractmethod
+    def params(self, models: Models) -> AbstractParams:
+        """What is trained."""
+
+    @abc.abstractmethod
+    def initial_weights(
+        self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
+    ) -> Params:
+        """The parameters before the first step, with these shardings. `keys` makes a random key of a name."""
+
+    @abc.abstractmethod
+    def flops(self, models: Models, length: int) -> Flops:
+        """FLOPs of a training step for one row of this many tokens."""
+
+    def run(self, work: Work) -> Params:
+        return work.train(self)
