@@ -25,7 +25,7 @@ from hypenet_jax.config import StudentConfig
 
 run = make()
 teacher = dataclasses.replace(run.teacher, mixers=run.teacher.mixers[:12])
-config = dataclasses.replace(run, teacher=teacher, student=StudentConfig((1, 2, 4, 6, 7, 10)))
+config = dataclasses.replace(run, teacher=teacher, student=StudentConfig(softmax_layers=(1, 2, 4, 6, 7, 10)))
 """
 
 
