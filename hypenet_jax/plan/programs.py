@@ -38,7 +38,7 @@ class PlannedProgram:
 
 
 def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
-    """The very step that `launch.train` runs: same loss, shardings and donated state, the teacher inside.
+    """The training step that `launch.train` runs: same loss, shardings, donated state and frozen teacher.
 
     Raises:
       ConfigError: see `build_stage`.
