@@ -65,8 +65,8 @@ def main(args: Arguments) -> None:
     finally:
         print(throughput, file=sys.stderr)
     if out is None:
-        print("\n\n".join(one.prompt + one.text for one in completions))
-    failed = [f"prompt {i}: {one.error}" for i, one in enumerate(completions, 1) if one.error]
+        print("\n\n".join(c.prompt + c.text for c in completions))
+    failed = [f"prompt {i}: {c.error}" for i, c in enumerate(completions, 1) if c.error]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise ValueError(f"{len(failed)} of {len(prompts)} failed; {'; '.join(failed[:5])}{more}")

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Hidden, Params, Tokens
+from hypenet_jax.axes import Hidden, Params, SegmentIds, Tokens
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.model.decoder import DecodeState, decode_state
@@ -20,13 +20,18 @@ READ_PART = 4096
 
 
 def hidden_parts(
-    subject: EvalModel, tokens: Int[np.ndarray, "B T"], first: int
+    subject: EvalModel,
+    tokens: Int[np.ndarray, "B T"],
+    first: int,
+    segment_ids: Int[np.ndarray, "B T"] | None = None,
 ) -> Iterator[tuple[int, Hidden]]:
     """Hidden states of positions first .. T - 1, in order, in parts of at most READ_PART positions.
 
-    Positions before `first` are read and not handed out. Memory: the activations of one part and the decode
-    state of the rows.
+    Positions before `first` are read and not handed out; parts of padding alone are skipped. Memory: the activations of
+    one part and the decode state of the rows.
 
+    Args:
+      segment_ids: 0 for padding; None where there is none.
     Yields:
       Position of the part's first token, and the part's hidden states.
     Raises:
@@ -34,13 +39,17 @@ def hidden_parts(
     """
     length = tokens.shape[1]
     if length <= READ_PART:
-        yield first, _whole(subject.decoder, subject.params, tokens, first)
+        yield first, _whole(subject.decoder, subject.params, tokens, segment_ids, first)
         return
     check_memory(subject.decoder, len(tokens), length)
     single = subject.with_single_layers()
     state = _empty(single.decoder, len(tokens), length)
     for start, stop in _spans(length, first):
-        hidden, state = _part(single.decoder, single.params, state, tokens[:, start:stop])
+        part = np.s_[:, start:stop]
+        real = None if segment_ids is None else segment_ids[part]
+        if real is not None and not real.any():
+            continue
+        hidden, state = _part(single.decoder, single.params, state, tokens[part], real)
         if start >= first:
             yield start, hidden
 
@@ -65,18 +74,22 @@ def _empty(decoder: Model, batch: int, capacity: int) -> DecodeState:
     return decode_state(decoder.config, batch, capacity, decoder.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 4))
 def _whole(
-    decoder: Model, params: Params, tokens: Tokens, first: int
+    decoder: Model, params: Params, tokens: Tokens, segment_ids: SegmentIds | None, first: int
 ) -> Float[Array, "B T_last D"]:
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
-    return decoder.apply({"params": params}, tokens).hidden[:, first:]
+    return decoder.apply({"params": params}, tokens, segment_ids=segment_ids).hidden[:, first:]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _part(
-    decoder: Model, params: Params, state: DecodeState, tokens: Tokens
+    decoder: Model,
+    params: Params,
+    state: DecodeState,
+    tokens: Tokens,
+    segment_ids: SegmentIds | None,
 ) -> tuple[Hidden, DecodeState]:
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
-    output = decoder.apply({"params": params}, tokens, state=state)
+    output = decoder.apply({"params": params}, tokens, segment_ids=segment_ids, state=state)
     return output.hidden, output.state

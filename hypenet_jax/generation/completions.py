@@ -116,12 +116,12 @@ class CompletionFile:
         whole = text[: text.rfind("\n") + 1]  # a line that was cut off is written again
         self.partial.write_text(whole, encoding="utf-8")
         rows = [json.loads(line) for line in whole.splitlines()]
-        begun = rows[0]["settings"] if rows else {}
-        other = [name for name in settings if begun.get(name) != settings[name]]
+        recorded = rows[0]["settings"] if rows else {}
+        other = [name for name in settings if recorded.get(name) != settings[name]]
         if other:
             raise ValueError(
-                f"{self.partial} was begun with another {' and '.join(other)}; "
-                "use the same again, or remove the file to begin anew"
+                f"{self.partial} was started with another {' and '.join(other)}; "
+                "use the same again, or remove the file to start anew"
             )
         self.done = {row.pop("index"): Completion(**row) for row in rows[1:]}
 

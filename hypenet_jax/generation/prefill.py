@@ -1,4 +1,4 @@
-"""Reading: prompts of any length and padding go into a state part by part, in the memory of one part."""
+"""Prefill: prompts of any length and padding go into the decode state part by part, in the memory of one part."""
 
 import dataclasses
 import functools

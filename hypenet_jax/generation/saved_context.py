@@ -1,4 +1,4 @@
-"""A context on disk: what one process has read, another goes on with."""
+"""A context on disk: what one process has read, another continues."""
 
 from os import PathLike
 from typing import Any
@@ -23,8 +23,8 @@ def save_context(folder: str | PathLike[str], decoder: Decoder, context: Context
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new folder or remove this one")
     batch, capacity = context.state.cache_position.slot_segment_ids.shape
-    about = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
-    items = args.Composite(context=args.StandardSave(context), about=args.JsonSave(about))
+    metadata = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
+    items = args.Composite(context=args.StandardSave(context), metadata=args.JsonSave(metadata))
     with _checkpointer() as checkpointer:
         checkpointer.save(path, args=items)
 
@@ -39,17 +39,17 @@ def load_context(folder: str | PathLike[str], decoder: Decoder) -> Context:
       ValueError: a model of another config read it.
     """
     path = epath.Path(folder).absolute()
-    if not (path / "about").exists():
+    if not (path / "metadata").exists():
         raise FileNotFoundError(f"{path} holds no context; write one with save_context")
-    about = _read(path, about=args.JsonRestore())["about"]
-    if about["model"] != repr(decoder.config):
+    metadata = _read(path, metadata=args.JsonRestore())["metadata"]
+    if metadata["model"] != repr(decoder.config):
         raise ValueError(
-            f"{path} was read by {about['model']}, this is {decoder.config}; read the text again"
+            f"{path} was read by {metadata['model']}, this is {decoder.config}; read the text again"
         )
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    like = jax.eval_shape(lambda: start_context(decoder, about["batch"], about["capacity"]))
-    goal = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    return _read(path, context=args.StandardRestore(goal))["context"]
+    local = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.eval_shape(lambda: start_context(decoder, metadata["batch"], metadata["capacity"]))
+    shapes = jax.tree.map(lambda x: x.update(sharding=local), shapes)
+    return _read(path, context=args.StandardRestore(shapes))["context"]
 
 
 def _read(path: epath.Path, **items: Any) -> Any:
@@ -58,4 +58,4 @@ def _read(path: epath.Path, **items: Any) -> Any:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("context", "about"))
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("context", "metadata"))

@@ -7,6 +7,7 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals import chunked_forward
 from hypenet_jax.evals.harness.generation import GenerationRequest, continuations
 from hypenet_jax.evals.harness.likelihood import LikelihoodRequest, likelihoods
 from hypenet_jax.generation import GenerationConfig, Sampling, generate
@@ -59,12 +60,13 @@ def test_neither_batch_nor_order_nor_padding_changes_a_likelihood(student, rows)
     np.testing.assert_allclose(apart, together, 1e-5)
 
 
-def test_rows_read_in_parts_have_the_likelihoods_of_one_pass(single):
+def test_rows_read_in_parts_have_the_likelihoods_of_one_pass(single, monkeypatch):
     draws = np.random.default_rng(2)
     rows = [draws.integers(0, 90, length).astype(np.int32) for length in (71, 96)]
     whole = scores(single, rows, (70, 40))
     # 96 tokens stand in a width of 128: the first part is padding alone.
-    np.testing.assert_allclose(scores(single, rows, (70, 40), part=32), whole, 1e-5)
+    monkeypatch.setattr(chunked_forward, "READ_PART", 32)
+    np.testing.assert_allclose(scores(single, rows, (70, 40)), whole, 1e-5)
 
 
 def test_eight_devices_find_the_likelihoods_of_one(student, rows):

@@ -132,7 +132,7 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_as_if_it_had_not_been(generator
     CompletionFile(out, settings).add(first)
     partial = out.with_name("out.jsonl.partial")
     partial.write_text(partial.read_text() + '{"index": 2, "promp')
-    with pytest.raises(ValueError, match="begun with another seed"):
+    with pytest.raises(ValueError, match="started with another seed"):
         CompletionFile(out, {**settings, "seed": 4})
     again = CompletionFile(out, settings)
     assert again.done == first
@@ -147,7 +147,7 @@ def test_completions_of_other_weights_are_not_gone_on_with(generator, tmp_path):
     params = jax.tree.map(lambda leaf: leaf, generator.params)
     params["final_norm"]["scale"] = params["final_norm"]["scale"].at[0].add(1e-3)
     other = dataclasses.replace(generator, params=params)
-    with pytest.raises(ValueError, match="begun with another model"):
+    with pytest.raises(ValueError, match="started with another model"):
         CompletionFile(out, settings_of(other, PROMPTS))
 
 

@@ -1,10 +1,13 @@
-"""Conversations as text, by the chat template of a tokenizer; needs jinja2, which comes with the extra `eval`."""
+"""Conversations as text, by the chat template of a tokenizer."""
 
 import datetime
-import importlib
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jinja2
+import jinja2.sandbox
 
 Message = Mapping[str, str]
 
@@ -40,14 +43,12 @@ def render_chat(
     return text if add_generation_prompt else _left_open(text, messages[-1]["content"])
 
 
-def _compiled(template: str) -> Any:
-    sandbox = importlib.import_module("jinja2.sandbox")
-    environment = sandbox.ImmutableSandboxedEnvironment(
+def _compiled(template: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda x, **options: json.dumps(
-        x, ensure_ascii=False, **options
-    )
+    to_json = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(template)

@@ -1,7 +1,7 @@
 """Questions about long texts in the manner of RULER: needles, variables, words, at any length, made here and offline.
 
 Every question is made with the tokenizer of the model and random numbers of its own, so neither batching nor the
-number of questions changes it. Prompts are worded anew: scores compare models measured here, not published tables.
+number of questions changes it. Prompts are worded here: scores compare models measured here, not published tables.
 Its tasks about given documents (QA) need data sets and are left to the harness.
 
 Source of the tasks and of their numbers: arXiv 2404.06654.
@@ -40,7 +40,7 @@ class Task(Protocol):
     @property
     def budget(self) -> int: ...
 
-    def ask(
+    def question(
         self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
     ) -> Question:
         """A question of at most `length` tokens."""
@@ -49,12 +49,12 @@ class Task(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Needles:
-    """Sentences that state a value of a key, hidden in a haystack; asked for are all values of some keys.
+    """Sentences that state a value of a key, hidden in a haystack; the question is for all values of some keys.
 
     Attributes:
       haystack: the same line again and again, the user's text, or other needles.
       keys, values: what they look like.
-      num_keys, num_values, num_queries: keys hidden, values of each, keys asked for.
+      num_keys, num_values, num_queries: keys hidden, values of each, keys in the question.
     """
 
     haystack: Literal["noise", "text", "needles"]
@@ -65,28 +65,28 @@ class Needles:
     num_queries: int = 1
     budget: int = 128
 
-    def ask(
+    def question(
         self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
     ) -> Question:
         keys = distinct(DRAW[self.keys], self.num_keys, rng)
         values = distinct(DRAW[self.values], self.num_keys * self.num_values, rng)
         owners = [key for key in keys for _ in range(self.num_values)]
         stated = [self._state(key, value) for key, value in zip(owners, values, strict=True)]
-        places = [depth, *rng.random(len(stated) - 1)]
-        asked = keys[: self.num_queries]
-        head, tail = self._frame(asked)
-        planted = list(zip(places, stated, strict=True))
+        depths = [depth, *rng.random(len(stated) - 1)]
+        queried = keys[: self.num_queries]
+        head, tail = self._frame(queried)
+        planted = list(zip(depths, stated, strict=True))
         tokens = haystacks.assemble(head, self._hay(haystacks, rng), planted, tail, length)
-        answers = tuple(values[: len(asked) * self.num_values])
+        answers = tuple(values[: len(queried) * self.num_values])
         return Question(tokens, answers, depth if len(answers) == 1 else None)
 
     def _state(self, key: str, value: str) -> str:
         return f"One of the secret {self.values}s of {key} is: {value}.\n"
 
-    def _frame(self, asked: Sequence[str]) -> tuple[str, str]:
+    def _frame(self, keys: Sequence[str]) -> tuple[str, str]:
         """What stands before and after the haystack."""
-        many = self.num_values * len(asked) > 1
-        which = f"secret {self.values}{'s' if many else ''} of {', '.join(asked)}"
+        many = self.num_values * len(keys) > 1
+        which = f"secret {self.values}{'s' if many else ''} of {', '.join(keys)}"
         verb = "are" if many else "is"
         head = (
             f"Secret {self.values}s are hidden in the following text. Keep them in mind: afterwards you will be asked "
@@ -108,20 +108,20 @@ class Needles:
 
 @dataclasses.dataclass(frozen=True)
 class VariableTracking:
-    """A value handed from variable to variable; asked for are all that have it. A solved example goes before."""
+    """A value assigned from variable to variable; the answer is all that have it. A solved example goes before."""
 
     hops: int = 4
     budget: int = 30
 
-    def ask(
+    def question(
         self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
     ) -> Question:
         names = distinct(variable, 2 * (self.hops + 1), rng)
         example, chain = names[: self.hops + 1], names[self.hops + 1 :]
         solved = self._solved(example, str(rng.integers(10_000, 100_000)))
         value = str(rng.integers(10_000, 100_000))
-        places = np.sort(rng.random(len(chain)))
-        planted = list(zip(places.tolist(), self._lines(chain, value), strict=True))
+        depths = np.sort(rng.random(len(chain)))
+        planted = list(zip(depths.tolist(), self._lines(chain, value), strict=True))
         head = f"{solved}\n\nFollow the assignments of variables in the text below.\n"
         tail = self._question(value)
         tokens = haystacks.assemble(head, haystacks.noise(), planted, tail, length)
@@ -173,7 +173,7 @@ def questions(
     name = int.from_bytes(task.encode(), "big")
     room = length - TASKS[task].budget
     return [
-        TASKS[task].ask(
+        TASKS[task].question(
             haystacks, room, (i + 0.5) / count, np.random.default_rng((seed, name, length, i))
         )
         for i in range(count)

@@ -100,7 +100,7 @@ def cut(pieces: Iterator[Piece], room: int) -> list[Piece]:
         taken.append(piece)
     if not taken:
         raise ValueError(
-            "the length leaves no room for a haystack between what is asked and what may be written; use one that is "
+            "the length leaves no room for a haystack besides the question and the new tokens; use one that is "
             f"longer by about {-room} tokens"
         )
     return taken
@@ -147,7 +147,7 @@ def distinct(
     draw: Callable[[np.random.Generator], str], count: int, rng: np.random.Generator
 ) -> list[str]:
     """So many different draws."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[draw(rng)] = None
-    return list(found)
+    drawn: dict[str, None] = {}
+    while len(drawn) < count:
+        drawn[draw(rng)] = None
+    return list(drawn)

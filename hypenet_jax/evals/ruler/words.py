@@ -32,7 +32,7 @@ class CommonWords:
     seldom: int = 3
     budget: int = 120
 
-    def ask(
+    def question(
         self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
     ) -> Question:
         often, seldom = (6, 1) if length + self.budget < SHORT else (self.often, self.seldom)
@@ -83,7 +83,7 @@ TAIL = "\nWhich 10 words are the most common in the list above? The 10 most comm
 
 @dataclasses.dataclass(frozen=True)
 class FrequentWords:
-    """A text of coded words whose frequencies fall as rank^-alpha: the first is dots, asked for are the next three.
+    """A text of coded words whose frequencies fall as rank^-alpha: the first is dots, the answer is the next three.
 
     Attributes:
       alpha: exponent of the frequencies.
@@ -94,7 +94,7 @@ class FrequentWords:
     tokens_per_word: int = 50
     budget: int = 50
 
-    def ask(
+    def question(
         self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
     ) -> Question:
         size = max(8, length // self.tokens_per_word)
