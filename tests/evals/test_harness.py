@@ -175,7 +175,7 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
         for key, value in metrics.items():
             if not key.endswith(",none") or "_stderr" in key:
                 continue
-            metric = key.removesuffix(",none")
+            metric = f"harness/{key.removesuffix(',none')}"
             assert our_report.value(metric, "tiny", task=task) == pytest.approx(value, rel=1e-5)
             seen += 1
     assert seen == len(our_report.rows) == 9
@@ -204,7 +204,7 @@ def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, 
     (failed,) = report.select("failed").rows
     assert failed.task == "no_such_task"
     assert "the harness knows no tasks ['no_such_task']" in (failed.label or "")
-    for metric in ("acc", "acc_norm"):
+    for metric in ("harness/acc", "harness/acc_norm"):
         expected = our_report.value(metric, "tiny", task="local_choice")
         assert report.value(metric, "tiny", task="local_choice") == expected
     page = (tmp_path / "out" / "index.html").read_text()
@@ -213,12 +213,12 @@ def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, 
 
 
 def test_a_mean_over_documents_has_an_interval(our_report):
-    (row,) = our_report.select("acc", task="local_choice").rows
+    (row,) = our_report.select("harness/acc", task="local_choice").rows
     assert row.count == 7
     assert row.low is not None
     assert row.high is not None
     assert row.low <= row.value <= row.high
-    (row,) = our_report.select("word_perplexity", task="local_rolling").rows
+    (row,) = our_report.select("harness/word_perplexity", task="local_rolling").rows
     assert row.low is None
     assert math.isfinite(row.value)
 

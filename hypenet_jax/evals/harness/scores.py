@@ -65,7 +65,7 @@ def evaluate_with_harness(
       cache: file that keeps responses, so that a run which was cut off goes on.
       seed: of sampled continuations.
     Returns:
-      A row for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a mean
+      A row "harness/METRIC" for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a mean
       over documents: Wilson's where these are hits and misses.
     Raises:
       ValueError: the tokenizer does not fit the model, there is no such task, its documents cannot be had, or it wants
@@ -160,7 +160,7 @@ def _message(failure: _Failure) -> str:
 
 
 def report_of(results: Mapping[str, Any], model: str) -> Report:
-    """The results of the harness as rows; "acc,none" becomes "acc", other filters stay in the name."""
+    """The results of the harness as rows; "acc,none" becomes "harness/acc", other filters stay in the name."""
     rows = []
     for task, numbers_of_task in results["results"].items():
         samples = results.get("samples", {}).get(task, [])
@@ -170,7 +170,7 @@ def report_of(results: Mapping[str, Any], model: str) -> Report:
                 continue
             values = [sample.get(metric) for sample in samples if sample["filter"] == filtered]
             low, high = _interval(values, float(value))
-            name = metric if filtered == "none" else key
+            name = f"harness/{metric if filtered == 'none' else key}"
             count = numbers_of_task["sample_len"]
             rows.append(Row(name, model, float(value), count, low=low, high=high, task=task))
     return Report(tuple(rows))
