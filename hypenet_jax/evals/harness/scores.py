@@ -65,8 +65,8 @@ def evaluate_with_harness(
       cache: file that keeps responses, so that a run which was cut off goes on.
       seed: of sampled continuations.
     Returns:
-      A row "harness/METRIC" for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a mean
-      over documents: Wilson's where these are hits and misses.
+      A row "harness/METRIC" for each metric of each task and group, its `task`. Intervals of 95 % where a metric is a
+      mean over documents: Wilson's where these are hits and misses.
     Raises:
       ValueError: the tokenizer does not fit the model, there is no such task, its documents cannot be had, or it wants
         what is not done here.
