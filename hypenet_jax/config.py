@@ -119,20 +119,23 @@ class HaloConfig:
 
     Attributes:
       run_dir: the same as of every stage.
-      stages: the stages.
+      stages: on the command line each is a section of its name, `--distill.training.loop.steps 100`.
       evaluation: lengths, tasks and bounds of the report; None ends after the last stage.
     """
 
     command: ClassVar[str] = "launch.halo"
 
     run_dir: str
-    stages: Annotated[tuple[StageConfig, ...], tyro.conf.Fixed]
-    evaluation: Annotated[EvaluateConfig | None, tyro.conf.Fixed] = None
+    stages: tuple[StageConfig, ...]
+    evaluation: EvaluateConfig | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ConfigError(f"two stages share a name: {names}")
+        elsewhere = {stage.run_dir for stage in self.stages} - {self.run_dir}
+        if elsewhere:
+            raise ConfigError(f"stages lie in {sorted(elsewhere)}, not in {self.run_dir}: use one")
 
     def stage(self, name: str) -> StageConfig:
         """The stage of this name.

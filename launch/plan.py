@@ -8,7 +8,7 @@ NVIDIA nodes (h100:8, h200:4x8) the extra `cuda`; --devices takes virtual CPU de
 Exit codes: 0 it fits, 2 bad config or topology, 3 it does not fit.
 """
 
-import argparse
+import dataclasses
 import os
 import sys
 
@@ -16,26 +16,28 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.config import StageConfig
-from hypenet_jax.config_file import load
-from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, parse, plan, report
+from hypenet_jax.config_file import parse
+from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, report
+from hypenet_jax.plan import parse as parse_topology
 from launch.errors import CODES
 from pallas_kernels.compile import ENVIRONMENT
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    topology: str | None = None
+    """TPU slice or GPU nodes, such as v5p:2x4x4 or h200:4x8."""
+    devices: int | None = None
+    """So many virtual CPU devices instead."""
+
+
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--topology")
-    parser.add_argument("--devices", type=int)
-    options, words = parser.parse_known_args(arguments)
-    if not words or words[0].startswith("-"):
-        print(__doc__)
-        return runtime.FINISHED if "--help" in words else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
+        config, options = parse(arguments, (StageConfig, ServeConfig), Options, usage=__doc__)
         if options.topology or options.devices:
             _without_accelerator(options.devices)
         runtime.set_up_logging()
-        config = load(words[0], (StageConfig, ServeConfig), words[1:])
-        topology = parse(options.topology) if options.topology else here(options.devices)
+        topology = parse_topology(options.topology) if options.topology else here(options.devices)
         try:
             print(report(plan(config, topology)))
         except DoesNotFit as error:

@@ -10,24 +10,20 @@ import sys
 
 from hypenet_jax import runtime
 from hypenet_jax.config import StageConfig
-from hypenet_jax.config_file import load, resolved
+from hypenet_jax.config_file import parse, resolved
 from hypenet_jax.convert import run_stage
 from hypenet_jax.convert.lock import sole_use
 from launch.errors import CODES
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
-        cluster, words = runtime.take_cluster(arguments)
-        run = load(words[0], StageConfig, words[1:])
+        config, cluster = parse(arguments, StageConfig, runtime.Cluster, usage=__doc__)
         runtime.join_processes(cluster)
         runtime.set_up_logging()
-        runtime.check_agreement(config=resolved(run), code=runtime.code_version())
-        with runtime.stop_on_sigterm() as stop, sole_use(run.run_dir):
-            run_stage(run, stop=stop)
+        runtime.check_agreement(config=resolved(config), code=runtime.code_version())
+        with runtime.stop_on_sigterm() as stop, sole_use(config.run_dir):
+            run_stage(config, stop=stop)
     return runtime.FINISHED
 
 

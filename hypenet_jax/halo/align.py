@@ -7,10 +7,11 @@ Source: arXiv 2601.22156, hidden-state alignment.
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
@@ -48,7 +49,7 @@ class AlignConfig(TrainedMethod):
 
     reads_teacher: ClassVar[bool] = True
 
-    start_from: None = dataclasses.field(default=None, init=False)
+    start_from: Annotated[None, tyro.conf.Fixed] = dataclasses.field(default=None, init=False)
     loss: Literal["mse", "l2norm"] = "mse"
 
     @property
