@@ -1,28 +1,34 @@
-"""Eight virtual CPU devices, strict rank promotion, and the marks that need hardware."""
+"""Eight virtual CPU devices, strict rank promotion, programs compiled once a run, and the marker `brief`."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # its compiler needs no GPU
-
-from collections.abc import Iterator
+# In the environment, so that workers and the processes that tests start share what one of them compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-BRIEF = ("evals", "halo", "convert")
-"""Folders whose programs run once or twice: compiling them for speed does not pay."""
-
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Around a test and the fixtures that it is first to ask for, whatever their scope."""
-    jax.config.update("jax_disable_most_optimizations", item.path.parent.name in BRIEF)
+    """A brief test, with the fixtures that it is the first to need, whatever their scope, compiles in half the time."""
+    brief = item.get_closest_marker("brief") is not None
+    jax.config.update("jax_disable_most_optimizations", brief)
     outcome = yield
     jax.config.update("jax_disable_most_optimizations", False)
     return outcome

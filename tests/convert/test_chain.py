@@ -21,6 +21,8 @@ from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import load_params, read_stage_output
 from hypenet_jax.weights import load_hf
 
+pytestmark = pytest.mark.brief
+
 TRAINED = ("teacher", "align", "distill", "finetune")
 
 

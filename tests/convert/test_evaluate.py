@@ -11,6 +11,8 @@ from tiny_chain import CATALOGUE
 from hypenet_jax.convert import convert
 from hypenet_jax.evals.checks import Bound, Candidate, EvaluateConfig
 
+pytestmark = pytest.mark.brief
+
 EVALUATE = EvaluateConfig(
     candidates=(
         Candidate("teacher", None, (16,), reads=True, races=True),

@@ -26,6 +26,8 @@ from hypenet_jax.sharding import make_mesh
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import load_params
 
+pytestmark = pytest.mark.brief
+
 STAGE = finetune_stage(Decoder(TEACHER))
 
 

@@ -17,6 +17,8 @@ from hypenet_jax.halo.select import read_selection
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.stage_output import load_params, save_params
 
+pytestmark = pytest.mark.brief
+
 # What is asked of the first candidate does not matter: it is not reached.
 EVALUATE = EvaluateConfig(
     candidates=(Candidate("teacher", None, (16,)),),

@@ -34,6 +34,8 @@ from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 from hypenet_jax.train.step import make_train_step
 
+pytestmark = pytest.mark.brief
+
 # Sizes of the mesh axes and micro-batches.
 MESHES = {
     "data": (MeshConfig(data=8, fsdp=1), 1),

@@ -14,6 +14,8 @@ from hypenet_jax.convert.models import decoder_of, student_config
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture
 def shipped(monkeypatch, request) -> Callable[..., StageConfig]:

@@ -35,6 +35,8 @@ from hypenet_jax.evals.sweep import sweep, write_scale
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import CheckpointError
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(scope="module")
 def config(done, tmp_path_factory) -> EvaluationConfig:

@@ -19,6 +19,8 @@ from hypenet_jax.evals.config import (
 from hypenet_jax.evals.suite_checks import check_suite
 from hypenet_jax.weights import CheckpointError
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture
 def config(done) -> EvaluationConfig:

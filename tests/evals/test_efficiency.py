@@ -10,6 +10,8 @@ from hypenet_jax.evals.speed import cursor_at, decode_times, efficiency, filled_
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("capacity", [16, 100])

@@ -14,6 +14,8 @@ from hypenet_jax.generation import GenerationConfig, Sampling, generate
 from hypenet_jax.generation.decode import stream_span
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
+pytestmark = pytest.mark.brief
+
 LENGTHS = (5, 12, 20, 33)
 NEW = 40
 

@@ -12,6 +12,8 @@ from hypenet_jax.evals.needle import (
 )
 from hypenet_jax.generation.batching import batches_of
 
+pytestmark = pytest.mark.brief
+
 
 def _reader(catalogue, entry_of_class):
     """A stand-in for a model: logits that name one entry of the class asked for."""

@@ -14,6 +14,8 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Output
 from hypenet_jax.model.mixers import SoftmaxSpec
 
+pytestmark = pytest.mark.brief
+
 TEXT = "the access of words and codes is 12345 67890 and more of it. " * 50
 
 

@@ -19,6 +19,8 @@ from hypenet_jax.evals.perplexity import (
 from hypenet_jax.evals.predictions import _losses, final_losses, token_losses
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 
+pytestmark = pytest.mark.brief
+
 
 def _batch(text):
     halves = np.repeat([1, 2, 0], [12, 16, 4]).astype(np.int32)

@@ -13,6 +13,8 @@ from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import make_mixer
 from hypenet_jax.model.token_layout import layout_tokens
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(scope="module")
 def run(teacher, compiled):

@@ -11,6 +11,8 @@ from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.stacking import stack_layers
 
+pytestmark = pytest.mark.brief
+
 PLAIN, WARM = (
     DistillConfig(start_from="align"),
     DistillConfig(start_from="align", temperature=2.0, hidden_weight=0.5),

@@ -31,13 +31,6 @@ TEACHER = Decoder(ModelConfig(88, 40, 56, (MIXER,) * 3, True))
 STUDENT = Decoder(hypenet(ModelConfig(88, 32, 48, (MIXER,) * 3, True), (1,)), remat="full")
 
 
-@pytest.fixture
-def compiled_fully():
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 def placed(decoder, mesh, dtype):
     """Shapes of parameters with their places."""
     shapes = jax.eval_shape(functools.partial(init_params, decoder), jax.random.key(0))
@@ -93,7 +86,7 @@ def test_layers_of_the_teacher_are_gathered_over_fsdp_and_moved_by_no_other_mess
 
 
 @pytest.mark.slow
-def test_the_teacher_is_gathered_layer_by_layer_and_is_no_part_of_the_state(compiled_fully):
+def test_the_teacher_is_gathered_layer_by_layer_and_is_no_part_of_the_state():
     lowered, teacher = lowered_step(make_mesh(MeshConfig(fsdp=8)), 9)
     assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(lowered.out_info))
     found = messages(lowered.compile().as_text())

@@ -9,6 +9,8 @@ import pytest
 from hypenet_jax.halo.finetune import finetune_stage
 from hypenet_jax.model.config import hypenet
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(scope="module")
 def student(teacher, model):

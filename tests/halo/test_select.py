@@ -21,6 +21,8 @@ from hypenet_jax.halo.select import (
 from hypenet_jax.halo.transfer import aligned_spec, with_mixers
 from hypenet_jax.model.stacking import stack_layers
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(params=range(5))
 def scores(request):

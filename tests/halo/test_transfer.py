@@ -12,6 +12,8 @@ from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.stacking import stack_layers
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(scope="module")
 def student(teacher):
