@@ -69,6 +69,7 @@ def messages(hlo: str) -> Iterator[tuple[str, Groups, list[int]]]:
             yield found[2], groups_of(line, 8), sizes
 
 
+@pytest.mark.brief
 def test_layers_of_the_teacher_are_gathered_over_fsdp_and_moved_by_no_other_message():
     """Its head is not among them: the loss cuts it as it cuts the student's."""
     mesh = make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2))

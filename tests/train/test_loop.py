@@ -17,6 +17,8 @@ from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.state import create_state
 
+pytestmark = pytest.mark.brief
+
 TIMES = ("seconds", "data_seconds")
 
 

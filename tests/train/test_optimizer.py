@@ -16,6 +16,8 @@ from hypenet_jax.train.optimizer import (
     matrix_axes,
 )
 
+pytestmark = pytest.mark.brief
+
 CONFIG = OptimizerConfig(peak_lr=1e-3, final_lr=1e-4, warmup_steps=50, steps=1050)
 OFFICIAL = dataclasses.replace(CONFIG, first_update_at_zero=True)
 

@@ -24,6 +24,8 @@ from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import abstract_state, create_state, merge, split
 from hypenet_jax.train.step import make_train_step
 
+pytestmark = pytest.mark.brief
+
 
 def stepped(batches, accumulate=1, state=None, step=None):
     step = step or step_of(accumulate)
