@@ -36,6 +36,8 @@ from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.weights import CheckpointError, save_hf
 from launch import generate
 
+pytestmark = pytest.mark.brief
+
 ROOT = pathlib.Path(__file__).parents[2]
 TEACHER = ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True)
 PROMPTS = ["a cat", "the dog sat", "x" * 40]

@@ -15,6 +15,8 @@ from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
+pytestmark = pytest.mark.brief
+
 LENGTH, NEW = 32, 6
 TEACHER = ModelConfig(96, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
 CONFIG = GenerationConfig(

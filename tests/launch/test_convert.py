@@ -13,6 +13,8 @@ from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.weights import read_hf, save_hf
 from hypenet_jax.weights.names import flatten, nest, tensors
 
+pytestmark = pytest.mark.brief
+
 QWEN3 = ModelConfig(40, 24, 36, (SoftmaxSpec(4, 2, 8, rope_theta=1e6),) * 2, tie_embeddings=True)
 
 

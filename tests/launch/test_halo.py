@@ -8,6 +8,8 @@ import pytest
 from hypenet_jax.train.errors import CheckpointError, NumericsError, Preempted
 from launch import halo
 
+pytestmark = pytest.mark.brief
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "halo_2b" / "halo.py")
 

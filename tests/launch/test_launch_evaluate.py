@@ -22,6 +22,8 @@ from hypenet_jax.runtime import BAD_CONFIG, FINISHED
 from hypenet_jax.weights import save_hf
 from launch import evaluate
 
+pytestmark = pytest.mark.brief
+
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = str(ROOT / "configs/evals/results.py")
 CONFIG = hypenet(ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True), (1,))

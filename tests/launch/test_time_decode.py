@@ -9,6 +9,8 @@ from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.mixers import SoftmaxSpec
 from launch import time_decode
 
+pytestmark = pytest.mark.brief
+
 TEACHER = ModelConfig(64, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True)
 
 

@@ -12,6 +12,8 @@ import pytest
 from hypenet_jax.train.metrics import read_metrics
 from launch import train
 
+pytestmark = pytest.mark.brief
+
 ROOT = pathlib.Path(__file__).parents[2]
 ALIGN = str(ROOT / "configs" / "halo_2b" / "align.py")
 STEPS = 300
