@@ -8,10 +8,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from configs.evals.model import evaluation
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import JsonLines
 from hypenet_jax.data.tokenizer import TokenizerFile
+from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -36,6 +38,7 @@ ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = (
     96,
     128,
 )  # per step: 8 devices x 4, x 12, and 8 x 16 micro-batches
+EVALUATED_LENGTHS = (4096, 16_384, 65_536, 131_072)  # up to 8 times the length of stage 3
 SELECT_LENGTH = 4096  # as the longest retrieval task of the published selection
 WARMUP = 50
 
@@ -111,7 +114,7 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
         run_dir: str = f"runs/{recipe.name}",
         upstream_parity: bool = False,
     ) -> HaloConfig:
-        """A published conversion: stages 1, 2 and 3 in order.
+        """A published conversion: stages 1, 2 and 3 in order, then long contexts of teacher and student.
 
         Args:
           teacher: Hugging Face folder of the teacher.
@@ -120,10 +123,10 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
           upstream_parity: as the official code does it, to compare with the released models.
         """
         stages = (stage_config(recipe, make) for make in (align, distill, finetune))
-        return HaloConfig(
-            run_dir=run_dir,
-            stages=tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages),
-        )
+        made = tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages)
+        student, heldout = f"{run_dir}/finetune/hf", HeldOut(made[0].data.corpus.folder)
+        measured = evaluation(student, teacher, heldout, EVALUATED_LENGTHS, out=f"{run_dir}/report")
+        return HaloConfig(run_dir=run_dir, stages=made, evaluation=measured)
 
     return config
 

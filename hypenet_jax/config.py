@@ -8,7 +8,7 @@ import tyro
 
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.data.config import DataConfig
-from hypenet_jax.evals.checks import EvaluateConfig
+from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.halo.method import Method, TrainedMethod
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.sharding import MeshConfig
@@ -120,14 +120,14 @@ class HaloConfig:
     Attributes:
       run_dir: the same as of every stage.
       stages: on the command line each is a section of its name, `--distill.training.loop.steps 100`.
-      evaluation: lengths, tasks and bounds of the report; None ends after the last stage.
+      evaluation: what is measured of the exported models; None ends after the last stage.
     """
 
     command: ClassVar[str] = "launch.halo"
 
     run_dir: str
     stages: tuple[StageConfig, ...]
-    evaluation: EvaluateConfig | None = None
+    evaluation: EvaluationConfig | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]

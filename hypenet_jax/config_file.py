@@ -18,7 +18,13 @@ import tyro
 Config = TypeVar("Config")
 
 # Sections and settings of earlier versions, and what they are now.
-RENAMED = {"training.short-halo": "training.neighbor-exchange", "stage": "method"}
+RENAMED = {
+    "training.short-halo": "training.neighbor-exchange",
+    "stage": "method",
+    "race": "speed",
+    "sweep.length": "sweep.by.lengths",
+    "sweep.by": "sweep-by",
+}
 
 
 class ConfigError(ValueError):

@@ -6,6 +6,9 @@
 MODEL is a Hugging Face folder of Qwen3 or HypeNet, measured as configs/evals/model.py says; `--help` after it lists
 all that can be set. On several hosts the same command runs on each; where they cannot be detected, add
 --coordinator HOST:PORT --num-processes N --process-id I.
+
+Exit codes: 0 done, 2 bad config, 5 bad data or checkpoint, 6 a required check does not hold, 42 stopped by SIGTERM;
+what was measured is kept, and the same command goes on.
 """
 
 import pathlib
@@ -14,11 +17,12 @@ import sys
 from hypenet_jax import runtime
 from hypenet_jax.config_file import load, resolved
 from hypenet_jax.evals.config import EvaluationConfig
-from hypenet_jax.evals.runner import measure
+from hypenet_jax.evals.runner import evaluate
 from launch.errors import CODES
 
 ROOT = pathlib.Path(__file__).parents[1]
 OF_A_MODEL = ROOT / "configs/evals/model.py"
+CHECK_FAILED = 6
 
 
 def main(arguments: list[str]) -> int:
@@ -27,15 +31,16 @@ def main(arguments: list[str]) -> int:
         return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
         cluster, words = runtime.take_cluster(arguments)
-        config = suite_of(words)
+        config = config_of(words)
         runtime.join_processes(cluster)
         runtime.set_up_logging()
         runtime.check_agreement(config=resolved(config), code=runtime.code_version())
-        measure(config)
-    return runtime.FINISHED
+        with runtime.stop_on_sigterm() as stop:
+            passed = evaluate(config, stop=stop).passed
+    return runtime.FINISHED if passed else CHECK_FAILED
 
 
-def suite_of(words: list[str]) -> EvaluationConfig:
+def config_of(words: list[str]) -> EvaluationConfig:
     """The config of a command line that begins with a config file or a model folder."""
     first = pathlib.Path(words[0])
     if first.is_dir():

@@ -3,22 +3,23 @@
 Perplexity of the same tokens after more and more context, the tasks in the manner of RULER, time and memory.
 """
 
+import dataclasses
 import pathlib
+from typing import Literal
 
-from hypenet_jax.data.sources import JsonLines, TextFiles, standard_library
-from hypenet_jax.evals.config import (
-    EvaluationConfig,
-    ModelSource,
-    PerplexityConfig,
-    RulerConfig,
-    SpeedConfig,
-)
-
-TASKS = (
-    *("niah_single_1", "niah_single_2", "niah_single_3"),
-    *("niah_multikey_1", "niah_multikey_2", "niah_multikey_3"),
-    *("niah_multivalue", "niah_multiquery", "vt", "cwe", "fwe"),
-)
+from hypenet_jax.data.sources import JsonLines, Source, TextFiles, standard_library
+from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.evaluator import Evaluator
+from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
+from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.passkey import PasskeyEvaluator
+from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
+from hypenet_jax.evals.ruler.tasks import TASKS
+from hypenet_jax.evals.samples import SamplesEvaluator
+from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.sweep import SweepEvaluator
+from hypenet_jax.evals.text import HeldOut
 
 
 def config(
@@ -26,7 +27,8 @@ def config(
     teacher: str | None = None,
     text: str | None = None,
     lengths: tuple[int, ...] = (4096, 8192, 16384, 32768),
-    tasks: tuple[str, ...] = TASKS,
+    tasks: tuple[str, ...] = tuple(TASKS),
+    sweep_by: Literal["perplexity", "ruler"] = "perplexity",
     out: str = "runs/evaluation",
 ) -> EvaluationConfig:
     """Long contexts of one model, and of its teacher for comparison.
@@ -37,17 +39,48 @@ def config(
       text: folder of .txt, .md or .jsonl (field "text") files; None reads the running Python's standard library.
       lengths: context lengths of every measurement; up to a million.
       tasks: in the manner of RULER.
+      sweep_by: what decides on the logit scale where --sweep.constants are given, at 8192 tokens.
       out: where the report goes; questions are kept below it.
     """
+    source = standard_library() if text is None else source_of(text)
+    return evaluation(model, teacher, source, lengths, out=out, tasks=tasks, sweep_by=sweep_by)
+
+
+def evaluation(
+    model: str,
+    teacher: str | None,
+    text: Source | HeldOut,
+    lengths: tuple[int, ...],
+    *,
+    out: str,
+    tasks: tuple[str, ...] = tuple(TASKS),
+    sweep_by: Literal["perplexity", "ruler"] = "perplexity",
+) -> EvaluationConfig:
+    """The same of any text; the last four are left out until they are given lengths, tasks, constants or prompts."""
     folders = {"teacher": teacher, "model": model}
-    models = tuple(ModelSource(label, path) for label, path in folders.items() if path is not None)
+    ruler = RulerEvaluator(tasks=tasks, lengths=lengths, cache=f"{out}/questions")
+    sweeps = {
+        "perplexity": SweepEvaluator(by=PerplexityEvaluator(lengths=(8192,)), metric="perplexity"),
+        "ruler": SweepEvaluator(
+            by=dataclasses.replace(ruler, lengths=(8192,)), metric="ruler_mean", maximize=True
+        ),
+    }
+    measurements: dict[str, Evaluator] = {
+        "perplexity": PerplexityEvaluator(
+            lengths=lengths, position_length=max(lengths, default=None)
+        ),
+        "ruler": ruler,
+        "speed": SpeedEvaluator(lengths=lengths),
+        "passkey": PasskeyEvaluator(),
+        "harness": HarnessEvaluator(),
+        "sweep": dataclasses.replace(sweeps[sweep_by], models=("model",)),
+        "samples": SamplesEvaluator(models=("model",)),
+    }
     return EvaluationConfig(
-        models=models,
+        models=tuple(ModelSource(name, path) for name, path in folders.items() if path is not None),
         out=out,
-        text=standard_library() if text is None else source_of(text),
-        perplexity=PerplexityConfig(lengths, position_length=max(lengths, default=None)),
-        ruler=RulerConfig(tasks, lengths, cache=f"{out}/questions"),
-        race=SpeedConfig(lengths),
+        text=text,
+        measurements=measurements,
     )
 
 

@@ -4,22 +4,21 @@ Needles and perplexity from 1 to 64 times the training length (Figure 8) and tim
 writes docs/results.md and a page.
 """
 
+import dataclasses
+import functools
 import math
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
-from hypenet_jax.evals.checks import Bound
-from hypenet_jax.evals.config import (
-    Claim,
-    Document,
-    EvaluationConfig,
-    HeldOut,
-    ModelSource,
-    NeedleConfig,
-    PerplexityConfig,
-    RulerConfig,
-    SpeedConfig,
-    SweepConfig,
-)
+from hypenet_jax.evals.checks import Check
+from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.conversion import ConversionEvaluator
+from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.needle import NeedleEvaluator
+from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.present.presentation import Document
+from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.sweep import SweepEvaluator
+from hypenet_jax.evals.text import HeldOut
 
 LENGTHS = tuple(TRAINED_LENGTH * 2**i for i in range(7))
 LONGEST = LENGTHS[-1]
@@ -38,47 +37,75 @@ logits of its softmax layer: {SCALE} at position t, the constant {FACTOR:.3f} th
 Made by `make results`, which also writes `runs/results/index.html` and `runs/results/report.jsonl`."""
 
 
-def claims() -> tuple[Claim, ...]:
+def checks() -> tuple[Check, ...]:
     """What the paper says, as numbers of these models."""
-    x8, x16, x64 = LENGTHS[3], LENGTHS[4], LONGEST
+    x1, x8, x16, x64 = LENGTHS[0], LENGTHS[3], LENGTHS[4], LONGEST
     return (
-        accuracy("the teacher finds needles at 1x", TEACHER, LENGTHS[0], at_least=0.9),
-        accuracy("the teacher with RoPE loses them at 8x", TEACHER, x8, at_most=0.5),
-        accuracy("a hybrid that keeps RoPE loses them at 16x", ROPE, x16, at_most=0.5),
-        accuracy("HypeNet with log scaling keeps them at 16x", LOG, x16, at_least=0.9),
-        accuracy("HypeNet with log scaling keeps them at 64x", LOG, x64, at_least=0.9),
-        more("log scaling finds more than no scaling at 64x", LOG, NONE, x64),
-        more("log scaling finds more than a constant at 64x", LOG, CONSTANT, x64),
+        needle("the teacher finds needles at 1x", TEACHER, x1, at_least=0.9),
+        needle("the teacher with RoPE loses them at 8x", TEACHER, x8, at_most=0.5),
+        needle("a hybrid that keeps RoPE loses them at 16x", ROPE, x16, at_most=0.5),
+        needle("HypeNet with log scaling keeps them at 16x", LOG, x16, at_least=0.9),
+        needle("HypeNet with log scaling keeps them at 64x", LOG, x64, at_least=0.9),
+        more("log scaling finds more than no scaling at 64x", NONE),
+        more("log scaling finds more than a constant at 64x", CONSTANT),
         growth("The teacher's perplexity grows from 1x to 64x", TEACHER, at_least=1.5),
         growth("HypeNet's perplexity does not grow", LOG, at_most=1.05),
         speed("HypeNet reads 8K faster", "prefill_speedup", 8192, 1.0),
         speed("HypeNet reads 16K three times as fast", "prefill_speedup", 16384, 3.0),
         speed("HypeNet writes a token after 8K faster", "decode_speedup", 8192, 1.0),
         speed("HypeNet writes one after 64K three times as fast", "decode_speedup", 65536, 3.0),
-        Claim(
-            "Figure 1: HypeNet remembers 64K in less than a third of the bytes; share of the teacher's",
-            Bound("state_bytes", LOG, 65536, at_most=1 / 3),
+        shown(
+            text="Figure 1: HypeNet's state at 64K takes less than a third of the teacher's bytes; share",
+            metric="state_bytes",
+            model=LOG,
+            length=65536,
             over=(TEACHER, 65536),
+            at_most=1 / 3,
         ),
     )
 
 
-def accuracy(text: str, model: str, length: int, **bounds: float) -> Claim:
-    return Claim(f"Figure 8: {text}; accuracy", Bound("needle", model, length, **bounds))
+# A statement that does not hold is shown, and the command succeeds.
+shown = functools.partial(Check, required=False)
 
 
-def more(text: str, model: str, other: str, length: int) -> Claim:
-    bound = Bound("needle", model, length, at_least=0.02)
-    return Claim(f"Figure 8: {text}; difference", bound, minus=(other, length))
+def needle(
+    text: str,
+    model: str,
+    length: int,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Check:
+    text = f"Figure 8: {text}; accuracy"
+    return shown(
+        text=text, metric="needle", model=model, length=length, at_least=at_least, at_most=at_most
+    )
 
 
-def growth(text: str, model: str, **bounds: float) -> Claim:
-    bound = Bound("perplexity", model, LONGEST, **bounds)
-    return Claim(f"{text}; ratio", bound, over=(model, LENGTHS[0]))
+def more(text: str, other: str) -> Check:
+    text, minus = f"Figure 8: {text}; difference", (other, LONGEST)
+    return shown(text=text, metric="needle", model=LOG, length=LONGEST, minus=minus, at_least=0.02)
 
 
-def speed(text: str, metric: str, length: int, at_least: float) -> Claim:
-    return Claim(f"Figure 1: {text}; ratio", Bound(metric, LOG, length, at_least=at_least))
+def growth(
+    text: str, model: str, *, at_least: float | None = None, at_most: float | None = None
+) -> Check:
+    text, over = f"{text}; ratio", (model, LENGTHS[0])
+    return shown(
+        text=text,
+        metric="perplexity",
+        model=model,
+        length=LONGEST,
+        over=over,
+        at_least=at_least,
+        at_most=at_most,
+    )
+
+
+def speed(text: str, metric: str, length: int, at_least: float) -> Check:
+    text = f"Figure 1: {text}; ratio"
+    return shown(text=text, metric=metric, model=LOG, length=length, at_least=at_least)
 
 
 def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> EvaluationConfig:
@@ -89,24 +116,46 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Evalu
       out: where the page and the rows go.
     """
     student = f"{run_dir}/finetune/hf"
+    needle = NeedleEvaluator(
+        catalogue=CATALOGUE,
+        lengths=LENGTHS,
+        needles=4,
+        sequences=256,
+        long_sequences=32,
+        long_length=512,
+    )
     return EvaluationConfig(
         models=(
             ModelSource(TEACHER, f"{run_dir}/teacher/hf"),
             ModelSource(LOG, student, f"hype {TRAINED_LENGTH}"),
-            ModelSource(CONSTANT, student, FACTOR, races=False),
-            ModelSource(NONE, student, None, races=False),
-            ModelSource(ROPE, f"{run_dir}/rope_finetune/hf", races=False),
+            ModelSource(CONSTANT, student, FACTOR),
+            ModelSource(NONE, student, None),
+            ModelSource(ROPE, f"{run_dir}/rope_finetune/hf"),
         ),
         out=out,
         text=HeldOut(f"{run_dir}/data"),
-        needle=NeedleConfig(
-            CATALOGUE, LENGTHS, needles=4, sequences=256, long_sequences=32, long_length=512
+        measurements={
+            "needle": needle,
+            "perplexity": PerplexityEvaluator(
+                lengths=LENGTHS, windows=16, targets=64, position_length=2048
+            ),
+            "sweep": SweepEvaluator(
+                models=(LOG,),
+                constants=(32.0, 128.0, 512.0),
+                by=dataclasses.replace(needle, lengths=(LONGEST,)),
+                metric="needle",
+                maximize=True,
+            ),
+            "speed": SpeedEvaluator(
+                models=(TEACHER, LOG),
+                lengths=(1024, 2048, 4096, 8192, 16384, 32768, 65536),
+                longest_prefill=16384,
+            ),
+            "conversion": ConversionEvaluator(run_dir=run_dir),
+        },
+        checks=checks(),
+        title="Results",
+        document=Document(
+            path="docs/results.md", title="Results", about=ABOUT, trained_length=TRAINED_LENGTH
         ),
-        perplexity=PerplexityConfig(LENGTHS, windows=16, targets=64, position_length=2048),
-        ruler=RulerConfig(()),
-        race=SpeedConfig((1024, 2048, 4096, 8192, 16384, 32768, 65536), longest_prefill=16384),
-        sweep=SweepConfig(LOG, constants=(32.0, 128.0, 512.0), by="needle", length=LONGEST),
-        claims=claims(),
-        document=Document("docs/results.md", "Results", ABOUT, TRAINED_LENGTH),
-        conversion=run_dir,
     )

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from hypenet_jax.config import HaloConfig, StageConfig
-from hypenet_jax.convert.evaluate import evaluate
 from hypenet_jax.convert.stage import run_stage
+from hypenet_jax.evals.runner import evaluate
 
 EVALUATE = "evaluate"
 
@@ -21,10 +21,10 @@ def convert(
     Args:
       only: run this stage alone ("evaluate" is the last one).
       start: skip the stages before this one; what they left is still checked by the stages that need it.
-      stop: asked after every training step, every layer of a selection and before every model of the evaluation; True
+      stop: asked after every training step, every layer of a selection and before every part of the evaluation; True
         saves what is to save and raises Preempted.
     Returns:
-      Whether every bound of the evaluation holds; True where there is none.
+      Whether every required check of the evaluation holds; True where there is none.
     Raises:
       ConfigError: an unknown stage.
     """
@@ -32,7 +32,7 @@ def convert(
         run_stage(stage, stop=stop)
     if config.evaluation is None or only not in (None, EVALUATE):
         return True
-    return evaluate(config, stop=stop)
+    return evaluate(config.evaluation, stop=stop).passed
 
 
 def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[StageConfig, ...]:

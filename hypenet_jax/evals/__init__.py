@@ -2,9 +2,10 @@
 shows it.
 """
 
+from hypenet_jax.evals.heldout import held_out
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.needle import needle_accuracy, retrieval
-from hypenet_jax.evals.perplexity import held_out, perplexity_by_length
+from hypenet_jax.evals.perplexity import perplexity_by_length
 from hypenet_jax.evals.report import Report, Row
 
 __all__ = [

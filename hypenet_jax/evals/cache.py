@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -12,8 +11,6 @@ from collections.abc import Callable
 import jax
 
 from hypenet_jax import runtime
-from hypenet_jax.config_file import resolved
-from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.report import Report, failure, report_from_json_lines
 
 log = logging.getLogger("hypenet_jax")
@@ -69,10 +66,3 @@ def attempt(model: str, what: str, length: int | None, measure: Callable[[], Rep
         why = runtime.reason(error)
         log.warning("%s of %s at %s: %s", what, model, length, why)
         return Report((failure(model, what, why, length),))
-
-
-def kept_rows(config: EvaluationConfig) -> ResultCache:
-    """What an earlier run of this very suite has left."""
-    measured = dataclasses.replace(config, claims=(), document=None, conversion=None)
-    about = {"config": resolved(measured), "code": runtime.code_version()}
-    return ResultCache(pathlib.Path(config.out) / "parts", json.dumps(about, sort_keys=True))

@@ -1,4 +1,4 @@
-"""What is measured: a model with its parameters and its name."""
+"""What is measured: models in folders, and a model with its weights, its tokenizer and the text that it reads."""
 
 import dataclasses
 import functools
@@ -8,16 +8,22 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Int
 
+from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.data.sources import Source
+from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hypenet_jax.evals.text import HeldOut, text_tokens
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.generation.model import Model, model_fingerprint
+from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.model.config import ModelConfig, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.weights import load_hf
 from hypenet_jax.weights.hf_fields import logit_scale_from_hf
 
 
@@ -30,15 +36,11 @@ class ModelSource:
       folder: Hugging Face folder of Qwen3 or HypeNet.
       logit_scale: in place of the `attn_logits_scaling` of its config.json, and written as there: "hype 500", a
         constant, None for none; "stored" keeps what is there.
-      searches, reads, races: whether its needles and tasks, its perplexity, its speed and memory are measured.
     """
 
     label: str
     folder: str
     logit_scale: str | float | None = "stored"
-    searches: bool = True
-    reads: bool = True
-    races: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,25 @@ class EvalModel:
         assert isinstance(self.decoder, Decoder)
         decoder = self.decoder.clone(scan=False, remat="none")
         return dataclasses.replace(self, decoder=decoder, params=unstack_layers(self.params))
+
+
+def open_model(
+    source: ModelSource, mesh: Mesh, *, dtype: str | None, text: Source | HeldOut, at_most: int
+) -> EvalModel:
+    """The model of a folder with its tokenizer and at most so many tokens of text.
+
+    Raises:
+      CheckpointError, FileNotFoundError, ValueError: no model, no tokenizer, no text, or a scale that means nothing.
+      ProcessesDiffer: the processes have different texts or tokenizers.
+    """
+    folder = pathlib.Path(source.folder)
+    tokenizer = load_tokenizer(folder)
+    tokens = text_tokens(text, tokenizer, at_most)
+    runtime.check_agreement(text=hashlib.sha256(tokens.tobytes()).hexdigest())
+    decoder, params = load_hf(folder, dtype=dtype, mesh=mesh)
+    ends = end_ids(folder) or (tokenizer.end_id,)
+    model = EvalModel(source.label, decoder, params, tokenizer, ends, tokens, folder)
+    return model.scaled(source.logit_scale)
 
 
 def random_model(name: str, config: ModelConfig, dtype: DTypeLike) -> EvalModel:

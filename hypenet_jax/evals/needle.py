@@ -4,13 +4,15 @@ Chance is one in `catalogue.entries` for a model that knows the class alone. Eve
 the same questions.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
@@ -18,6 +20,7 @@ from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
 from hypenet_jax.evals.chunked_forward import last_hidden
+from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.present.presentation import Presentation
@@ -45,6 +48,57 @@ PRESENTATIONS = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeedleEvaluator(Evaluator):
+    """Needles of a catalogue whose tokens the models were trained on.
+
+    Attributes:
+      catalogue: its tokens.
+      lengths: context lengths.
+      needles: planted in each sequence, one of them asked for.
+      sequences: per length, and the fewer of lengths from `long_length` on.
+    """
+
+    catalogue: Annotated[Catalogue, tyro.conf.Fixed]
+    lengths: tuple[int, ...]
+    needles: int = 4
+    sequences: int = 256
+    long_sequences: int = 32
+    long_length: int = 512
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lengths", "needles", "sequences", "long_sequences")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.lengths)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        chance = (1 / self.catalogue.entries, "chance")
+        return (dataclasses.replace(PRESENTATIONS[0], reference=chance), *PRESENTATIONS[1:])
+
+    @property
+    def text_tokens(self) -> int:
+        return max(self.lengths, default=0)
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        report = Report()
+        for length in self.lengths:
+            measure = functools.partial(
+                needle_accuracy,
+                model,
+                self.catalogue,
+                model.text,
+                [length],
+                num_needles=self.needles,
+                count=self.sequences if length < self.long_length else self.long_sequences,
+                seed=session.seed,
+            )
+            report += session.keep("needle", measure, length)
+        return report
+
+
 LastLogits = Callable[[Int[np.ndarray, "B T"]], Float[Array, "B V"]]
 """Rows of tokens to the logits of what follows each row's last token."""
 
@@ -67,7 +121,7 @@ class Quiz(NamedTuple):
 
 
 def needle_accuracy(
-    subject: EvalModel,
+    model: EvalModel,
     catalogue: Catalogue,
     text: Int[np.ndarray, " n"],
     lengths: Sequence[int],
@@ -93,16 +147,16 @@ def needle_accuracy(
       Rows "needle", and "needle_by_depth" for each of DEPTHS parts of the context, with Wilson intervals of 95 %.
       Questions at which the model computes NaN stand in a row "failed" and do not count.
     """
-    ask = last_logits(subject)
+    ask = last_logits(model)
     report = Report()
     for length in lengths:
         asked = questions(catalogue, text, length, num_needles=num_needles, count=count, seed=seed)
         found = scores(ask, asked, tokens_per_batch)
-        report += scored("needle", subject.name, found, length=length)
+        report += scored("needle", model.name, found, length=length)
         broken = np.flatnonzero(np.isnan(found))
         if len(broken):
             why = f"the model computes NaN at questions {broken.tolist()}"
-            report = report.add(failure(subject.name, "needle", why, length, len(broken)))
+            report = report.add(failure(model.name, "needle", why, length, len(broken)))
     return report
 
 
@@ -145,9 +199,9 @@ def scores(
     return np.where(np.isnan(tokens), np.nan, tokens == asked.answers)
 
 
-def last_logits(subject: EvalModel) -> LastLogits:
+def last_logits(model: EvalModel) -> LastLogits:
     """The model as a function from rows to the logits after their last token."""
-    return lambda tokens: _logits(subject.decoder, subject.params, last_hidden(subject, tokens, 1))
+    return lambda tokens: _logits(model.decoder, model.params, last_hidden(model, tokens, 1))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -157,7 +211,7 @@ def _logits(decoder: Model, params: Params, hidden: Float[Array, "B 1 D"]) -> Fl
 
 
 def retrieval(
-    subject: EvalModel,
+    model: EvalModel,
     catalogue: Catalogue,
     text: Int[np.ndarray, " n"],
     *,
@@ -178,10 +232,10 @@ def retrieval(
     hits, start = 0, 0
     for batch, real in batches_of(asked.tokens, tokens_per_batch):
         places = np.resize(asked.places[start : start + real], (len(batch), queries))
-        guesses = np.asarray(_guesses(subject.decoder, subject.params, batch, places))[:real]
+        guesses = np.asarray(_guesses(model.decoder, model.params, batch, places))[:real]
         hits += int(np.sum(guesses == asked.answers[start : start + real]))
         start += real
-    return Report((share("retrieval", subject.name, hits, num_rows * queries, length=length),))
+    return Report((share("retrieval", model.name, hits, num_rows * queries, length=length),))
 
 
 def quiz(

@@ -5,6 +5,7 @@
 The answer counts when every one of its tokens is the likeliest, the ones before it given.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -15,8 +16,10 @@ from jaxtyping import Array, Bool, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.tokenizer import Tokenizer
+from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.predictions import top_tokens
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, share
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
 from hypenet_jax.generation.model import Model
@@ -31,8 +34,71 @@ QUESTION = "\nThe access code of {name} is"
 CODES = (10_000, 100_000)
 
 
+PRESENTATIONS = (
+    Presentation(
+        metric="passkey",
+        title="Finding a code stated in words",
+        note="Share of texts at whose end the model gives a code stated somewhere in them. {counts} texts per "
+        "point; whiskers are 95\u00a0% intervals (Wilson).",
+        unit="share",
+        label="accuracy",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PasskeyEvaluator(Evaluator):
+    """Codes stated in words, hidden in the text.
+
+    Attributes:
+      lengths: context lengths.
+      rows: texts per length.
+      statements: codes stated in each, one of them asked for.
+    """
+
+    lengths: tuple[int, ...] = ()
+    rows: int = 64
+    statements: int = 4
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lengths", "rows", "statements")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.lengths)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return PRESENTATIONS
+
+    @property
+    def text_tokens(self) -> int:
+        return max(self.lengths, default=0)
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        report = Report()
+        for length in self.lengths:
+            report += session.keep(
+                "passkey", functools.partial(self._measure, model, length, session.seed), length
+            )
+        return report
+
+    def _measure(self, model: EvalModel, length: int, seed: int) -> Report:
+        assert model.tokenizer is not None
+        report = passkey_retrieval(
+            model,
+            model.tokenizer,
+            model.text,
+            length=length,
+            num_rows=self.rows,
+            num_statements=self.statements,
+            seed=seed,
+        )
+        return Report(tuple(dataclasses.replace(row, metric="passkey") for row in report.rows))
+
+
 def passkey_retrieval(
-    subject: EvalModel,
+    model: EvalModel,
     tokenizer: Tokenizer,
     text: Int[np.ndarray, " n"],
     *,
@@ -64,10 +130,10 @@ def passkey_retrieval(
     hits = start = 0
     for batch, real in batches_of(tokens, tokens_per_batch):
         lengths = np.resize(answers[start : start + real], len(batch)).astype(np.int32)
-        found = _found(subject.decoder, subject.params, batch, lengths, int(answers.max()))
+        found = _found(model.decoder, model.params, batch, lengths, int(answers.max()))
         hits += int(np.sum(np.asarray(found)[:real]))
         start += real
-    return Report().add(share("retrieval", subject.name, hits, num_rows, length=length))
+    return Report().add(share("retrieval", model.name, hits, num_rows, length=length))
 
 
 def _row(

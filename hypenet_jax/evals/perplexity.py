@@ -1,27 +1,20 @@
-"""Perplexity by context length on the same final tokens, and the plain held-out numbers at the training length."""
+"""Perplexity by context length on the same final tokens, by position, and of a sliding window."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from hypenet_jax import axes
-from hypenet_jax.axes import Params
-from hypenet_jax.data.batch import Batch
-from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.predictions import final_losses, top_tokens
+from hypenet_jax.data.tokenizer import load_tokenizer
+from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
+from hypenet_jax.evals.model import EvalModel, ModelSource
+from hypenet_jax.evals.predictions import final_losses
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, failure
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH
-from hypenet_jax.generation.model import Model
-from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
-from hypenet_jax.model.decoder import output_head
-from hypenet_jax.sharding import constrain
 
 NUM_TARGETS = 64
 
@@ -52,8 +45,76 @@ PRESENTATIONS = (
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PerplexityEvaluator(Evaluator):
+    """Perplexities of the text.
+
+    Attributes:
+      lengths: context lengths of the perplexity of the same final targets, in ascending order.
+      windows, targets: how many windows, and how many final tokens of each count.
+      position_length: length of the windows whose perplexity is told by position, in doubling buckets; None: not.
+      sliding_length, stride: window and step of the sliding perplexity; None: not.
+    """
+
+    lengths: tuple[int, ...] = ()
+    windows: int = 16
+    targets: int = 64
+    position_length: int | None = None
+    sliding_length: int | None = None
+    stride: int = 512
+
+    def __post_init__(self) -> None:
+        numbers = ("windows", "targets", "position_length", "sliding_length", "stride")
+        check_positive(self, "lengths", *numbers)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return PRESENTATIONS
+
+    @property
+    def active(self) -> bool:
+        return bool(self.lengths or self.position_length or self.sliding_length)
+
+    @property
+    def text_tokens(self) -> int:
+        return max(self.lengths, default=0)
+
+    def check(self, models: Sequence[ModelSource]) -> None:
+        """Perplexities compare where they are of the same tokens."""
+        words = {m.label: load_tokenizer(m.folder).backend.get_vocab() for m in models}
+        first, *others = words
+        different = [label for label in others if words[label] != words[first]]
+        if different:
+            raise ValueError(
+                f"{different} have another vocabulary than {first!r}: their perplexities would be of different "
+                "tokens; measure them apart, or name the models of each measurement"
+            )
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        windows, targets, text = self.windows, self.targets, model.text
+        spare = len(text) - (windows - 1) * targets
+        # Targets are the same for all lengths that the text can fill; each of the others fails by itself.
+        groups = [tuple(length for length in self.lengths if length <= spare)]
+        groups += [(length,) for length in self.lengths if length > spare]
+        report = Report()
+        for lengths in filter(None, groups):
+            measure = functools.partial(
+                perplexity_by_length, model, text, lengths, num_windows=windows, num_targets=targets
+            )
+            report += session.keep("perplexity", measure, max(lengths))
+        if (length := self.position_length) is not None:
+            measure = functools.partial(
+                perplexity_by_position, model, text, length, num_windows=windows
+            )
+            report += session.keep("perplexity_by_position", measure, length)
+        if (length := self.sliding_length) is not None:
+            measure = functools.partial(perplexity_of_text, model, text, length, stride=self.stride)
+            report += session.keep("perplexity_sliding", measure, length)
+        return report
+
+
 def perplexity_by_length(
-    subject: EvalModel,
+    model: EvalModel,
     text: Int[np.ndarray, " n"],
     lengths: Sequence[int],
     *,
@@ -78,13 +139,13 @@ def perplexity_by_length(
     rows = []
     for length in lengths:
         windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
-        losses = final_losses(subject, windows, num_targets, tokens_per_batch)
-        rows += _perplexity("perplexity", subject, losses, length)
+        losses = final_losses(model, windows, num_targets, tokens_per_batch)
+        rows += _perplexity("perplexity", model, losses, length)
     return Report(tuple(rows))
 
 
 def perplexity_by_position(
-    subject: EvalModel,
+    model: EvalModel,
     text: Int[np.ndarray, " n"],
     length: int,
     *,
@@ -102,18 +163,18 @@ def perplexity_by_position(
     """
     ends = window_ends(len(text), [length], num_windows, 1)
     windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
-    losses = final_losses(subject, windows, length - 1, tokens_per_batch)
+    losses = final_losses(model, windows, length - 1, tokens_per_batch)
     rows, start = [], 1
     while start < length:
         stop = min(2 * start, length)
         part = losses[:, start - 1 : stop - 1]
-        rows += _perplexity("perplexity_by_position", subject, part, stop)
+        rows += _perplexity("perplexity_by_position", model, part, stop)
         start = stop
     return Report(tuple(rows))
 
 
 def perplexity_of_text(
-    subject: EvalModel,
+    model: EvalModel,
     text: Int[np.ndarray, " n"],
     length: int,
     *,
@@ -139,13 +200,13 @@ def perplexity_of_text(
         raise ValueError(f"{len(text)} tokens of text do not fill a window of {length}; give more")
     # A view: windows overlap, and copies of all of them would be many times the text.
     windows = np.lib.stride_tricks.sliding_window_view(text.astype(np.int32), length)[::stride]
-    losses = final_losses(subject, windows, stride, tokens_per_batch)
-    rows = _perplexity("perplexity_sliding", subject, losses, length)
+    losses = final_losses(model, windows, stride, tokens_per_batch)
+    rows = _perplexity("perplexity_sliding", model, losses, length)
     return Report(tuple(dataclasses.replace(row, label=f"stride {stride}") for row in rows))
 
 
 def _perplexity(
-    metric: str, subject: EvalModel, losses: Float[np.ndarray, "R W"], length: int
+    metric: str, model: EvalModel, losses: Float[np.ndarray, "R W"], length: int
 ) -> list[Row]:
     """The row of exp(mean) with the interval of a mean over windows; windows whose losses are not finite stand in a
     row of their own and do not count."""
@@ -154,13 +215,13 @@ def _perplexity(
     if not finite.all():
         where = np.flatnonzero(~finite).tolist()
         why = f"the model computes NaN or infinite losses in windows {where} of {len(losses)}"
-        rows.append(failure(subject.name, metric, why, length, len(where)))
+        rows.append(failure(model.name, metric, why, length, len(where)))
     if finite.any():
         means = losses[finite].mean(axis=1)
         error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else math.inf
         mean, count = float(means.mean()), losses[finite].size
-        ends = _exp(mean - Z * error), _exp(mean + Z * error)
-        rows.append(Row(metric, subject.name, _exp(mean), count, length, *ends))
+        ends = exp(mean - Z * error), exp(mean + Z * error)
+        rows.append(Row(metric, model.name, exp(mean), count, length, *ends))
     return rows
 
 
@@ -181,68 +242,6 @@ def window_ends(
     return np.linspace(max(lengths), text_length, num_windows).astype(np.int64)
 
 
-def held_out(
-    subject: EvalModel, batches: Iterable[Batch], teacher: EvalModel | None = None
-) -> Report:
-    """How well held-out text is predicted, and how far the model is from its teacher.
-
-    Args:
-      batches: rows of one length; each token counts as its `loss_weight` says.
-      teacher: compared with where given.
-    Returns:
-      Rows "cross_entropy" (nats), "perplexity" (its exp), "top1" (share of tokens that were the likeliest) and, with a
-      teacher, "kl": KL(teacher || subject) in nats over all real tokens. The count is that of predicted tokens.
-    """
-    sums: dict[str, np.ndarray] = {}
-    length = count = 0
-    for batch in batches:
-        length = batch.tokens.shape[1]
-        count += int(np.count_nonzero(np.asarray(batch.loss_weight)))
-        means = _held_out(
-            subject.decoder,
-            subject.params,
-            None if teacher is None else teacher.decoder,
-            None if teacher is None else teacher.params,
-            batch,
-        )
-        for name, mean in means.items():
-            pair = np.asarray([mean.total, mean.weight], np.float64)
-            sums[name] = sums[name] + pair if name in sums else pair
-    if not count:
-        raise ValueError(f"no token to predict in the held-out text of {subject.name}; give more")
-    values = {name: float(total / weight) for name, (total, weight) in sums.items()}
-    values["perplexity"] = _exp(values["cross_entropy"])
-    return Report(
-        tuple(Row(name, subject.name, value, count, length) for name, value in values.items())
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _held_out(
-    decoder: Model,
-    params: Params,
-    teacher: Model | None,
-    teacher_params: Params | None,
-    batch: Batch,
-) -> dict[str, Mean]:
-    tokens = constrain(batch.tokens, (axes.BATCH, axes.TIME))
-    placed = (tokens, batch.positions, batch.segment_ids)
-    hidden = decoder.apply({"params": params}, *placed).hidden
-    head = output_head(params, decoder.config)
-    hit = (top_tokens(decoder, params, hidden[:, :-1]) == tokens[:, 1:]).astype(jnp.float32)
-    weights = batch.loss_weight[:, 1:]
-    means = {
-        "cross_entropy": next_token(hidden, head, tokens, batch.loss_weight),
-        "top1": Mean(jnp.sum(hit * weights), jnp.sum(weights)),
-    }
-    if teacher is not None and teacher_params is not None:
-        target = teacher.apply({"params": teacher_params}, *placed).hidden
-        target_head = output_head(teacher_params, teacher.config)
-        real = real_tokens(batch.segment_ids)
-        means["kl"] = distillation(hidden, head, target, target_head, real, temperature=1.0)
-    return jax.tree.map(lambda x: constrain(x, ()), means)
-
-
-def _exp(nats: float) -> float:
+def exp(nats: float) -> float:
     """exp, and infinity where a diverged model would overflow it."""
     return math.exp(nats) if nats < 700 else math.inf

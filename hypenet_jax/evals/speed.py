@@ -5,17 +5,26 @@ disturbances; both run the programs that `prefill` and `decode` run for anyone.
 """
 
 import dataclasses
+import functools
+import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypenet_jax.chips import CHIPS
+from hypenet_jax.evals.evaluator import Evaluator, Session, check_known, check_positive
 from hypenet_jax.evals.memory import bytes_rows, peak_rows
-from hypenet_jax.evals.model import EvalModel, random_like
+from hypenet_jax.evals.model import EvalModel, ModelSource, random_like
 from hypenet_jax.evals.present.presentation import Presentation
+from hypenet_jax.evals.present.units import length_text
 from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.roofline import PRESENTATIONS as ROOFLINE
+from hypenet_jax.evals.roofline import floors
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.generation.prefill import Context, start_context
@@ -78,8 +87,64 @@ PRESENTATIONS = (
 DECODE_STEPS = 32
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedEvaluator(Evaluator):
+    """Speed and memory of models that are timed in turns.
+
+    Attributes:
+      lengths: context lengths; at each a token is written after a full cache.
+      longest_prefill: up to here the context is also read; beyond, it would take minutes.
+      rounds: runs of each model, in turns.
+      chips: whose roofline for the same work is reported too, by the names of `hypenet_jax.chips`.
+    """
+
+    lengths: tuple[int, ...] = ()
+    longest_prefill: int = 16384
+    rounds: int = 5
+    chips: tuple[str, ...] = ()
+
+    together: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive(self, "lengths", "rounds")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.lengths)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return PRESENTATIONS + ROOFLINE
+
+    def check(self, models: Sequence[ModelSource]) -> None:
+        check_known("chips", self.chips, tuple(CHIPS))
+
+    def compare(self, models: Sequence[EvalModel], session: Session) -> Report:
+        report = Report()
+        for model, chip in itertools.product(models, self.chips):
+            report += floors(model.name, model.decoder.config, self.lengths, chip)
+        for length in self.lengths:
+            prefill = length <= self.longest_prefill
+            measure = functools.partial(
+                efficiency, models, [length], rounds=self.rounds, prefill=prefill
+            )
+            report += session.keep("speed", measure, length)
+        return report
+
+    def summary(self, report: Report) -> Sequence[tuple[str, str]]:
+        """How many times faster than the first model another is at the longest length."""
+        pairs = []
+        for what in ("prefill", "decode"):
+            rows = [r for r in report.select(f"{what}_speedup").rows if math.isfinite(r.value)]
+            if rows:
+                far = max(rows, key=lambda row: row.length or 0)
+                name = f"{what} of {far.model} at {length_text(far.length or 0)}"
+                pairs.append((name, f"{far.value:.1f}\u00d7 as fast"))
+        return pairs
+
+
 def efficiency(
-    subjects: Sequence[EvalModel], lengths: Sequence[int], *, rounds: int, prefill: bool = True
+    models: Sequence[EvalModel], lengths: Sequence[int], *, rounds: int, prefill: bool = True
 ) -> Report:
     """All numbers of this file for these models at these context lengths, batch 1.
 
@@ -93,36 +158,36 @@ def efficiency(
     Raises:
       MemoryError: see `check_memory`.
     """
-    single = [subject.with_single_layers() for subject in subjects]
+    single = [model.with_single_layers() for model in models]
     report = Report()
     for length in lengths:
-        for subject in single:
-            check_memory(subject.decoder, 1, length)
+        for model in single:
+            check_memory(model.decoder, 1, length)
         if prefill:
             report += prefill_times(single, length, rounds=rounds)
         report += decode_times(single, length, rounds=rounds)
-        for subject in single:
-            report = report.add(*bytes_rows(subject, length))
-            report = report.add(*peak_rows(subject, length, new_tokens=DECODE_STEPS))
+        for model in single:
+            report = report.add(*bytes_rows(model, length))
+            report = report.add(*peak_rows(model, length, new_tokens=DECODE_STEPS))
     return report
 
 
-def prefill_times(subjects: Sequence[EvalModel], length: int, *, rounds: int) -> Report:
+def prefill_times(models: Sequence[EvalModel], length: int, *, rounds: int) -> Report:
     """Seconds to read `length` tokens into a state and know the next one."""
     tokens = np.random.default_rng(0).integers(0, 2**15, (1, length)).astype(np.int32)
 
-    def read(subject: EvalModel) -> float:
-        decoder = _decoder(subject)
+    def read(model: EvalModel) -> float:
+        decoder = _decoder(model)
         context = jax.block_until_ready(start_context(decoder, 1, length))
         some, start = tokens % decoder.config.vocab_size, time.perf_counter()
-        jax.block_until_ready(read_prompts(decoder, subject.params, context, some))
+        jax.block_until_ready(read_prompts(decoder, model.params, context, some))
         return time.perf_counter() - start
 
-    return _timed_in_turns("prefill", subjects, length, rounds, read)
+    return _timed_in_turns("prefill", models, length, rounds, read)
 
 
 def decode_times(
-    subjects: Sequence[EvalModel], length: int, *, rounds: int, steps: int = DECODE_STEPS
+    models: Sequence[EvalModel], length: int, *, rounds: int, steps: int = DECODE_STEPS
 ) -> Report:
     """Seconds per token for the last `steps` greedy tokens of a context of `length`.
 
@@ -133,49 +198,49 @@ def decode_times(
         raise ValueError(
             f"length {length} leaves no context before {steps} steps; use more than {steps}"
         )
-    states = {subject.name: filled_state(subject.decoder, length) for subject in subjects}
+    states = {model.name: filled_state(model.decoder, length) for model in models}
 
-    def write(subject: EvalModel) -> float:
-        decoder = _decoder(subject)
+    def write(model: EvalModel) -> float:
+        decoder = _decoder(model)
         state = dataclasses.replace(
-            states[subject.name], cache_position=cursor_at(length, length - steps)
+            states[model.name], cache_position=cursor_at(length, length - steps)
         )
         logits = jnp.zeros((1, decoder.config.vocab_size))
         context = jax.block_until_ready(Context(state, logits))
         start = time.perf_counter()
-        after = decode(decoder, subject.params, context, max_new_tokens=steps).context
+        after = decode(decoder, model.params, context, max_new_tokens=steps).context
         jax.block_until_ready(after)
         seconds = time.perf_counter() - start
-        states[subject.name] = after.state
+        states[model.name] = after.state
         return seconds / steps
 
-    return _timed_in_turns("decode", subjects, length, rounds, write)
+    return _timed_in_turns("decode", models, length, rounds, write)
 
 
-def _decoder(subject: EvalModel) -> Decoder:
-    assert isinstance(subject.decoder, Decoder)
-    return subject.decoder
+def _decoder(model: EvalModel) -> Decoder:
+    assert isinstance(model.decoder, Decoder)
+    return model.decoder
 
 
 def _timed_in_turns(
     what: str,
-    subjects: Sequence[EvalModel],
+    models: Sequence[EvalModel],
     length: int,
     rounds: int,
     seconds: Callable[[EvalModel], float],
 ) -> Report:
-    for subject in subjects:
-        seconds(subject)  # compiles
-    times = np.asarray([[seconds(subject) for subject in subjects] for _ in range(rounds)])
-    rows = [_row(f"{what}_seconds", s, times[:, i], length) for i, s in enumerate(subjects)]
-    for i, subject in enumerate(subjects[1:], start=1):
-        rows.append(_row(f"{what}_speedup", subject, times[:, 0] / times[:, i], length))
+    for model in models:
+        seconds(model)  # compiles
+    times = np.asarray([[seconds(model) for model in models] for _ in range(rounds)])
+    rows = [_row(f"{what}_seconds", s, times[:, i], length) for i, s in enumerate(models)]
+    for i, model in enumerate(models[1:], start=1):
+        rows.append(_row(f"{what}_speedup", model, times[:, 0] / times[:, i], length))
     return Report(tuple(rows))
 
 
-def _row(metric: str, subject: EvalModel, values: np.ndarray, length: int) -> Row:
+def _row(metric: str, model: EvalModel, values: np.ndarray, length: int) -> Row:
     low, middle, high = (float(f(values)) for f in (np.min, np.median, np.max))
-    return Row(metric, subject.name, middle, len(values), length, low, high)
+    return Row(metric, model.name, middle, len(values), length, low, high)
 
 
 def filled_state(decoder: Model, length: int) -> DecodeState:

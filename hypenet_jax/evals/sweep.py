@@ -1,7 +1,6 @@
 """The search for the constant a of the log-length logit scale, and writing the best into an exported model."""
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -10,14 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from hypenet_jax import runtime
-from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.cache import ResultCache
-from hypenet_jax.evals.config import EvaluationConfig, ModelSource
+from hypenet_jax.evals.evaluator import Evaluator, Session
+from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.quality import Entrant, needles, open_entrant, perplexity_at, tasks
+from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
 
@@ -37,44 +34,69 @@ PRESENTATIONS = (
 NONE = "none"
 
 
-def sweep(config: EvaluationConfig, mesh: Mesh, kept: ResultCache) -> Report:
-    """One model with no scaling and with every constant a.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepEvaluator(Evaluator):
+    """Measures a model with no scaling and with every constant a.
 
-    Returns:
-      Rows "scale_sweep", whose task is what was measured and whose label is the scale as a config.json writes it, and
-      one row "scale_best" of the best; of equals the first one, so constants stand in the order of preference.
-    Raises:
-      CheckpointError: the best is to be written, and the folder's config.json has no such field.
+    Attributes:
+      constants: values of a to try, in the order of preference; none leaves the search out.
+      by: what is measured with each of them, at one length.
+      metric: of its rows, which decides.
+      maximize: whether more of it is better.
+      write: put the best into the `config.json` of the model's folder.
     """
-    asked = config.sweep
-    if not asked.constants:
-        return Report()
-    one = swept_model(config)
-    entrant, report = open_entrant(config, one, mesh), Report()
-    kept = kept.of(entrant.fingerprint)
-    for scale in (None, *(f"hype {a:g}" for a in asked.constants)):
-        log.info("evaluate: %s with logit scale %s", one.label, scale)
-        measured = functools.partial(_measured, config, entrant.scaled(scale), scale)
-        report += kept(f"logit scale {scale}", measured)
-    rows = report.select("scale_sweep").rows
-    if not rows:
-        return report
-    best = best_of(rows, lower=asked.by == "perplexity")
-    if asked.write and jax.process_index() == 0:
-        write_scale(pathlib.Path(one.folder), best.label)
-    runtime.meet("scale written")
-    return report.add(dataclasses.replace(best, metric="scale_best"))
+
+    constants: tuple[float, ...] = ()
+    by: Evaluator
+    metric: str
+    maximize: bool = False
+    write: bool = False
+
+    @property
+    def active(self) -> bool:
+        return bool(self.constants)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return PRESENTATIONS
+
+    @property
+    def text_tokens(self) -> int:
+        return self.by.text_tokens
+
+    def check(self, models: Sequence[ModelSource]) -> None:
+        """Refuses what `by` refuses and, where the best is to be written, folders without a logit scale."""
+        self.by.check(models)
+        if self.write:
+            for source in models:
+                scaled_fields(pathlib.Path(source.folder) / "config.json")
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        """Rows "scale_sweep", whose task is the metric and whose label is the scale as a config.json writes it, and one
+        row "scale_best" of the best; of equals the first one."""
+        report = Report()
+        for scale in (None, *(f"hype {a:g}" for a in self.constants)):
+            log.info("evaluate: %s with logit scale %s", model.name, scale)
+            result = self.by.run(model.scaled(scale), session.part(f"logit scale {scale}"))
+            label = NONE if scale is None else scale
+            rows = (
+                dataclasses.replace(row, metric="scale_sweep", task=self.metric, label=label)
+                for row in result.select(self.metric).rows
+            )
+            report += Report((*rows, *result.select("failed").rows))
+        rows = report.select("scale_sweep").rows
+        if not rows:
+            return report
+        best = best_of(rows, maximize=self.maximize)
+        if self.write and model.folder is not None and jax.process_index() == 0:
+            write_scale(model.folder, best.label)
+        runtime.meet("scale written")
+        return report.add(dataclasses.replace(best, metric="scale_best"))
 
 
-def swept_model(config: EvaluationConfig) -> ModelSource:
-    """The model whose scale is searched."""
-    label = config.sweep.model or config.models[-1].label
-    return next(one for one in config.models if one.label == label)
-
-
-def best_of(rows: Sequence[Row], *, lower: bool) -> Row:
+def best_of(rows: Sequence[Row], *, maximize: bool) -> Row:
     """The first of the best rows."""
-    return min(rows, key=lambda row: row.value if lower else -row.value)
+    return min(rows, key=lambda row: -row.value if maximize else row.value)
 
 
 def write_scale(folder: pathlib.Path, scale: str | None) -> None:
@@ -105,20 +127,3 @@ def scaled_fields(path: pathlib.Path) -> dict[str, Any]:
             f"{path} has no attn_logits_scaling that a scale could be written to; write that of a HypeNet"
         )
     return fields
-
-
-def _measured(config: EvaluationConfig, entrant: Entrant, scale: str | None) -> Report:
-    """The deciding number with this scale, as a row "scale_sweep"; failures stay as they are."""
-    asked = config.sweep
-    if asked.by == "needle":
-        metric, found = "needle", needles(config, entrant, asked.length)
-    elif asked.by == "ruler":
-        metric, found = "ruler_mean", tasks(config, entrant, asked.length)
-    else:
-        metric, found = "perplexity", perplexity_at(config, entrant, (asked.length,))
-    label = NONE if scale is None else scale
-    rows = [
-        dataclasses.replace(row, metric="scale_sweep", task=metric, label=label)
-        for row in found.select(metric).rows
-    ]
-    return Report((*rows, *found.select("failed").rows))

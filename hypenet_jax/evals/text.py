@@ -1,13 +1,21 @@
 """The text that models read, as tokens: a folder of documents, or what a prepared corpus held out."""
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.data.sources import Source, documents
 from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.config import HeldOut
 from hypenet_jax.model.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out text of a prepared corpus, whose tokenizer the models must have."""
+
+    folder: str
 
 
 def text_tokens(

@@ -1,5 +1,6 @@
 """A whole conversion in a few steps each: text, tokenizer, teacher of two layers, and the stages in order."""
 
+import dataclasses
 import pathlib
 
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
@@ -7,6 +8,16 @@ from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import TextFiles
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 from hypenet_jax.data.tokenizer import TrainedTokenizer
+from hypenet_jax.evals.checks import Check
+from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.conversion import ConversionEvaluator
+from hypenet_jax.evals.heldout import HeldOutEvaluator
+from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.needle import NeedleEvaluator
+from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.samples import SamplesEvaluator
+from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
@@ -101,4 +112,41 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
             run(DistillConfig(start_from="align"), "distill", third, selected),
             run(FinetuneConfig(start_from="distill"), "finetune", last, selected, export="float32"),
         ),
+    )
+
+
+def evaluation(run_dir: pathlib.Path) -> EvaluationConfig:
+    """What is measured of its models: teacher, student, and the student with the scale that it was exported with."""
+    student = f"{run_dir}/finetune/hf"
+    needle = NeedleEvaluator(
+        models=("teacher", "student"),
+        catalogue=CATALOGUE,
+        lengths=(16, 32),
+        needles=2,
+        sequences=8,
+        long_sequences=8,
+        long_length=32,
+    )
+    return EvaluationConfig(
+        models=(
+            ModelSource("teacher", f"{run_dir}/teacher/hf"),
+            ModelSource("student", student, None),
+            ModelSource("scaled", student),
+        ),
+        out=f"{run_dir}/report",
+        text=HeldOut(f"{run_dir}/data"),
+        measurements={
+            "needle": needle,
+            "needle_scaled": dataclasses.replace(needle, models=("scaled",), lengths=(16,)),
+            "perplexity": PerplexityEvaluator(
+                models=("teacher", "student"), lengths=(32,), windows=8, targets=8
+            ),
+            "heldout": HeldOutEvaluator(
+                folder=f"{run_dir}/data", context_length=LENGTH, rows=16, batch=8
+            ),
+            "speed": SpeedEvaluator(models=("teacher", "student"), lengths=(64,)),
+            "conversion": ConversionEvaluator(run_dir=str(run_dir)),
+            "samples": SamplesEvaluator(models=("student",), prompts=("the a of file",), tokens=4),
+        },
+        checks=(Check(metric="heldout_top1", model="student", at_least=0.0),),
     )

@@ -1,18 +1,25 @@
-"""A teacher and a student of two layers that compile in a moment."""
+"""A teacher and a student of two layers that compile in a moment, in memory and as folders with a tokenizer."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax.data.config import CorpusConfig
+from hypenet_jax.data.prepare import prepare
+from hypenet_jax.data.prepared import open_prepared
+from hypenet_jax.data.sources import TextFiles
 from hypenet_jax.data.synthetic import Catalogue
+from hypenet_jax.data.tokenizer import TrainedTokenizer
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.weights import save_hf
 
 MOST = (9, 64)
 CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
@@ -73,3 +80,40 @@ def text() -> np.ndarray:
 @pytest.fixture
 def catalogue() -> Catalogue:
     return CATALOGUE
+
+
+# Of the models in folders: a vocabulary of words, then the catalogue.
+WORDS = 280
+WORD_CATALOGUE = Catalogue(first_id=WORDS, classes=4, entries=4)
+WORD_TEACHER = ModelConfig(
+    WORDS + WORD_CATALOGUE.num_ids, 32, 48, (SoftmaxSpec(4, 2, 8, 1e4),) * 2, True
+)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder, not to be changed, with "teacher" and "student" (Hugging Face) and "data" (a prepared corpus)."""
+    place = tmp_path_factory.mktemp("folders")
+    (place / "text").mkdir()
+    for i in range(30):
+        lines = [f"the {word} of file {i} is line {n}\n" for n in range(12) for word in "abc"]
+        (place / "text" / f"{i}.txt").write_text("".join(lines), encoding="utf-8")
+    words = TrainedTokenizer(WORDS, WORD_CATALOGUE.token_names())
+    source = TextFiles(str(place / "text"), ("*.txt",))
+    prepare(
+        CorpusConfig(
+            folder=str(place / "data"),
+            source=source,
+            tokenizer=words,
+            block_length=32,
+            heldout_fraction=0.3,
+            seed=0,
+        )
+    )
+    tokenizer = open_prepared(str(place / "data")).tokenizer()
+    plans = {"teacher": WORD_TEACHER, "student": hypenet(WORD_TEACHER, (1,))}
+    for seed, (name, config) in enumerate(plans.items()):
+        model = _subject(name, config, seed)
+        save_hf(place / name, config, model.params, dtype="float32")
+        tokenizer.save(place / name)
+    return place

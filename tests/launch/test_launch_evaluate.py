@@ -48,7 +48,7 @@ def test_a_folder_is_measured_and_a_length_too_long_for_the_text_is_said(folder,
     (tmp_path / "text/a.txt").write_text("the cat sat on the mat. " * 40)
     out = tmp_path / "out"
     words = [str(folder), "--text", str(tmp_path / "text"), "--out", str(out)]
-    words += ["--lengths", "32", "5000", "--tasks", "--race.lengths"]
+    words += ["--lengths", "32", "5000", "--tasks", "--speed.lengths"]
     words += ["--perplexity.windows", "2", "--perplexity.targets", "8"]
     assert evaluate.main(words) == FINISHED
     report = report_from_json_lines((out / "report.jsonl").read_text())
@@ -58,43 +58,67 @@ def test_a_folder_is_measured_and_a_length_too_long_for_the_text_is_said(folder,
 
 
 def test_a_folder_and_its_teacher_become_the_shipped_suite(folder, tmp_path):
-    config = evaluate.suite_of(
+    config = evaluate.config_of(
         [str(folder), "--teacher", "teacher", "--lengths", "64", "--ruler.samples", "3"]
     )
+    ruler, speed = config.measurements["ruler"], config.measurements["speed"]
     assert [one.label for one in config.models] == ["teacher", "model"]
-    assert config.ruler.tasks == tuple(TASKS)
-    assert (config.ruler.samples, config.race.lengths, config.mesh.data) == (3, (64,), -1)
+    assert ruler.tasks == tuple(TASKS)
+    assert (ruler.samples, speed.lengths, config.mesh.data) == (3, (64,), -1)
     assert isinstance(config.text, TextFiles)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    config = evaluate.suite_of([str(folder), "--text", str(tmp_path)])
+    config = evaluate.config_of([str(folder), "--text", str(tmp_path)])
     assert isinstance(config.text, JsonLines)
 
 
 def test_the_config_of_the_results_loads_and_reads_back(tmp_path):
-    config = load(RESULTS, EvaluationConfig, ["--run-dir", "elsewhere", "--race.rounds", "1"])
+    config = load(RESULTS, EvaluationConfig, ["--run-dir", "elsewhere", "--speed.rounds", "1"])
     assert config.models[0].folder == "elsewhere/teacher/hf"
-    assert config.race.rounds == 1
+    assert config.measurements["speed"].rounds == 1
     plain = resolved(config)
     assert json.loads(json.dumps(plain)) == plain
     with pytest.raises(ConfigError, match=r"use python -m launch\.evaluate"):
         load(RESULTS, StageConfig)
 
 
-def test_every_claim_of_the_results_is_about_a_number_that_is_measured():
+def test_every_check_of_the_results_is_about_a_number_that_is_measured():
     config = load(RESULTS, EvaluationConfig)
-    lengths = {
-        "needle": config.needle.lengths,
-        "perplexity": config.perplexity.lengths,
-        "decode_speedup": config.race.lengths,
-        "state_bytes": config.race.lengths,
-        "prefill_speedup": [n for n in config.race.lengths if n <= config.race.longest_prefill],
+    needle, perplexity, speed = (
+        config.measurements[name] for name in ("needle", "perplexity", "speed")
+    )
+    measured = {
+        "needle": (needle, needle.lengths),
+        "perplexity": (perplexity, perplexity.lengths),
+        "decode_speedup": (speed, speed.lengths),
+        "state_bytes": (speed, speed.lengths),
+        "prefill_speedup": (speed, [n for n in speed.lengths if n <= speed.longest_prefill]),
     }
-    labels = {one.label for one in config.models}
-    for claim in config.claims:
-        places = [(claim.bound.model, claim.bound.length), claim.minus, claim.over]
-        for model, length in filter(None, places):
+    for check in config.checks:
+        evaluator, lengths = measured[check.metric]
+        labels = {source.label for source in evaluator.selected(config.models)}
+        for model, length in filter(None, [(check.model, check.length), check.minus, check.over]):
             assert model in labels
-            assert length in lengths[claim.bound.metric]
+            assert length in lengths
+
+
+def test_a_sweep_is_decided_by_perplexity_or_by_the_tasks(folder):
+    words = [str(folder), "--sweep.constants", "64", "128", "--sweep.by.lengths", "4096"]
+    sweep = evaluate.config_of(words).measurements["sweep"]
+    assert (sweep.constants, sweep.metric, sweep.maximize) == ((64, 128), "perplexity", False)
+    assert (sweep.by.lengths, sweep.models) == ((4096,), ("model",))
+    sweep = evaluate.config_of([str(folder), "--sweep-by", "ruler"]).measurements["sweep"]
+    assert (sweep.by.tasks, sweep.metric, sweep.maximize) == (tuple(TASKS), "ruler_mean", True)
+    assert not sweep.active
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, FINISHED), (False, evaluate.CHECK_FAILED)])
+def test_a_required_check_that_fails_has_its_exit_code(folder, monkeypatch, passed, code):
+    class Results:
+        def __init__(self):
+            self.passed = passed
+
+    monkeypatch.setattr(evaluate, "evaluate", lambda config, stop: Results())
+    assert evaluate.main([str(folder)]) == code
 
 
 def test_without_a_model_the_use_is_said(capsys):
@@ -108,7 +132,7 @@ def test_help_after_a_model_lists_all_that_can_be_set(folder, capsys):
         evaluate.main([str(folder), "--help"])
     assert stopped.value.code == FINISHED
     said = capsys.readouterr().out
-    for flag in ("--lengths", "--race.rounds", "--sweep.constants"):
+    for flag in ("--lengths", "--speed.rounds", "--sweep.constants", "--passkey.lengths"):
         assert flag in said
 
 

@@ -1,9 +1,10 @@
-"""All that a suite measures, of a tiny Qwen3 and a tiny hybrid, as a config file.
+"""Most that can be measured, of a tiny Qwen3 and a tiny hybrid, as a config file.
 
 python tests/multiprocess/tiny_suite.py FOLDER TEXT writes both models to FOLDER, and then
 python -m launch.evaluate tests/multiprocess/tiny_suite.py --folder FOLDER --text TEXT --out OUT measures them.
 """
 
+import dataclasses
 import pathlib
 import sys
 
@@ -14,15 +15,13 @@ from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
 from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.chunked_forward import READ_PART
-from hypenet_jax.evals.config import (
-    EvaluationConfig,
-    ModelSource,
-    NeedleConfig,
-    PerplexityConfig,
-    RulerConfig,
-    SpeedConfig,
-    SweepConfig,
-)
+from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.needle import NeedleEvaluator
+from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
+from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
@@ -49,6 +48,10 @@ def write_models(folder: pathlib.Path, text: pathlib.Path) -> None:
 
 
 def config(folder: str, text: str, out: str) -> EvaluationConfig:
+    short = PerplexityEvaluator(lengths=(64,), windows=2, targets=16)
+    perplexity = dataclasses.replace(
+        short, lengths=(64, LONG, 10**6), position_length=64, sliding_length=64, stride=32
+    )
     return EvaluationConfig(
         models=(
             ModelSource("teacher", f"{folder}/teacher"),
@@ -56,13 +59,22 @@ def config(folder: str, text: str, out: str) -> EvaluationConfig:
         ),
         out=out,
         text=source(text),
-        ruler=RulerConfig(("niah_single_2", "vt"), (1600,), samples=3),
-        perplexity=PerplexityConfig(
-            (64, LONG, 10**6), 2, 16, position_length=64, sliding_length=64, stride=32
-        ),
-        needle=NeedleConfig(CATALOGUE, (64,), 2, 8, 8, 64),
-        sweep=SweepConfig(constants=(16.0,), length=64),
-        race=SpeedConfig((64,), rounds=1),
+        measurements={
+            "needle": NeedleEvaluator(
+                catalogue=CATALOGUE,
+                lengths=(64,),
+                needles=2,
+                sequences=8,
+                long_sequences=8,
+                long_length=64,
+            ),
+            "perplexity": perplexity,
+            "ruler": RulerEvaluator(tasks=("niah_single_2", "vt"), lengths=(1600,), samples=3),
+            "sweep": SweepEvaluator(
+                models=("student",), constants=(16.0,), by=short, metric="perplexity"
+            ),
+            "speed": SpeedEvaluator(lengths=(64,), rounds=1),
+        },
     )
 
 

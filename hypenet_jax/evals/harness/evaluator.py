@@ -1,15 +1,16 @@
-"""Tasks of lm-evaluation-harness in a suite of model folders."""
+"""Tasks of lm-evaluation-harness as a measurement; needs the extra `eval`."""
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 from hypenet_jax import runtime
-from hypenet_jax.evals import Report
-from hypenet_jax.evals.cache import attempt
-from hypenet_jax.evals.config import EvaluationConfig, ModelSource
+from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
+from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.quality import Entrant
+from hypenet_jax.evals.report import Report
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.weights.hf_config import read_json
 
@@ -23,60 +24,87 @@ PRESENTATIONS = (
 )
 
 
-def check_harness(config: EvaluationConfig) -> None:
-    """Raises ValueError: the harness is asked for but not installed, or the length of a model is not known."""
-    if not config.harness.tasks:
-        return
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            f"tasks {list(config.harness.tasks)} need lm-evaluation-harness: pip install 'hypenet-jax[eval]'"
-        )
-    for one in config.models:
-        _max_length(config, one)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HarnessEvaluator(Evaluator):
+    """Tasks of lm-evaluation-harness.
 
+    Attributes:
+      tasks: names of tasks or groups; none leaves the harness out.
+      folder: YAML files of further tasks; None: there are no others.
+      max_length: tokens a model may read, longer contexts lose their first ones; None: the
+        `max_position_embeddings` of its config.json.
+      num_fewshot: examples before each question; None as each task says.
+      limit: documents of each task; None all.
+      chat: prompts become conversations by the tokenizer's chat template.
+      cache: folder where the responses of each model, told apart by its contents, are kept; None keeps none.
+    """
 
-def harness_scores(config: EvaluationConfig, one: ModelSource, entrant: Entrant) -> Report:
-    """Every task of the harness that the suite asks for."""
-    asked, report = config.harness, Report()
-    if not asked.tasks:
+    tasks: tuple[str, ...] = ()
+    folder: str | None = None
+    max_length: int | None = None
+    num_fewshot: int | None = None
+    limit: int | None = None
+    chat: bool = False
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_length", "limit")
+
+    @property
+    def active(self) -> bool:
+        return bool(self.tasks)
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return PRESENTATIONS
+
+    def check(self, models: Sequence[ModelSource]) -> None:
+        """Raises ValueError: the harness is not installed, or the length of a model is not known."""
+        if importlib.util.find_spec("lm_eval") is None:
+            raise ValueError(
+                f"tasks {list(self.tasks)} need lm-evaluation-harness: pip install 'hypenet-jax[eval]'"
+            )
+        for source in models:
+            self._length(pathlib.Path(source.folder))
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        # Imported here: only who measures its tasks has the harness.
+        from hypenet_jax.evals.harness.scores import evaluate_with_harness
+
+        assert model.tokenizer is not None
+        report = Report()
+        for task in self.tasks:
+            measure = functools.partial(
+                evaluate_with_harness,
+                model,
+                model.tokenizer,
+                [task],
+                max_length=self._length(model.folder),
+                end_ids=model.end_ids,
+                task_folders=() if self.folder is None else (pathlib.Path(self.folder),),
+                num_fewshot=self.num_fewshot,
+                limit=self.limit,
+                chat=self.chat,
+                cache=self.responses_file(model, session.seed),
+                seed=session.seed,
+            )
+            report += session.keep(task, measure)
         return report
-    # Only who asks for it has the harness.
-    from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
-    length = _max_length(config, one)
-    cache = responses_file(config, entrant, length)
-    for task in asked.tasks:
-        scores = functools.partial(
-            evaluate_with_harness,
-            entrant.subject,
-            entrant.tokenizer,
-            [task],
-            max_length=length,
-            end_ids=entrant.ends,
-            task_folders=() if asked.folder is None else (pathlib.Path(asked.folder),),
-            num_fewshot=asked.num_fewshot,
-            limit=asked.limit,
-            chat=asked.chat,
-            cache=cache,
-            seed=config.seed,
-        )
-        report += attempt(entrant.subject.name, task, length, scores)
-    return report
+    def responses_file(self, model: EvalModel, seed: int) -> pathlib.Path | None:
+        """Where responses of this very model are kept; other weights, tokenizers or settings have another file."""
+        if self.cache is None:
+            return None
+        depends = model.model_fingerprint, self._length(model.folder), seed, runtime.code_version()
+        return pathlib.Path(self.cache) / f"{model.name}-{digest(depends)[:16]}"
 
-
-def responses_file(config: EvaluationConfig, entrant: Entrant, length: int) -> pathlib.Path | None:
-    """Where responses of this very model are kept; other weights, tokenizers, settings or code have another file."""
-    if config.harness.cache is None:
-        return None
-    asked = entrant.model_fingerprint, length, config.seed, runtime.code_version()
-    return pathlib.Path(config.harness.cache) / f"{entrant.subject.name}-{digest(asked)[:16]}"
-
-
-def _max_length(config: EvaluationConfig, one: ModelSource) -> int:
-    if config.harness.max_length is not None:
-        return config.harness.max_length
-    path = pathlib.Path(one.folder) / "config.json"
-    found = read_json(path).get("max_position_embeddings")
-    if found is None:
-        raise ValueError(f"{path} has no max_position_embeddings; set harness.max_length")
-    return found
+    def _length(self, folder: pathlib.Path | None) -> int:
+        if self.max_length is not None:
+            return self.max_length
+        assert folder is not None
+        length = read_json(folder / "config.json").get("max_position_embeddings")
+        if length is None:
+            raise ValueError(
+                f"{folder / 'config.json'} has no max_position_embeddings; set harness.max_length"
+            )
+        return length

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import jax
 
 from hypenet_jax.evals import Report, Row
-from hypenet_jax.evals.config import Document, EvaluationConfig
 from hypenet_jax.evals.present.charts import Number
 from hypenet_jax.evals.present.parts import (
     bytes_text,
@@ -17,7 +16,8 @@ from hypenet_jax.evals.present.parts import (
     seconds_text,
     share_text,
 )
-from hypenet_jax.evals.present.results import Check
+from hypenet_jax.evals.present.presentation import Document
+from hypenet_jax.evals.results import Results
 
 SECTIONS: tuple[tuple[str, str, str, Callable[[Number], str]], ...] = (
     (
@@ -62,12 +62,11 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Number], str]], ...] = (
 )
 
 
-def write_document(
-    config: EvaluationConfig, document: Document, report: Report, checks: Sequence[Check]
-) -> None:
+def write_document(results: Results, document: Document) -> None:
     """Writes `document.path`, with the folders it needs."""
+    report, checks = results.report, results.checks
     parts = [f"# {document.title}", document.about, _machine()]
-    models = [one.label for one in config.models]
+    models = results.models
     for metric, heading, note, text in SECTIONS:
         rows = report.select(metric)
         if rows.rows:

@@ -1,0 +1,45 @@
+"""Checks: bounds, differences and ratios of rows, and what is not required."""
+
+import pytest
+
+from hypenet_jax.evals.checks import Check
+from hypenet_jax.evals.report import Report, Row
+
+REPORT = Report(
+    (
+        Row("needle", "a", 0.9, 8, 16),
+        Row("needle", "b", 0.6, 8, 16),
+        Row("gap", "a", 0.1, 1),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("fields", "value", "passed"),
+    [
+        ({"at_least": 0.9}, "0.9", True),
+        ({"at_most": 0.8}, "0.9", False),
+        ({"at_least": 0.5, "at_most": 0.95}, "0.9", True),
+        ({"minus": ("b", 16), "at_least": 0.0}, "0.3", True),
+        ({"over": ("b", 16), "at_most": 1.4}, "1.5", False),
+        ({"minus": ("c", 16), "at_least": 0.0}, "not measured", False),
+    ],
+)
+def test_a_check_holds_if_its_number_lies_within_the_bounds(fields, value, passed):
+    result = Check(metric="needle", model="a", length=16, **fields).result(REPORT)
+    assert (result.value, result.passed, result.failed) == (value, passed, not passed)
+
+
+def test_a_check_that_is_not_required_is_shown_and_fails_nothing():
+    check = Check(metric="needle", model="a", length=16, at_least=1.0, required=False)
+    result = check.result(REPORT)
+    assert not result.passed
+    assert not result.failed
+    assert result.line() == "missed, not required needle of a at 16: 0.9, at least 1"
+
+
+def test_a_check_is_named_by_its_text_or_by_its_row():
+    assert Check(metric="gap", model="a", at_most=1.0).result(REPORT).name == "gap of a"
+    check = Check(metric="needle", model="a", length=16, minus=("b", 16), at_least=0.0)
+    assert check.name == "needle of a at 16, minus that of b"
+    assert Check(metric="gap", model="a", text="a keeps up").name == "a keeps up"
