@@ -49,7 +49,7 @@ class Session:
                 raise Preempted(f"stopped before {what} of {self.model}; the same command goes on")
             return attempt(self.model, what, length, measure)
 
-        return self.cache(f"{what} at {length}", now)
+        return self.cache(f"{what} of {self.model} at {length}", now)
 
     def part(self, name: str) -> "Session":
         """The same for a part that has parts of its own, such as one constant of a sweep."""
