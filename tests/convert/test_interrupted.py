@@ -2,17 +2,18 @@
 
 import dataclasses
 import logging
+import pathlib
 import shutil
 import sys
 
 import jax
 import pytest
+from tiny_chain import evaluation
 
 from hypenet_jax.convert import convert
 from hypenet_jax.convert.models import teacher_fingerprint
 from hypenet_jax.convert.provenance import TEXT, provenance_of
 from hypenet_jax.data import prepare
-from hypenet_jax.evals.checks import Candidate, EvaluateConfig
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.stage_output import load_params, save_params
@@ -20,23 +21,6 @@ from hypenet_jax.train.stage_output import load_params, save_params
 pytestmark = pytest.mark.brief
 
 # What is asked of the first candidate does not matter: it is not reached.
-EVALUATE = EvaluateConfig(
-    candidates=(Candidate("teacher", None, (16,)),),
-    student="teacher",
-    catalogue=None,
-    needles=0,
-    sequences=0,
-    long_sequences=0,
-    long_length=0,
-    read_lengths=(),
-    read_windows=0,
-    read_targets=0,
-    race_lengths=(),
-    heldout_rows=0,
-    bounds=(),
-    prompts=(),
-    sample_tokens=0,
-)
 
 
 def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
@@ -72,11 +56,10 @@ def test_scores_of_another_sweep_are_refused(copy):
         convert(dataclasses.replace(copy, stages=runs), only="select")
 
 
-def test_an_evaluation_that_is_asked_to_stop_says_that_it_starts_anew(copy):
-    with pytest.raises(Preempted, match=r"stopped before evaluating teacher; .* starts anew"):
-        convert(
-            dataclasses.replace(copy, evaluation=EVALUATE), only="evaluate", stop=lambda n: True
-        )
+def test_an_evaluation_that_is_asked_to_stop_says_that_the_same_command_goes_on(copy):
+    config = dataclasses.replace(copy, evaluation=evaluation(pathlib.Path(copy.run_dir)))
+    with pytest.raises(Preempted, match=r"stopped before needle of teacher; .* goes on"):
+        convert(config, only="evaluate", stop=lambda part: True)
 
 
 @pytest.mark.parametrize("after", ["select", "distill"])

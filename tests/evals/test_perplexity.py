@@ -8,9 +8,9 @@ import pytest
 from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
 from hypenet_jax.evals.chunked_forward import last_hidden
+from hypenet_jax.evals.heldout import held_out
 from hypenet_jax.evals.perplexity import (
     _perplexity,
-    held_out,
     perplexity_by_length,
     perplexity_by_position,
     perplexity_of_text,
