@@ -23,7 +23,6 @@ RENAMED = {
     "stage": "method",
     "race": "speed",
     "sweep.length": "sweep.by.lengths",
-    "sweep.by": "sweep-by",
 }
 
 
