@@ -11,6 +11,7 @@ from hypenet_jax.data.config import DataConfig
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.halo.method import Method, TrainedMethod
 from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.mixers import mixer_kind
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
@@ -69,6 +70,7 @@ class StageConfig:
       teacher: the pretrained model.
       teacher_folder: its Hugging Face folder; None only where the stage makes the teacher itself.
       student: plan of the student; None where the stage trains a plan like the teacher's.
+      mixer: what replaces softmax attention in the student, by its name in `MIXERS`; the same in all stages.
       method: how it learns, with its numbers.
       data: what it reads.
       training: how it is trained; None for select, which trains nothing.
@@ -90,8 +92,10 @@ class StageConfig:
     mesh: MeshConfig
     seed: int
     export: Literal["bfloat16", "float32"] | None = None
+    mixer: str = "lightning"
 
     def __post_init__(self) -> None:
+        mixer_kind(self.mixer)
         if (self.training is None) == isinstance(self.method, TrainedMethod):
             raise ConfigError(f"{self.name}: every stage but select needs a training section")
         makes_teacher = not self.method.reads_teacher and self.student is None

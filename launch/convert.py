@@ -24,7 +24,9 @@ class Arguments:
     target: tyro.conf.Positional[pathlib.Path]
     """Folder to write; must not exist, or be empty."""
     softmax_layers: tuple[int, ...] | None = None
-    """Layers that keep softmax attention, the others become lightning attention. None: a copy."""
+    """Layers that keep softmax attention; the others become `mixer`. None: a copy."""
+    mixer: str = "lightning"
+    """Name of the mixer that replaces softmax attention."""
     seed: int = 0
     """Decides the weights of new gates."""
     verify: bool = False
@@ -35,7 +37,7 @@ def convert(args: Arguments) -> None:
     config, params = read_hf(args.source)
     dtype = "bfloat16" if params["embed"]["embedding"].dtype == "bfloat16" else "float32"
     if args.softmax_layers is not None:
-        teacher, config = config, hypenet(config, args.softmax_layers)
+        teacher, config = config, hypenet(config, args.softmax_layers, mixer=args.mixer)
         params = transfer(teacher, params, config, jax.random.key(args.seed))
     save_hf(args.target, config, params, dtype=dtype, tokenizer_from=args.source)
     print(f"wrote {args.target}: {dtype}, softmax attention in layers {config.softmax_layers}")

@@ -56,7 +56,7 @@ def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
     """The teacher and what the stage before has left, as far as the method needs them.
 
     Raises:
-      CheckpointError: the stage before has left nothing, or learned from another teacher than this one.
+      CheckpointError: the stage before left nothing, or learned from another teacher or another mixer.
     """
     method = config.method
     teacher = load_teacher(config, mesh)[1] if method.reads_teacher else None
@@ -74,7 +74,13 @@ def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
 
 def _check_same_teacher(config: StageConfig, parent: str) -> None:
     folder = config.final_of(parent)
-    imitated = read_stage_output(folder, parent).config.get(TEACHER)
+    written = read_stage_output(folder, parent).config
+    if written.get("mixer") != config.mixer:
+        raise CheckpointError(
+            f"{folder}: trained with mixer {written.get('mixer')!r}, stage {config.name!r} has {config.mixer!r}; "
+            "give both the same"
+        )
+    imitated = written.get(TEACHER)
     here = teacher_fingerprint(config)
     if imitated != here:
         raise CheckpointError(

@@ -41,7 +41,8 @@ def student_config(config: StageConfig) -> ModelConfig:
     if layers is None:
         path = config.final_of(str(config.student.selected_by)).parent / "selection.json"
         layers = read_selection(path).softmax_layers
-    return hypenet(config.teacher, layers, rope_in_softmax=config.student.rope_in_softmax)
+    rope = config.student.rope_in_softmax
+    return hypenet(config.teacher, layers, mixer=config.mixer, rope_in_softmax=rope)
 
 
 def exported_config(config: StageConfig) -> ModelConfig:
@@ -66,9 +67,8 @@ def models_of(config: StageConfig) -> Models:
     Raises:
       FileNotFoundError: the student's plan follows a selection that was not made yet.
     """
-    return Models(
-        teacher=teacher_decoder(config), student=decoder_of(student_config(config), config)
-    )
+    student = decoder_of(student_config(config), config)
+    return Models(teacher=teacher_decoder(config), student=student, mixer=config.mixer)
 
 
 def teacher_decoder(config: StageConfig) -> Decoder:
@@ -77,7 +77,7 @@ def teacher_decoder(config: StageConfig) -> Decoder:
 
 
 def load_teacher(config: StageConfig, mesh: Mesh) -> tuple[Decoder, Params]:
-    """The frozen teacher from its Hugging Face folder, stacked by runs, in the dtype of the computation.
+    """The frozen teacher from its Hugging Face folder, its layers stacked, in the dtype of the computation.
 
     Raises:
       ConfigError: the folder holds another architecture than the config names.

@@ -15,7 +15,7 @@ from hypenet_jax.halo.method import TrainedMethod
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.mixers.lightning import slopes
+from hypenet_jax.model.mixers.lightning import LightningSpec, slopes
 from hypenet_jax.sharding import sharding_of, shardings_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Stage
@@ -76,7 +76,12 @@ def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
     """Refuses `training.neighbor_exchange` with parts of the sequence in which the slowest head does not forget."""
     if config.training is None or not config.training.neighbor_exchange:
         return
-    length, heads = config.data.context_length, aligned_spec(config.teacher).num_heads
+    spec = aligned_spec(config.teacher, config.mixer)
+    if not isinstance(spec, LightningSpec):
+        raise ConfigError(
+            f"{config.name}: training.neighbor_exchange is for lightning attention, not {config.mixer}; leave it off"
+        )
+    length, heads = config.data.context_length, spec.num_heads
     (part,) = sharding_of((axes.TIME,), (length,), mesh, "row").shard_shape((length,))
     reach = math.ceil(-math.log(NEGLIGIBLE_DECAY) / slopes(heads).min())
     if part < min(reach, length):

@@ -4,16 +4,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Row
 from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
 from hypenet_jax.generation.prefill import PREFILL_PART, prefill_part, start_context
 from hypenet_jax.generation.sampling import GREEDY
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.cost import state_bytes
 from hypenet_jax.model.decoder import Decoder, decode_state
-from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
 
 
 def bytes_rows(subject: EvalModel, length: int) -> tuple[Row, Row]:
@@ -55,20 +53,3 @@ def _peak_bytes(program: jax.stages.Compiled) -> float:
     assert held is not None  # every backend of XLA tells
     given = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     return float(given + held.temp_size_in_bytes)
-
-
-def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
-    """Bytes of one row's state: 2 S K H b per softmax layer, 4 N H H per lightning layer, and 4 (S + 4).
-
-    S is the capacity, b the bytes of a number of `dtype`; the last term is the cache position, shared by all
-    layers.
-    """
-    return sum(_mixer_bytes(spec, capacity, dtype) for spec in config.mixers) + 4 * (capacity + 4)
-
-
-def _mixer_bytes(spec: MixerSpec, capacity: int, dtype: DTypeLike) -> int:
-    match spec:
-        case SoftmaxSpec():
-            return 2 * capacity * spec.num_kv_heads * spec.head_dim * jnp.dtype(dtype).itemsize
-        case LightningSpec():
-            return 4 * spec.num_heads * spec.head_dim**2

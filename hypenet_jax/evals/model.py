@@ -22,9 +22,9 @@ from hypenet_jax.generation.model import Model, model_fingerprint
 from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.model.config import ModelConfig, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.hype import logit_scale_from_hf
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights import load_hf
-from hypenet_jax.weights.hf_fields import logit_scale_from_hf
 
 
 @dataclasses.dataclass(frozen=True)

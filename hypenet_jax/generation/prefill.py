@@ -13,7 +13,6 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax.axes import Params, SegmentIds, Tokens
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
-from hypenet_jax.model.mixers.softmax import KVState
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
 
@@ -114,17 +113,7 @@ def with_capacity(context: Context, capacity: int) -> Context:
     """
     check_capacity(context.state.lengths, capacity)
 
-    def fit(slots: Array) -> Array:
-        kept = slots[:, :capacity]
-        more = [(0, 0)] * kept.ndim
-        more[1] = (0, capacity - kept.shape[1])
-        return jnp.pad(kept, more)
-
-    state = context.state
-    layers = (jax.tree.map(fit, x) if isinstance(x, KVState) else x for x in state.layers)
-    slots = fit(state.cache_position.slot_segment_ids)
-    cache_position = dataclasses.replace(state.cache_position, slot_segment_ids=slots)
-    return dataclasses.replace(context, state=DecodeState(tuple(layers), cache_position))
+    return dataclasses.replace(context, state=context.state.with_capacity(capacity))
 
 
 def left_padded(

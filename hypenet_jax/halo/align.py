@@ -1,7 +1,7 @@
-"""Stage 1: each lightning mixer learns to imitate the softmax mixer that it will replace.
+"""Stage 1: each new mixer learns to imitate the softmax mixer that it will replace.
 
-One pass of the teacher serves all layers: each student reads what its teacher layer read (the teacher's own normed
-stream, with its positions) and is compared with what that layer wrote; nothing of it enters the next layer.
+One pass of the teacher serves all layers: each student mixer gets the input of its teacher layer (the teacher's own
+normed stream, with its positions) and is compared with the output of that layer; nothing of it enters the next layer.
 Source: arXiv 2601.22156, hidden-state alignment.
 """
 
@@ -22,18 +22,12 @@ from hypenet_jax.halo.method import (
     Weights,
     abstract_params,
 )
-from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
-from hypenet_jax.model.cost import (
-    WITH_GRADIENTS,
-    Flops,
-    layers_flops,
-    mixing_flops,
-    projections_flops,
-)
+from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, Tap
 from hypenet_jax.model.layers import Initialization, unroll_layers
-from hypenet_jax.model.mixers import make_mixer
+from hypenet_jax.model.mixers import MixerSpec
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.model.token_layout import layout_tokens
 from hypenet_jax.train.stage import Stage
@@ -57,10 +51,10 @@ class AlignConfig(TrainedMethod):
         return {"mse": "mean squared error", "l2norm": "mean norm of the error"}[self.loss]
 
     def stage(self, models: Models) -> Stage:
-        return align_stage(self, models.teacher)
+        return align_stage(self, models.teacher, models.aligned_spec)
 
     def params(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher)
+        return aligned_mixers(models.teacher, models.aligned_spec)
 
     def parent(self, models: Models) -> AbstractParams:
         raise ValueError("alignment starts from the teacher alone")
@@ -68,28 +62,27 @@ class AlignConfig(TrainedMethod):
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
     ) -> Params:
-        config, key = models.teacher.config, keys("align")
+        config, spec, key = models.teacher.config, models.aligned_spec, keys("align")
 
         def start(teacher: Params) -> Params:
-            single = unstack_layers(teacher)
-            return {"mixers": lightning_mixers(config, single, aligned_spec(config), key)}
+            return {"mixers": transfer_mixers(config, unstack_layers(teacher), spec, key)}
 
         return jax.jit(start, out_shardings=shardings)(weights.teacher)
 
     def flops(self, models: Models, length: int) -> Flops:
         """The teacher's layers forward; of every mixer the forward pass, the gradient of its weights, and that of the
-        outputs of its heads. What the mixers read is a constant, so no gradient goes there.
+        outputs of its heads. The inputs of the mixers are constants, so no gradient goes there.
         """
-        teacher, spec = models.teacher.config, aligned_spec(models.teacher.config)
-        inward, outward = projections_flops(spec, teacher.d_model)
+        teacher, spec = models.teacher.config, models.aligned_spec
+        inward, outward = spec.projection_flops(teacher.d_model)
         mixer = length * (2 * inward + WITH_GRADIENTS * outward)
-        mixer += WITH_GRADIENTS * mixing_flops(spec, length, before=0)
+        mixer += WITH_GRADIENTS * spec.mixing_flops(length, before=0)
         return Flops(layers_flops(teacher, length) + teacher.num_layers * mixer)
 
 
-def aligned_mixers(teacher: Decoder) -> AbstractParams:
+def aligned_mixers(teacher: Decoder, spec: MixerSpec) -> AbstractParams:
     """{"mixers": ...} of stage 1: a mixer for every layer, stacked on axis 0."""
-    specs = (aligned_spec(teacher.config),) * teacher.config.num_layers
+    specs = (spec,) * teacher.config.num_layers
     whole = abstract_params(Decoder(dataclasses.replace(teacher.config, mixers=specs)))
     (group,) = (name for name in whole.shapes if name.startswith("layers_"))
     return AbstractParams(
@@ -97,8 +90,8 @@ def aligned_mixers(teacher: Decoder) -> AbstractParams:
     )
 
 
-def align_stage(config: AlignConfig, teacher: Decoder) -> Stage:
-    """Trains {"mixers": stacked mixers of all layers} against the frozen teacher."""
+def align_stage(config: AlignConfig, teacher: Decoder, spec: MixerSpec) -> Stage:
+    """Trains {"mixers": stacked mixers of all layers}, each of this spec, against the frozen teacher."""
     gap = {"mse": squared_gap, "l2norm": norm_gap}[config.loss]
 
     def loss(student: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
@@ -106,7 +99,7 @@ def align_stage(config: AlignConfig, teacher: Decoder) -> Stage:
             {"params": frozen}, batch.tokens, batch.positions, batch.segment_ids, taps=True
         )
         taps = jax.lax.stop_gradient(output.taps)
-        imitations = imitate(student, teacher, taps, batch)
+        imitations = imitate(spec, student, teacher, taps, batch)
         weights = real_tokens(batch.segment_ids)
         gaps, relative = [], {}
         for i in range(teacher.config.num_layers):
@@ -118,10 +111,11 @@ def align_stage(config: AlignConfig, teacher: Decoder) -> Stage:
     return Stage("align", loss, trainable=lambda path: True)
 
 
-def imitate(student: Params, teacher: Decoder, taps: Tap, batch: Batch) -> jax.Array:
-    """What every student mixer writes, "L B T D", given what its teacher mixer read: one scan over the layers."""
-    mixer = make_mixer(
-        aligned_spec(teacher.config),
+def imitate(
+    spec: MixerSpec, student: Params, teacher: Decoder, taps: Tap, batch: Batch
+) -> jax.Array:
+    """Outputs of every student mixer, "L B T D", for the inputs of its teacher mixer: one scan over the layers."""
+    mixer = spec.module(
         d_model=teacher.config.d_model,
         norm_eps=teacher.config.norm_eps,
         start=Initialization(),
@@ -132,9 +126,9 @@ def imitate(student: Params, teacher: Decoder, taps: Tap, batch: Batch) -> jax.A
 
     def one(carry: None, layer: tuple[Params, jax.Array]) -> tuple[None, jax.Array]:
         params, inputs = layer
-        wrote, _ = mixer.apply({"params": params}, inputs, layout, None)
-        return carry, wrote
+        outputs, _ = mixer.apply({"params": params}, inputs, layout, None)
+        return carry, outputs
 
     unroll = teacher.config.num_layers if unroll_layers() else 1
-    _, wrote = jax.lax.scan(one, None, (student["mixers"], taps.inputs), unroll=unroll)
-    return wrote
+    _, outputs = jax.lax.scan(one, None, (student["mixers"], taps.inputs), unroll=unroll)
+    return outputs

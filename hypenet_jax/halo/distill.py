@@ -57,7 +57,7 @@ class DistillConfig(TrainedMethod):
         return abstract_params(models.student)
 
     def parent(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher)
+        return aligned_mixers(models.teacher, models.aligned_spec)
 
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 import jax
 
 from hypenet_jax.axes import Params
+from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
+from hypenet_jax.model.mixers import MixerSpec
 from hypenet_jax.train.stage import Stage
 
 
@@ -24,10 +26,17 @@ class Models:
     Attributes:
       teacher: frozen: nothing of it is differentiated or recomputed.
       student: the plan that the stage works towards; the teacher's own where the config names no student.
+      mixer: what replaces softmax attention, by its name in `MIXERS`.
     """
 
     teacher: Decoder
     student: Decoder
+    mixer: str
+
+    @property
+    def aligned_spec(self) -> MixerSpec:
+        """The mixer that stands in for any layer of the teacher; see `transfer.aligned_spec`."""
+        return aligned_spec(self.teacher.config, self.mixer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

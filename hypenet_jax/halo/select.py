@@ -9,22 +9,20 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
 from hypenet_jax.halo.align import aligned_mixers
 from hypenet_jax.halo.method import AbstractParams, Method, Models, Work
-from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder, Output
-from hypenet_jax.model.layers import GatedMLP, RMSNorm, look_up, unroll_layers
-from hypenet_jax.model.mixers import make_mixer
+from hypenet_jax.model.decoder import Decoder, Layer, Output
+from hypenet_jax.model.layers import unroll_layers
+from hypenet_jax.model.mixers import MixerSpec
 from hypenet_jax.model.token_layout import layout_tokens
 
 log = logging.getLogger("hypenet_jax")
@@ -54,10 +52,10 @@ class SelectConfig(Method):
     eps: float = 1e-10
 
     def parent(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher)
+        return aligned_mixers(models.teacher, models.aligned_spec)
 
     def run(self, work: Work) -> Params:
-        swept = SweptDecoder(work.models.teacher)
+        swept = SweptDecoder(work.models.teacher, work.models.aligned_spec)
 
         def score(params: Params) -> tuple[float, float]:
             return work.score(int(params["replaced"]), swept, params, self.rows)
@@ -156,10 +154,12 @@ class SweptDecoder:
     It stands in for a `Decoder` wherever one is only evaluated: `apply(variables, tokens, positions, segment_ids)`.
 
     Attributes:
-      teacher: a decoder of equal softmax layers, its parameters stacked as one run.
+      teacher: a decoder of equal softmax layers, its parameters stacked as one group.
+      spec: of the mixers of stage 1.
     """
 
     teacher: Decoder
+    spec: MixerSpec
 
     @property
     def config(self) -> ModelConfig:
@@ -188,30 +188,24 @@ class SweptDecoder:
         positions: Positions | None,
         segment_ids: SegmentIds | None,
     ) -> Hidden:
-        config, dtype, start = self.config, self.teacher.dtype, self.teacher.start
-        norm: Any = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
-        mlp: Any = GatedMLP(config.d_model, config.d_mlp, start)
-        widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
-        mixers = [
-            make_mixer(spec, start=start, dtype=dtype, **widths)
-            for spec in (config.mixers[0], aligned_spec(config))
-        ]
-        layout, _ = layout_tokens(tokens.shape[0], tokens.shape[1], positions, segment_ids, None)
+        teacher, layers = self.teacher, self.config.num_layers
+        layout, _ = layout_tokens(tokens.shape[0], tokens.shape[1], positions, segment_ids)
+
+        def apply(spec: MixerSpec, own: Params, x: Hidden) -> Hidden:
+            layer = Layer(spec, self.config, teacher.dtype, teacher.start, tap=False)
+            return layer.apply({"params": own}, x, None, layout)[0]
 
         def layer(x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]) -> tuple[Hidden, None]:
             own, aligned, index = xs
-            read = norm.apply({"params": own["mixer_norm"]}, x)
-            wrote = jax.lax.cond(
+            x = jax.lax.cond(
                 index == params["replaced"],
-                lambda: mixers[1].apply({"params": aligned}, read, layout, None)[0],
-                lambda: mixers[0].apply({"params": own["mixer"]}, read, layout, None)[0],
+                lambda: apply(self.spec, {**own, "mixer": aligned}, x),
+                lambda: apply(self.config.mixers[0], own, x),
             )
-            x = x + wrote
-            x = x + mlp.apply({"params": own["mlp"]}, norm.apply({"params": own["mlp_norm"]}, x))
             return x, None
 
-        layers = config.num_layers
-        x = look_up(params["embed"]["embedding"], tokens, dtype)
+        bound = teacher.bind({"params": params})
         rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
-        x, _ = jax.lax.scan(layer, x, rows, unroll=layers if unroll_layers() else 1)
-        return norm.apply({"params": params["final_norm"]}, x)
+        unroll = layers if unroll_layers() else 1
+        x, _ = jax.lax.scan(layer, bound.embed(tokens), rows, unroll=unroll)
+        return bound.final_norm(x)

@@ -3,12 +3,12 @@
 import dataclasses
 
 from hypenet_jax.model.hype import LogLengthScale
-from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
+from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec, check_listed, mixer_kind
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only language model: the mixer plan is all that tells a teacher from a student.
+    """A decoder-only language model: teacher and student differ in their mixers alone.
 
     Attributes:
       vocab_size: rows of the embedding (V).
@@ -17,6 +17,8 @@ class ModelConfig:
       mixers: one spec per layer; their number is the number of layers (L).
       tie_embeddings: the output head is the embedding.
       norm_eps: epsilon of every RMS norm.
+    Raises:
+      ValueError: a layer whose mixer is not of a kind in `MIXERS`.
     """
 
     vocab_size: int
@@ -25,6 +27,9 @@ class ModelConfig:
     mixers: tuple[MixerSpec, ...]
     tie_embeddings: bool
     norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_listed(self.mixers)
 
     @property
     def num_layers(self) -> int:
@@ -56,18 +61,21 @@ def hypenet(
     teacher: ModelConfig,
     softmax_layers: tuple[int, ...],
     *,
+    mixer: str = "lightning",
     rope_in_softmax: bool = False,
 ) -> ModelConfig:
-    """The student of `teacher`: the named layers keep softmax attention, all others become lightning attention.
+    """The student of `teacher`: the named layers keep softmax attention, all others get another mixer.
 
-    Kept layers lose their rotary positions (NoPE) and gain an output gate; lightning layers take over the rotary base.
+    Kept layers lose their rotary positions (NoPE) and gain an output gate.
 
     Args:
       teacher: a model whose layers are all softmax attention with rotary positions.
       softmax_layers: indices that keep softmax attention, in any order.
+      mixer: `NAME` of the mixer of the other layers, one of `MIXERS`.
       rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
     Raises:
-      ValueError: an index out of range or named twice, or a teacher that is not all softmax with rotary positions.
+      ValueError: an index out of range or named twice, an unknown mixer, or a teacher that is not all softmax with
+        rotary positions.
     Source: arXiv 2601.22156, section on HypeNet; flags of the published configurations.
     """
     outside = [i for i in softmax_layers if not 0 <= i < teacher.num_layers]
@@ -75,21 +83,15 @@ def hypenet(
         raise ValueError(
             f"softmax_layers {softmax_layers} must be distinct indices from 0 to {teacher.num_layers - 1}"
         )
-    mixers = tuple(
-        _kept(spec, rope_in_softmax) if i in softmax_layers else _replaced(i, spec)
-        for i, spec in enumerate(teacher.mixers)
-    )
-    return dataclasses.replace(teacher, mixers=mixers)
-
-
-def _kept(spec: MixerSpec, rope: bool) -> SoftmaxSpec:
-    assert isinstance(spec, SoftmaxSpec)
-    return dataclasses.replace(spec, rope_theta=spec.rope_theta if rope else None, output_gate=True)
-
-
-def _replaced(layer: int, spec: MixerSpec) -> LightningSpec:
-    if not isinstance(spec, SoftmaxSpec) or spec.rope_theta is None:
-        raise ValueError(
-            f"layer {layer} of the teacher is not softmax attention with rotary positions: {spec}"
-        )
-    return LightningSpec(spec.num_heads, spec.head_dim, spec.rope_theta)
+    kind, mixers = mixer_kind(mixer), []
+    for i, spec in enumerate(teacher.mixers):
+        keeps = i in softmax_layers
+        if not isinstance(spec, SoftmaxSpec) or (spec.rope_theta is None and not keeps):
+            raise ValueError(
+                f"layer {i} of the teacher is not softmax attention with rotary positions: {spec}"
+            )
+        kept = SoftmaxSpec.from_softmax(spec)
+        if rope_in_softmax:
+            kept = dataclasses.replace(kept, rope_theta=spec.rope_theta)
+        mixers.append(kept if keeps else kind.from_softmax(spec))
+    return dataclasses.replace(teacher, mixers=tuple(mixers))

@@ -1,14 +1,20 @@
-"""FLOPs of models by formula. XLA's own count takes the body of a scan once and a Pallas kernel for nothing.
+"""FLOPs and bytes of a model, by formula; each mixer's are in its file.
 
 A product of an [a, b] and a [b, c] matrix counts 2 a b c; norms, gates, rotations and softmaxes count nothing. Softmax
-attention counts the causal half of the pairs, as if every row were one document. Lightning attention counts its
-recurrent form, 4 N H^2 per token: what a chunked kernel does beyond that is how it does it, not what is asked.
+attention counts the causal half of the pairs, as if every row were one segment. XLA's own count takes the body of a
+scan once and a Pallas kernel for nothing.
 """
 
 import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
+from hypenet_jax.model.decoder import Decoder, init_params
 
 # Weight and input of a product each need one more product in the backward pass.
 FORWARD, WITH_GRADIENTS = 1, 3
@@ -27,11 +33,20 @@ class Flops:
     recomputed: float = 0.0
 
 
-def layers_flops(config: ModelConfig, length: int, before: int = 0) -> float:
-    """Forward pass of `length` tokens that follow `before` others, through every layer and no head."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The least that a program moves and computes: bytes read or written, and FLOPs."""
+
+    bytes: int
+    flops: float
+
+
+def layers_flops(config: ModelConfig, tokens: int, before: int = 0) -> float:
+    """Forward pass of this many tokens that follow `before` others, through every layer and no head."""
+    mlp = 6.0 * config.d_model * config.d_mlp
     return sum(
-        length * (sum(projections_flops(spec, config.d_model)) + 6 * config.d_model * config.d_mlp)
-        + mixing_flops(spec, length, before)
+        tokens * (sum(spec.projection_flops(config.d_model)) + mlp)
+        + spec.mixing_flops(tokens, before)
         for spec in config.mixers
     )
 
@@ -41,15 +56,32 @@ def head_flops(config: ModelConfig, tokens: int) -> float:
     return 2.0 * tokens * config.d_model * config.vocab_size
 
 
-def projections_flops(spec: MixerSpec, d_model: int) -> tuple[float, float]:
-    """Per token: from the stream to the heads (queries, keys, values, gate), and back."""
-    kv_heads = spec.num_kv_heads if isinstance(spec, SoftmaxSpec) else spec.num_heads
-    heads = spec.num_heads * (1 + spec.output_gate) + 2 * kv_heads
-    return 2.0 * d_model * heads * spec.head_dim, 2.0 * d_model * spec.num_heads * spec.head_dim
+def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
+    """Bytes of one row of `decode_state`: those of its mixers, and 4 (capacity + 4) of its cache position."""
+    size = jnp.dtype(dtype).itemsize
+    return sum(spec.state_bytes(capacity, size) for spec in config.mixers) + 4 * (capacity + 4)
 
 
-def mixing_flops(spec: MixerSpec, length: int, before: int) -> float:
-    if isinstance(spec, SoftmaxSpec):
-        pairs = length * before + length * (length + 1) / 2
-        return 4.0 * spec.num_heads * spec.head_dim * pairs
-    return 4.0 * length * spec.num_heads * spec.head_dim**2
+def weight_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes of the parameters that every token reads: all but the embedding, unless it is also the head."""
+    shapes = jax.eval_shape(functools.partial(init_params, Decoder(config)), jax.random.key(0))
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    if not config.tie_embeddings:
+        numbers -= config.vocab_size * config.d_model
+    return numbers * jnp.dtype(dtype).itemsize
+
+
+def decode_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
+    """The last token of one row of this length: all weights are read once, and the states."""
+    size = jnp.dtype(dtype).itemsize
+    states = sum(spec.decode_bytes(length, size) for spec in config.mixers)
+    flops = layers_flops(config, 1, before=length - 1) + head_flops(config, 1)
+    return Work(weight_bytes(config, dtype) + states, flops)
+
+
+def prefill_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
+    """One row of this length and the logits after it: all weights are read once, the states written."""
+    size = jnp.dtype(dtype).itemsize
+    states = sum(spec.state_bytes(length, size) for spec in config.mixers)
+    flops = layers_flops(config, length) + head_flops(config, 1)
+    return Work(weight_bytes(config, dtype) + states, flops)

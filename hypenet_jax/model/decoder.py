@@ -1,5 +1,6 @@
 """The decoder of teacher and student alike: tokens to hidden states, and hidden states to logits by a separate call."""
 
+import functools
 from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
@@ -20,7 +21,7 @@ from hypenet_jax.model.layers import (
     RMSNorm,
     unroll_layers,
 )
-from hypenet_jax.model.mixers import MixerSpec, MixerState, empty_state, make_mixer
+from hypenet_jax.model.mixers import MixerSpec, MixerState
 from hypenet_jax.model.stacking import group_names
 from hypenet_jax.model.token_layout import (
     CachePosition,
@@ -34,7 +35,7 @@ from hypenet_jax.sharding import constrain
 
 @flax.struct.dataclass
 class DecodeState:
-    """All that decoding remembers: one state per layer, and where each row stopped."""
+    """One state per layer, and where each row stopped."""
 
     layers: tuple[MixerState, ...]
     cache_position: CachePosition
@@ -44,10 +45,15 @@ class DecodeState:
         """Real tokens seen per row."""
         return self.cache_position.written
 
+    def with_capacity(self, capacity: int) -> "DecodeState":
+        """The same state with capacity for this many tokens per row; no row may hold more."""
+        layers = tuple(layer.with_capacity(capacity) for layer in self.layers)
+        return DecodeState(layers, self.cache_position.with_capacity(capacity))
+
 
 @flax.struct.dataclass
 class Tap:
-    """What a mixer read (the normed residual stream) and what it wrote (before it is added back)."""
+    """Inputs of a mixer (the normed residual stream) and its outputs (before they are added back)."""
 
     inputs: Float[Array, "*L B T D"]
     outputs: Float[Array, "*L B T D"]
@@ -76,25 +82,21 @@ class Layer(nn.Module):
         self, x: Hidden, state: MixerState | None, layout: TokenLayout
     ) -> tuple[Hidden, tuple[MixerState | None, Tap | None]]:
         config = self.config
-        shape, names, eps = (config.d_model,), (axes.NORM,), config.norm_eps
-        mixer = make_mixer(
-            self.spec,
+        norm = functools.partial(RMSNorm, (config.d_model,), (axes.NORM,), config.norm_eps)
+        mixer_norm, mlp_norm = norm(name="mixer_norm"), norm(name="mlp_norm")
+        mixer = self.spec.module(
             d_model=config.d_model,
-            norm_eps=eps,
+            norm_eps=config.norm_eps,
             start=self.start,
             dtype=self.dtype,
             name="mixer",
         )
-        norm, tap = RMSNorm(shape, names, eps, name="mixer_norm"), None
-        if self.tap:
-            read = norm(x)
-            wrote, state = mixer(read, layout, state)
-            x, tap = x + wrote, Tap(read, wrote)
-        else:
-            x, state = mixer(x, layout, state, norm.before_product(), residual=x)
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, name="mlp")
-        norm = RMSNorm(shape, names, eps, name="mlp_norm")
-        x = mlp(x, norm.before_product(), residual=x)
+        h = mixer_norm(x) if self.tap else mixer_norm.deferred(x)  # a tap is of arrays
+        y, state = mixer(h, layout, state)
+        tap = Tap(cast(Hidden, h), y) if self.tap else None
+        x = x + y
+        x = x + mlp(mlp_norm.deferred(x))
         x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
         return x, (state, tap)
 
@@ -106,7 +108,7 @@ class Decoder(nn.Module):
       config: the architecture.
       dtype: of activations and of the weights where they are used; parameters are stored in float32.
       remat: "full" recomputes each layer in the backward pass, "none" keeps what it needs.
-      scan: runs of equal layers are one scan over stacked parameters (training); otherwise every layer stands alone
+      scan: each group of equal layers is one scan over stacked parameters (training); otherwise layers stand alone
         (decoding, where a scan would copy the caches). `stack_layers` and `unstack_layers` change between the two.
       start: initial weights.
     """
@@ -143,27 +145,25 @@ class Decoder(nn.Module):
 
         Args:
           tokens: token ids, or their embeddings.
-          positions: layout_tokens of each token in its document; None counts them here.
-          segment_ids: document of each token, 0 for padding; None: one document, no padding.
+          positions: of each token in its segment; None counts them here.
+          segment_ids: segment of each token, 0 for padding; None: one segment, no padding.
           state: where to go on from; the call then also returns the state after its last token.
-          taps: also return what every mixer read and wrote.
+          taps: also return the inputs and outputs of every mixer.
         Returns:
           `Output`. Outputs at padding are finite and mean nothing. A row given more tokens than its cache has slots
           returns NaN from then on.
         """
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
-        cache_position = None if state is None else state.cache_position
-        layout, cache_position = layout_tokens(
-            x.shape[0], x.shape[1], positions, segment_ids, cache_position
-        )
+        before = None if state is None else state.cache_position
+        layout, after = layout_tokens(x.shape[0], x.shape[1], positions, segment_ids, before)
         layers: tuple[Any, ...] = (None,) * self.config.num_layers
         if state is not None:
             layers = state.layers
         x, layers, tapped = self._layers(x, layers, layout, taps)
         hidden = self.final_norm(x)
-        if cache_position is not None:
-            hidden = jnp.where(overflow(cache_position)[:, None, None], jnp.nan, hidden)
-            state = DecodeState(layers, cache_position)
+        if after is not None:
+            hidden = jnp.where(overflow(after)[:, None, None], jnp.nan, hidden)
+            state = DecodeState(layers, after)
         return Output(hidden, state, tapped)
 
     def _layers(
@@ -178,17 +178,17 @@ class Decoder(nn.Module):
         for name, group in group_names(self.config, self.scan):
             spec = self.config.mixers[group[0]]
             fields = (spec, self.config, self.dtype, self.start, taps)
-            mine = [states[i] for i in group]
+            own = [states[i] for i in group]
             if self.scan:
-                stacked = jax.tree.map(lambda *s: jnp.stack(s), *mine)
+                stacked = jax.tree.map(lambda *s: jnp.stack(s), *own)
                 x, (stacked, tap) = _scanned(layer, len(group))(*fields, name=name)(
                     x, stacked, layout
                 )
-                mine = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(group))]
+                own = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(group))]
             else:
-                x, (mine[0], tap) = layer(*fields, name=name)(x, mine[0], layout)
+                x, (own[0], tap) = layer(*fields, name=name)(x, own[0], layout)
                 tap = jax.tree.map(lambda t: t[None], tap)
-            after += mine
+            after += own
             tapped.append(tap)
         joined = jax.tree.map(lambda *t: jnp.concatenate(t), *tapped) if taps else None
         return x, tuple(after), joined
@@ -223,7 +223,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Params:
 
 
 def logical_axes(decoder: Decoder) -> Params:
-    """The tree of `init_params` with each array's logical axis names, as a tuple, in its layout_tokens."""
+    """The tree of `init_params` with a tuple of logical axis names in place of each array."""
     boxed = jax.eval_shape(lambda key: _init(decoder, key), jax.random.key(0))
     is_box = lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)  # noqa: E731
     return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
@@ -246,9 +246,6 @@ def _touch_all(decoder: Decoder, tokens: Tokens) -> Logits:
 def decode_state(
     config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.bfloat16
 ) -> DecodeState:
-    """The state before the first token, with room for `capacity` tokens per row in the softmax layers.
-
-    Bytes: softmax layers 2 * capacity * K * H * itemsize each, lightning layers N * H * H * 4 each, per row.
-    """
-    layers = tuple(empty_state(spec, batch, capacity, dtype) for spec in config.mixers)
+    """The state before the first token, with capacity for this many tokens per row; see `cost.state_bytes`."""
+    layers = tuple(spec.init_state(batch, capacity, dtype) for spec in config.mixers)
     return DecodeState(layers, start_position(batch, capacity))

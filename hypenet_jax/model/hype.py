@@ -5,6 +5,8 @@ Source: arXiv 2601.22156 (HyPE); rotary embedding arXiv 2104.09864.
 
 import dataclasses
 import math
+import sys
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,6 +35,38 @@ class LogLengthScale:
     def at(self, positions: Positions) -> Float[Array, "B T"]:
         """The factor of every position, float32: bfloat16 could not tell far positions apart."""
         return jnp.log(positions.astype(jnp.float32) + self.base) / math.log(int(self.base))
+
+
+LogitScale: TypeAlias = LogLengthScale | float | None
+"""Factor on the logits: by position, a constant, or None for 1."""
+
+HYPE_BASE = 362.0
+"""The constant a of "hype" without a number, as in the official code."""
+
+
+def logit_scale_from_hf(value: Any) -> LogitScale:
+    """attn_logits_scaling of a config.json: null, a constant, "hype" (a = 362) or "hype 500".
+
+    Raises:
+      ValueError: anything else, or a constant a below 2.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 < value <= sys.float_info.max:
+        return float(value)
+    words = value.split() if isinstance(value, str) else []
+    if words[:1] != ["hype"] or len(words) > 2:
+        raise ValueError(f'{value!r} is none of null, a positive number, "hype", "hype 500"')
+    base = float(words[1]) if len(words) == 2 else HYPE_BASE
+    if not math.isfinite(base):
+        raise ValueError(f"{value!r}: the constant must be finite")
+    return LogLengthScale(base)
+
+
+def logit_scale_to_hf(scale: LogitScale) -> str | float | None:
+    """The inverse of `logit_scale_from_hf`."""
+    return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
 
 
 def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Angles:

@@ -14,16 +14,9 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
+from hypenet_jax.model.fusion import Normed, Product, project, project_back
 from hypenet_jax.sharding import constrain, mesh_axes
-from pallas_kernels import (
-    AxisNames,
-    Norm,
-    num_shards,
-    on_each_device,
-    platform,
-    projection,
-    rms_norm,
-)
+from pallas_kernels import AxisNames, Norm, num_shards, on_each_device, platform, rms_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +97,10 @@ class RMSNorm(nn.Module):
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return rms_norm(x, self.scale, self.eps)
 
+    def deferred(self, x: Float[Array, "B T D"]) -> Normed:
+        """The same, computed by the products that read it."""
+        return Normed(x, self.before_product())
+
     def before_product(self) -> Norm:
         """The same norm for `projection`, the scale's axes as one."""
         return Norm(self.scale.reshape(-1), self.eps)
@@ -117,17 +114,14 @@ class GatedMLP(nn.Module):
     start: Initialization
 
     @nn.compact
-    def __call__(
-        self, x: Hidden, norm: Norm | None = None, residual: Hidden | None = None
-    ) -> Hidden:
-        """residual + W_down (silu(W_gate norm(x)) * W_up norm(x)); what is None is left out."""
+    def __call__(self, x: Hidden | Normed) -> Hidden | Product:
         inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
         wide = functools.partial(Linear, (self.d_model, self.d_mlp), inward, self.start.std)
         kernels = wide(name="gate").matrix(), wide(name="up").matrix()
-        gate, up = projection(x, kernels, norm=norm)
+        gate, up = project(x, kernels)
         std = self.start.std * self.start.output_gain
         down = Linear((self.d_mlp, self.d_model), outward, std, name="down").matrix()
-        return projection(up, (down,), gate=gate, activation="silu", residual=residual)[0]
+        return project_back(x, up, down, gate=gate, activation="silu")
 
 
 class Embedding(nn.Module):

@@ -11,7 +11,7 @@ from typing import no_type_check
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 from hypenet_jax import axes
 from hypenet_jax.axes import CacheSlots, Mask, Positions, SegmentIds, SlotSegmentIds
@@ -37,6 +37,16 @@ class CachePosition:
     segment_id: Int[Array, "B"]
     num_segments: Int[Array, "B"]
     slot_segment_ids: SlotSegmentIds
+
+    def with_capacity(self, capacity: int) -> "CachePosition":
+        slots = with_slots(self.slot_segment_ids, capacity)
+        return dataclasses.replace(self, slot_segment_ids=slots)
+
+
+def with_slots(per_slot: Shaped[Array, "B S *rest"], capacity: int) -> Shaped[Array, "B _ *rest"]:
+    """An array of one entry per cache slot, with more slots of zeros or without its last ones."""
+    kept = per_slot[:, :capacity]
+    return jnp.pad(kept, ((0, 0), (0, capacity - kept.shape[1]), *((0, 0),) * (kept.ndim - 2)))
 
 
 @flax.struct.dataclass

@@ -1,6 +1,5 @@
 """Prefill and decoding of a long context as abstract programs."""
 
-import functools
 from typing import Any, cast
 
 import jax
@@ -14,7 +13,6 @@ from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, 
 from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.mixers import state_axes
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.programs import PlannedProgram, placed
 from hypenet_jax.sharding import replicated, sharding_of
@@ -72,7 +70,9 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
         return sharding_of(names, leaf.shape, mesh, "state")
 
     layers = tuple(
-        jax.tree.map(functools.partial(where, names=state_axes(spec)), layer)
+        layer.replace(
+            **{name: where(getattr(layer, name), names) for name, names in spec.STATE_AXES.items()}
+        )
         for spec, layer in zip(config.model.mixers, shapes.state.layers, strict=True)
     )
     cache_position = jax.tree.map(lambda leaf: rows, shapes.state.cache_position)

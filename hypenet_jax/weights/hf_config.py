@@ -10,23 +10,14 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
-from hypenet_jax.weights.hf_fields import (
-    LIGHTNING,
-    PLAN,
-    SOFTMAX,
-    logit_scale_from_hf,
-    logit_scale_to_hf,
-    problems,
-)
+from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
+from hypenet_jax.weights.hf_fields import PLAN, planned_mixers, problems
 
 # Taken over from the source of an export.
 CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-
-Spec = TypeVar("Spec", SoftmaxSpec, LightningSpec)
 
 
 class CheckpointError(ValueError):
@@ -75,7 +66,7 @@ def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
         vocab_size=fields["vocab_size"],
         d_model=fields["hidden_size"],
         d_mlp=fields["intermediate_size"],
-        mixers=tuple(_mixer(fields, kind) for kind in _plan(fields)),
+        mixers=_mixers(fields),
         tie_embeddings=fields["tie_word_embeddings"],
         norm_eps=float(fields["rms_norm_eps"]),
     )
@@ -87,24 +78,18 @@ def to_hf(
     """The fields of a `config.json` for this model, with the keys of transformers 4 and 5.
 
     Args:
-      config: a plan whose softmax layers are all alike, and whose lightning layers are all alike.
+      config: a model whose mixers of one kind are all alike.
       dtype: "bfloat16" or "float32", the type of the exported tensors.
       carried: fields of another config.json, from which token ids and the longest length are
         taken over.
     Raises:
-      ValueError: a plan that the format has no fields for, and why.
+      ValueError: a model that the format has no fields for, and why.
     """
-    softmax, lightning = _only(config, SoftmaxSpec), _only(config, LightningSpec)
-    bases = {spec.rope_theta for spec in (softmax, lightning) if spec} - {None}
-    if len(bases) > 1:
-        raise ValueError(f"config.json has one rotary base for all layers, the plan has {bases}")
-    theta = bases.pop() if bases else None
-    plain = (
-        SoftmaxSpec(softmax.num_heads, softmax.num_kv_heads, softmax.head_dim, theta)
-        if softmax
-        else None
-    )
-    is_qwen3 = theta is not None and lightning is None and softmax == plain
+    specs = _one_of_each_kind(config)
+    theta = _rotary_base(specs)
+    softmax = _softmax(specs)
+    heads = (softmax.num_heads, softmax.num_kv_heads, softmax.head_dim)
+    is_qwen3 = theta is not None and specs == [SoftmaxSpec(*heads, theta)]
     return {
         "architectures": ["Qwen3ForCausalLM" if is_qwen3 else "HypeNetForCausalLM"],
         "model_type": "qwen3" if is_qwen3 else "hypenet",
@@ -120,62 +105,50 @@ def to_hf(
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        **_heads(softmax, lightning),
+        "num_attention_heads": softmax.num_heads,
+        "num_key_value_heads": softmax.num_kv_heads,
+        "head_dim": softmax.head_dim,
         **_rotary(theta),
-        **({} if is_qwen3 else _hybrid(config, softmax, lightning)),
+        **({} if is_qwen3 else _hybrid(config, [softmax, *specs])),
         **{key: carried[key] for key in CARRIED if carried and key in carried},
     }
 
 
-def _plan(fields: Mapping[str, Any]) -> list[str]:
-    if fields["model_type"] == "qwen3":
-        return [SOFTMAX] * fields["num_hidden_layers"]
-    return fields[next(key for key in PLAN if key in fields)]
-
-
-def _mixer(fields: Mapping[str, Any], kind: str) -> MixerSpec:
-    new = fields.get("rope_parameters") or {}
-    base = new.get("rope_theta")
+def _mixers(fields: Mapping[str, Any]) -> tuple[MixerSpec, ...]:
+    base = (fields.get("rope_parameters") or {}).get("rope_theta")
     theta = float(fields["rope_theta"] if base is None else base)
-    if kind == LIGHTNING:
-        return LightningSpec(
-            num_heads=fields["lightning_nh"],
-            head_dim=fields["lightning_head_dim"],
-            rope_theta=theta if fields["lightning_use_rope"] else None,
-            scale=fields["lightning_scale"],
-            qk_norm=fields["lightning_use_qk_norm"],
-            output_norm=fields["lightning_use_output_norm"],
-            output_gate=fields["lightning_use_output_gate"],
-        )
-    heads = fields["num_attention_heads"], fields["num_key_value_heads"], fields["head_dim"]
     if fields["model_type"] == "qwen3":
-        return SoftmaxSpec(*heads, rope_theta=theta)
-    return SoftmaxSpec(
-        *heads,
-        rope_theta=theta if fields["attn_use_rope"] else None,
-        output_gate=fields["attn_use_output_gate"],
-        logit_scale=logit_scale_from_hf(fields["attn_logits_scaling"]),
-    )
+        heads = fields["num_attention_heads"], fields["num_key_value_heads"], fields["head_dim"]
+        return (SoftmaxSpec(*heads, rope_theta=theta),) * fields["num_hidden_layers"]
+    specs = {kind.CHECKPOINT.kind: kind.from_hf(fields, theta) for kind in planned_mixers(fields)}
+    return tuple(specs[name] for name in fields[next(key for key in PLAN if key in fields)])
 
 
-def _only(config: ModelConfig, kind: type[Spec]) -> Spec | None:
-    specs = {spec for spec in config.mixers if isinstance(spec, kind)}
-    if len(specs) > 1:
-        raise ValueError(
-            f"config.json describes one {kind.__name__} for all layers, the plan has {specs}"
-        )
-    return specs.pop() if specs else None
+def _one_of_each_kind(config: ModelConfig) -> list[MixerSpec]:
+    specs: dict[type[MixerSpec], MixerSpec] = {}
+    for spec in config.mixers:
+        if specs.setdefault(type(spec), spec) != spec:
+            raise ValueError(
+                f"config.json describes one {type(spec).__name__} for all layers, the model has "
+                f"{specs[type(spec)]} and {spec}"
+            )
+    if not specs:
+        raise ValueError("a model without layers cannot be exported")
+    return list(specs.values())
 
 
-def _heads(softmax: SoftmaxSpec | None, lightning: LightningSpec | None) -> dict[str, int]:
-    spec = softmax or lightning
-    if spec is None:
-        raise ValueError("a plan without layers cannot be exported")
-    return {
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": softmax.num_kv_heads if softmax else spec.num_heads,
-        "head_dim": spec.head_dim,
-    }
+def _rotary_base(specs: list[MixerSpec]) -> float | None:
+    # A mixer without rotary positions may have no such field.
+    bases = {getattr(spec, "rope_theta", None) for spec in specs} - {None}
+    if len(bases) > 1:
+        raise ValueError(f"config.json has one rotary base for all layers, the model has {bases}")
+    return bases.pop() if bases else None
+
+
+def _softmax(specs: list[MixerSpec]) -> SoftmaxSpec:
+    """The model's softmax attention; where it has none, one of the other mixer's sizes, which nothing reads."""
+    other = SoftmaxSpec(specs[0].num_heads, specs[0].num_heads, specs[0].head_dim)
+    return next((spec for spec in specs if isinstance(spec, SoftmaxSpec)), other)
 
 
 def _rotary(theta: float | None) -> dict[str, Any]:
@@ -189,38 +162,17 @@ def _rotary(theta: float | None) -> dict[str, Any]:
     }
 
 
-def _hybrid(
-    config: ModelConfig, softmax: SoftmaxSpec | None, lightning: LightningSpec | None
-) -> dict[str, Any]:
-    """The fields of HypeNet; a mixer that the plan lacks gets the other's sizes, never read."""
-    spec = softmax or lightning
-    assert spec is not None
-    softmax = softmax or SoftmaxSpec(spec.num_heads, spec.num_heads, spec.head_dim)
-    lightning = lightning or LightningSpec(spec.num_heads, spec.head_dim, spec.rope_theta)
-    if lightning.rope_theta is not None and lightning.head_dim != softmax.head_dim:
-        raise ValueError(
-            f"config.json has one width for rotary positions, {softmax.head_dim}; lightning heads "
-            f"of {lightning.head_dim} cannot use it"
-        )
-    return {
-        "mixer_types": [
-            SOFTMAX if isinstance(s, SoftmaxSpec) else LIGHTNING for s in config.mixers
-        ],
-        "attn_use_rope": softmax.rope_theta is not None,
-        "attn_use_output_gate": softmax.output_gate,
-        "attn_logits_scaling": logit_scale_to_hf(softmax.logit_scale),
-        "expand_kv_proj": True,
-        "lightning_nh": lightning.num_heads,
-        "lightning_nkv": lightning.num_heads,
-        "lightning_head_dim": lightning.head_dim,
-        "lightning_scale": lightning.scale,
-        "lightning_use_rope": lightning.rope_theta is not None,
-        "lightning_rope_scaling": None,
-        "lightning_use_qk_norm": lightning.qk_norm,
-        "lightning_use_output_norm": lightning.output_norm,
-        "lightning_use_output_gate": lightning.output_gate,
-        "lightning_use_short_conv": False,
-    }
+def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:
+    """The fields of HypeNet; the first spec is softmax attention."""
+    width = specs[0].head_dim
+    for spec in specs:
+        if getattr(spec, "rope_theta", None) is not None and spec.head_dim != width:
+            raise ValueError(
+                f"config.json has one width for rotary positions, {width}; {spec.NAME} heads of {spec.head_dim} "
+                "cannot use it"
+            )
+    fields = {"mixer_types": [spec.CHECKPOINT.kind for spec in config.mixers]}
+    return fields | {"expand_kv_proj": True} | {k: v for s in specs for k, v in s.to_hf().items()}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

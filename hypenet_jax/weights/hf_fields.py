@@ -1,20 +1,16 @@
 """The fields a `config.json` may hold: those read, those with one possible value, the harmless.
 
-Everything else is refused by name. `problems` finds all that is wrong with a file at once.
+Those of mixers are in their files. Everything else is refused by name. `problems` finds all that is wrong with a file
+at once.
 """
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hypenet_jax.model.hype import LogLengthScale
-
-SOFTMAX, LIGHTNING = "attn", "lightning-attn"
-SCALES = ("1/sqrt(d)", "1/d", "1")
-HYPE_BASE = 362.0
-"""The constant a of the string "hype" without a number, as in the official code."""
+from hypenet_jax.model import mixers
+from hypenet_jax.model.mixers import MixerSpec
 
 LARGEST = 2**31 - 1
 
@@ -30,18 +26,6 @@ COMMON: Mapping[str, type] = {
     "rms_norm_eps": float,
     "tie_word_embeddings": bool,
 }
-OF_HYPENET: Mapping[str, type] = {
-    "attn_use_rope": bool,
-    "attn_use_output_gate": bool,
-    "lightning_nh": int,
-    "lightning_nkv": int,
-    "lightning_head_dim": int,
-    "lightning_scale": str,
-    "lightning_use_rope": bool,
-    "lightning_use_qk_norm": bool,
-    "lightning_use_output_norm": bool,
-    "lightning_use_output_gate": bool,
-}
 PLAN = ("mixer_types", "mixer_type")  # The second is how the official README spells it.
 READ = ("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window")
 # Nothing else is computed here, so these fields must have these values where they stand.
@@ -50,10 +34,6 @@ FIXED: Mapping[str, Any] = {
     "attention_bias": False,
     "attention_dropout": 0,
     "use_sliding_window": False,
-}
-FIXED_IN_HYPENET: Mapping[str, Any] = {
-    "lightning_use_short_conv": False,
-    "lightning_rope_scaling": None,
 }
 # These say nothing about the computation: bookkeeping, token ids, initial values, switches of the
 # official training code, and code that is never run here (auto_map).
@@ -88,35 +68,17 @@ HARMLESS = frozenset(
         "loss_fn",
         "shift_labels",
         "rand_init",
-        "lightning_conv_size",
     )
 )
-# Fields of mixers that no accepted plan can name.
+# Fields of the official mixers, harmless while the plan names none of them.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
 
 
-def logit_scale_from_hf(value: Any) -> LogLengthScale | float | None:
-    """attn_logits_scaling: null, a constant, "hype" (a = 362) or "hype 500".
-
-    Raises:
-      ValueError: anything else, or a constant a below 2.
-    """
-    if value is None:
-        return None
-    if _is_a(value, float):
-        return float(value)
-    words = value.split() if isinstance(value, str) else []
-    if words[:1] != ["hype"] or len(words) > 2:
-        raise ValueError(f'{value!r} is none of null, a positive number, "hype", "hype 500"')
-    base = float(words[1]) if len(words) == 2 else HYPE_BASE
-    if not math.isfinite(base):
-        raise ValueError(f"{value!r}: the constant must be finite")
-    return LogLengthScale(base)
-
-
-def logit_scale_to_hf(scale: LogLengthScale | float | None) -> str | float | None:
-    """The inverse of `logit_scale_from_hf`."""
-    return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
+def planned_mixers(fields: Mapping[str, Any]) -> list[type[MixerSpec]]:
+    """The mixers that the layers of a hypenet name."""
+    names = next((fields[key] for key in PLAN if key in fields), None)
+    named = names if isinstance(names, list) else []
+    return [kind for kind in mixers.MIXERS if kind.CHECKPOINT.kind in named]
 
 
 def problems(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -132,13 +94,20 @@ def problems(fields: Mapping[str, Any]) -> Iterator[str]:
     yield from _rotary_problems(fields)
     if hybrid:
         yield from _plan_problems(fields)
-        yield from _mixer_problems(fields)
+        for mixer in planned_mixers(fields):
+            yield from mixer.hf_problems(fields)
 
 
 def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
-    needed = {**COMMON, **(OF_HYPENET if hybrid else {})}
-    fixed = {**FIXED, **(FIXED_IN_HYPENET if hybrid else {})}
-    known = {*needed, *READ, *fixed, *HARMLESS, *((*PLAN, "attn_logits_scaling") if hybrid else ())}
+    needed, fixed = dict(COMMON), dict(FIXED)
+    known = {*READ, *HARMLESS}
+    if hybrid:
+        for mixer in planned_mixers(fields):
+            needed |= {key: kind for key, (_, kind) in mixer.CHECKPOINT.fields.items()}
+            fixed |= mixer.CHECKPOINT.fixed
+        formats = [mixer.CHECKPOINT for mixer in mixers.MIXERS]
+        known |= {*PLAN, *(key for f in formats for key in (*f.fields, *f.fixed, *f.ignored))}
+    known |= {*needed, *fixed}
     for key, kind in needed.items():
         if key not in fields:
             yield f"{key} is missing"
@@ -147,8 +116,9 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
     for key, value in fixed.items():
         if key in fields and fields[key] != value:
             yield f"{key} {fields[key]!r} is not supported, only {json.dumps(value)}"
+    unread = tuple(p for p in OTHER_MIXERS if not any(key.startswith(p) for key in needed))
     unknown = [
-        key for key in fields if key not in known and not (hybrid and key.startswith(OTHER_MIXERS))
+        key for key in fields if key not in known and not (hybrid and key.startswith(unread))
     ]
     if unknown:
         yield f"unknown fields that may change the computation: {', '.join(sorted(unknown))}"
@@ -214,27 +184,8 @@ def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:
     if len(given) != 1:
         yield f"exactly one of {PLAN} must name the mixers, got {given or 'none'}"
         return
-    kinds = fields[given[0]]
+    kinds, known = fields[given[0]], [mixer.CHECKPOINT.kind for mixer in mixers.MIXERS]
     if not isinstance(kinds, list) or len(kinds) != fields.get("num_hidden_layers"):
         yield f"{given[0]} must list num_hidden_layers names, got {kinds!r}"
-    elif not _is_list_of(kinds, SOFTMAX, LIGHTNING):
-        yield f"{given[0]} {kinds} is not supported, only {SOFTMAX} and {LIGHTNING}"
-
-
-def _mixer_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    if "attn_logits_scaling" not in fields:
-        yield "attn_logits_scaling is missing; null means none"
-    try:
-        logit_scale_from_hf(fields.get("attn_logits_scaling"))
-    except ValueError as error:
-        yield f"attn_logits_scaling: {error}"
-    heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
-    if heads != kv_heads:
-        yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; only equal is supported"
-    if fields.get("lightning_use_rope") and fields.get("lightning_head_dim") != fields.get(
-        "head_dim"
-    ):
-        # The official rotary table has head_dim columns, whichever mixer reads it.
-        yield "lightning_head_dim differs from head_dim, which its rotary positions need"
-    if fields.get("lightning_scale") not in (*SCALES, None):
-        yield f"lightning_scale {fields['lightning_scale']!r} is none of {SCALES}"
+    elif not _is_list_of(kinds, *known):
+        yield f"{given[0]} {kinds} is not supported, only {', '.join(known)}"

@@ -1,9 +1,7 @@
-"""One table of our parameter paths and the names in Hugging Face checkpoints, read both ways.
+"""Every parameter of a model with its name in Hugging Face checkpoints, read both ways.
 
-A rule pairs a path of ours with a name of theirs and says how the axes correspond, in the letters
-of `hypenet_jax.axes` (lower case): "d n h -> (n h) d" merges heads and head width into rows and
-puts the model width last, which is how torch stores a linear layer. Names speak of single layers;
-the rules of a layer leave out its prefix, "layer_3/" here and "model.layers.3." there.
+The rules of mixers are in their files; those here are of what all layers share. They speak of single layers and leave
+out their prefix, "layer_3/" here and "model.layers.3." there.
 """
 
 import dataclasses
@@ -14,25 +12,8 @@ from typing import Any
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.mixers import LightningSpec, MixerSpec, SoftmaxSpec
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One line of the table.
-
-    Attributes:
-      ours: path of our parameter, its keys joined by "/".
-      theirs: name of the tensor in the checkpoint.
-      axes: "our axes -> their axes"; parentheses merge neighbouring axes.
-      flag: the field of the mixer's spec that must be true for it to exist; None: always.
-    """
-
-    ours: str
-    theirs: str
-    axes: str
-    flag: str | None = None
-
+from hypenet_jax.model.mixers import MixerSpec
+from hypenet_jax.model.mixers.spec import Rule
 
 WHOLE_MODEL = (
     Rule("embed/embedding", "model.embed_tokens.weight", "v d -> v d"),
@@ -46,27 +27,6 @@ EVERY_LAYER = (
     Rule("mlp/up/kernel", "mlp.up_proj.weight", "d f -> f d"),
     Rule("mlp/down/kernel", "mlp.down_proj.weight", "f d -> d f"),
 )
-MIXERS: Mapping[type[MixerSpec], tuple[Rule, ...]] = {
-    SoftmaxSpec: (
-        Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
-        Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
-        Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
-        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h"),
-        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h"),
-        Rule("mixer/gate/kernel", "self_attn.o_gate.weight", "d n h -> (n h) d", "output_gate"),
-    ),
-    LightningSpec: (
-        Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
-        Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),
-        Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d n h -> (n h) d"),
-        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
-        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
-        Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
-        Rule("mixer/output_norm/scale", "self_attn.o_norm.weight", "n h -> (n h)", "output_norm"),
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,10 +118,8 @@ def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def _layer(layer: int, spec: MixerSpec, widths: Mapping[str, int]) -> list[Tensor]:
-    sizes = {**widths, "n": spec.num_heads, "h": spec.head_dim}
-    if isinstance(spec, SoftmaxSpec):
-        sizes["k"] = spec.num_kv_heads
-    rules = [*EVERY_LAYER, *MIXERS[type(spec)]]
+    sizes = {**widths, **spec.axis_sizes()}
+    rules = (*EVERY_LAYER, *spec.CHECKPOINT.tensors)
     return [
         _tensor(rule, sizes, f"layer_{layer}/", f"model.layers.{layer}.")
         for rule in rules

@@ -19,6 +19,7 @@ from hypenet_jax.data.batch import Batch, make_row, stack_rows
 from hypenet_jax.halo.align import AlignConfig, align_stage, aligned_mixers
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.finetune import finetune_stage
+from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.sharding import (
@@ -65,10 +66,10 @@ class Case:
     frozen: bool
 
 
-MIXERS = aligned_mixers(TEACHER_DECODER)
+MIXERS = aligned_mixers(TEACHER_DECODER, aligned_spec(CONFIG))
 CASES = {
     "align": Case(
-        align_stage(AlignConfig(), TEACHER_DECODER),
+        align_stage(AlignConfig(), TEACHER_DECODER, aligned_spec(CONFIG)),
         MIXERS.shapes,
         lambda mesh: shardings_of(MIXERS.shapes, MIXERS.axes, mesh),
         frozen=True,

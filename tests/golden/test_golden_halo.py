@@ -10,7 +10,7 @@ import pytest
 
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.align import AlignConfig, align_stage, imitate
-from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.halo.transfer import aligned_spec, transfer_mixers
 from hypenet_jax.losses import distillation, squared_gap
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.presets import HYPENET_2B_SOFTMAX_LAYERS
@@ -32,7 +32,7 @@ class Alignment:
 def alignment(load):
     single, params = load("teacher")
     config = single.config
-    mixers = lightning_mixers(config, params, aligned_spec(config), jax.random.key(0))
+    mixers = transfer_mixers(config, params, aligned_spec(config), jax.random.key(0))
     new = golden_recipe.alignment_student()
     mixers["output_norm"] = {"scale": jnp.stack([x["o_norm"].reshape(4, 16) for x in new])}
     mixers["gate"] = {"kernel": jnp.stack([x["z_proj"].T.reshape(64, 4, 16) for x in new])}
@@ -71,7 +71,10 @@ def test_keys_and_values_of_the_student_repeat_each_head_in_place(alignment, gol
 def stage_one(alignment):
     """Everything of stage 1 in one compilation: (taps, imitations, both losses, gradients of the first)."""
     teacher, frozen, batch = alignment.teacher, alignment.frozen, alignment.batch
-    mse, l2norm = (align_stage(AlignConfig(loss=loss), teacher).loss for loss in ("mse", "l2norm"))
+    spec = aligned_spec(teacher.config)
+    mse, l2norm = (
+        align_stage(AlignConfig(loss=loss), teacher, spec).loss for loss in ("mse", "l2norm")
+    )
 
     @jax.jit
     def run(student):
@@ -80,7 +83,7 @@ def stage_one(alignment):
         mean = lambda student, loss: loss(student, frozen, batch)[0].value()  # noqa: E731
         loss, gradients = jax.value_and_grad(mean)(student, mse)
         losses = {"loss_mse": loss, "loss_l2norm": mean(student, l2norm)}
-        return taps, imitate(student, teacher, taps, batch), losses, gradients
+        return taps, imitate(spec, student, teacher, taps, batch), losses, gradients
 
     return run(alignment.student)
 

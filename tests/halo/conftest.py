@@ -11,7 +11,7 @@ import pytest
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
-from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers
+from hypenet_jax.halo.transfer import aligned_spec, transfer_mixers
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Output, Tap, init_params
 from hypenet_jax.model.mixers import SoftmaxSpec
@@ -76,7 +76,7 @@ def teacher() -> Model:
 def mixers(teacher: Model) -> Any:
     """Stage-1 mixers of all layers, stacked."""
     spec = aligned_spec(teacher.config)
-    make = jax.jit(lambda key: lightning_mixers(teacher.config, teacher.single, spec, key))
+    make = jax.jit(lambda key: transfer_mixers(teacher.config, teacher.single, spec, key))
     return make(jax.random.key(1))
 
 

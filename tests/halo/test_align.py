@@ -10,7 +10,6 @@ from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.losses import real_tokens
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers import make_mixer
 from hypenet_jax.model.token_layout import layout_tokens
 
 pytestmark = pytest.mark.brief
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.brief
 @pytest.fixture(scope="module")
 def run(teacher, compiled):
     """(mixers, batch) -> ((loss, metrics), (gradients of the mixers, gradients of the teacher))."""
-    stage = align_stage(AlignConfig(), teacher.decoder)
+    stage = align_stage(AlignConfig(), teacher.decoder, aligned_spec(teacher.config))
     return lambda mixers, batch: compiled(stage)({"mixers": mixers}, teacher.params, batch)
 
 
@@ -34,7 +33,7 @@ def gaps(teacher, mixers, batch):
     taps = teacher.taps(batch)
     spec = aligned_spec(teacher.config)
     widths = {"d_model": teacher.config.d_model, "norm_eps": teacher.config.norm_eps}
-    mixer = make_mixer(spec, start=Initialization(), dtype=jnp.float32, **widths)
+    mixer = spec.module(start=Initialization(), dtype=jnp.float32, **widths)
     layout, _ = layout_tokens(*batch.tokens.shape, batch.positions, batch.segment_ids, None)
 
     @jax.jit
@@ -62,7 +61,7 @@ def test_the_loss_is_the_mean_square_over_layers_real_tokens_and_width(teacher, 
 
 
 def test_l2norm_is_the_mean_norm_over_layers_and_tokens_by_root_width(teacher, mixers, batch):
-    stage = align_stage(AlignConfig(loss="l2norm"), teacher.decoder)
+    stage = align_stage(AlignConfig(loss="l2norm"), teacher.decoder, aligned_spec(teacher.config))
     loss, _ = jax.jit(stage.loss)({"mixers": mixers}, teacher.params, batch)
     real = np.asarray(real_tokens(batch.segment_ids)) > 0
     norms = np.linalg.norm(gaps(teacher, mixers, batch)[:, real], axis=-1)

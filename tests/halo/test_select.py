@@ -122,7 +122,7 @@ def test_a_sweep_scores_each_layer_with_that_layer_replaced(teacher, mixers):
 @pytest.fixture(scope="module")
 def swept(teacher, mixers):
     """(replaced layer, batch) -> hidden states; one program for every layer."""
-    decoder = SweptDecoder(teacher.decoder)
+    decoder = SweptDecoder(teacher.decoder, aligned_spec(teacher.config))
 
     @jax.jit
     def read(params, batch):
@@ -150,6 +150,8 @@ def test_replacing_a_layer_is_a_decoder_of_that_plan(teacher, mixers, batch, swe
 def test_logits_of_a_swept_decoder_are_those_of_the_teachers_head(teacher, mixers):
     hidden = jnp.ones((1, 2, teacher.config.d_model))
     params = swept_params(teacher.params, mixers, 0)
-    ours = SweptDecoder(teacher.decoder).apply({"params": params}, hidden, method="logits")
+    ours = SweptDecoder(teacher.decoder, aligned_spec(teacher.config)).apply(
+        {"params": params}, hidden, method="logits"
+    )
     wanted = teacher.decoder.apply({"params": teacher.params}, hidden, method="logits")
     np.testing.assert_array_equal(ours, wanted)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.transfer import aligned_spec, lightning_mixers, transfer, with_mixers
+from hypenet_jax.halo.transfer import aligned_spec, transfer, transfer_mixers, with_mixers
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.stacking import stack_layers
@@ -62,7 +62,7 @@ def test_gates_of_softmax_layers_are_normal_with_deviation_two_hundredths(studen
 def test_gates_differ_between_layers_and_follow_the_key(teacher):
     spec = aligned_spec(teacher.config)
     made = [
-        lightning_mixers(teacher.config, teacher.single, spec, jax.random.key(seed))["gate"]
+        transfer_mixers(teacher.config, teacher.single, spec, jax.random.key(seed))["gate"]
         for seed in (0, 0, 1)
     ]
     first, same, other = (np.asarray(gate["kernel"]) for gate in made)

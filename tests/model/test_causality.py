@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_decoders import TIME, WIDE_START
 
-from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec, make_mixer
+from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.token_layout import layout_tokens
 
 MIXERS = {
@@ -32,7 +32,7 @@ def assert_causal(sizes):
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_mixer_sees_every_earlier_token_and_no_later_one(name):
-    mixer = make_mixer(MIXERS[name], d_model=16, norm_eps=1e-6, start=WIDE_START, dtype=jnp.float32)
+    mixer = MIXERS[name].module(d_model=16, norm_eps=1e-6, start=WIDE_START, dtype=jnp.float32)
     x = jax.random.normal(jax.random.key(0), (1, TIME, 16))
     layout, _ = layout_tokens(1, TIME, None, None, None)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers import LightningSpec, make_mixer
+from hypenet_jax.model.mixers import LightningSpec
 from hypenet_jax.model.token_layout import TokenLayout
 from pallas_kernels import compile as aot
 
@@ -24,8 +24,8 @@ def compiled():
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'hypenet-jax[tpu]'")
     os.environ.update(aot.ENVIRONMENT)
-    mixer = make_mixer(
-        SPEC, d_model=WIDTH, norm_eps=1e-6, start=Initialization(), dtype=jnp.bfloat16, name=None
+    mixer = SPEC.module(
+        d_model=WIDTH, norm_eps=1e-6, start=Initialization(), dtype=jnp.bfloat16, name=None
     )
     x = jax.ShapeDtypeStruct((1, LENGTH, WIDTH), jnp.bfloat16)
     positions = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)

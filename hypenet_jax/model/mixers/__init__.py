@@ -1,49 +1,41 @@
-"""The only list of mixers. A new one is a file beside these and a line in each function here."""
+"""The only list of mixers: a new one is a file beside these and its spec in `MIXERS`."""
 
-from typing import Any
+from collections.abc import Iterable
 
-from jax.typing import DTypeLike
+from hypenet_jax.model.mixers.lightning import LightningSpec, LightningState
+from hypenet_jax.model.mixers.softmax import KVState, SoftmaxSpec
+from hypenet_jax.model.mixers.spec import MixerSpec, MixerState
 
-from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers.lightning import (
-    MEMORY_AXES,
-    LightningMixer,
-    LightningSpec,
-    LightningState,
-    empty_memory,
-)
-from hypenet_jax.model.mixers.softmax import KV_AXES, KVState, SoftmaxMixer, SoftmaxSpec, empty_kv
+MIXERS: tuple[type[MixerSpec], ...] = (SoftmaxSpec, LightningSpec)
 
-MixerSpec = SoftmaxSpec | LightningSpec
-MixerState = KVState | LightningState
+__all__ = [
+    "MIXERS",
+    "KVState",
+    "LightningSpec",
+    "LightningState",
+    "MixerSpec",
+    "MixerState",
+    "SoftmaxSpec",
+    "check_listed",
+    "mixer_kind",
+]
 
 
-def make_mixer(
-    spec: MixerSpec,
-    *,
-    d_model: int,
-    norm_eps: float,
-    start: Initialization,
-    dtype: DTypeLike,
-    name: str | None = None,
-) -> Any:
-    """The module of a spec: `(x, layout, state, norm, residual) -> (residual + mixer(norm(x)), state)`.
+def mixer_kind(name: str) -> type[MixerSpec]:
+    """The kind of mixer of this `NAME`.
 
-    state None means from the start, nothing kept; norm or residual None are left out.
-
-    Its type is Any because each mixer takes the state of its own kind alone, which a spec decides and a type cannot.
+    Raises:
+      ValueError: there is none; lists those that are.
     """
-    kind = {SoftmaxSpec: SoftmaxMixer, LightningSpec: LightningMixer}[type(spec)]
-    return kind(spec, d_model, norm_eps, start, dtype, name=name)
+    kinds = {kind.NAME: kind for kind in MIXERS}
+    if name not in kinds:
+        raise ValueError(f"no mixer {name!r}; there are {', '.join(kinds)}")
+    return kinds[name]
 
 
-def empty_state(spec: MixerSpec, batch: int, capacity: int, dtype: DTypeLike) -> MixerState:
-    """What a mixer remembers before the first token; only softmax attention needs room per token."""
-    if isinstance(spec, SoftmaxSpec):
-        return empty_kv(spec, batch, capacity, dtype)
-    return empty_memory(spec, batch)
-
-
-def state_axes(spec: MixerSpec) -> tuple[str, ...]:
-    """Logical names of the axes of every array in a mixer's state."""
-    return KV_AXES if isinstance(spec, SoftmaxSpec) else MEMORY_AXES
+def check_listed(specs: Iterable[MixerSpec]) -> None:
+    """Raises ValueError: a layer's mixer is of no kind in `MIXERS`."""
+    for layer, spec in enumerate(specs):
+        if type(spec) not in MIXERS:
+            kinds = ", ".join(kind.__name__ for kind in MIXERS)
+            raise ValueError(f"the mixer of layer {layer} is {spec!r}; MIXERS has {kinds}")

@@ -1,4 +1,4 @@
-"""What every mixer does alike around its own recurrence: project to heads, norm, rotate, gate, project back.
+"""What mixers do alike around their recurrence: project to heads, norm, rotate, gate, project back.
 
 The functions make parameters of the mixer that calls them; only mixers call them.
 """
@@ -8,26 +8,27 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Queries
+from hypenet_jax.model.fusion import Normed, Product, project, project_back
 from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, parameter
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels import MeshAxes, Norm, norm_rotary, projection, rms_norm
+from pallas_kernels import MeshAxes, Norm, norm_rotary, rms_norm
 
 Gate = Float[Array, "B T O"]
-"""W_gate norm(x) of all heads end to end."""
+"""W_gate x of all heads end to end."""
 
 
 def project_in(
-    mixer: nn.Module, x: Hidden, num_heads: int, num_kv_heads: int, *, norm: Norm | None
+    mixer: nn.Module, x: Hidden | Normed, num_heads: int, num_kv_heads: int
 ) -> tuple[Queries, Keys, Keys, Gate | None]:
-    """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`, all of norm(x)."""
+    """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`."""
     queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
-    wanted = {"q": queries, "k": keys, "v": keys}
+    heads = {"q": queries, "k": keys, "v": keys}
     if mixer.spec.output_gate:
-        wanted["gate"] = queries
-    kernels = tuple(_to_heads(mixer, name, *heads) for name, heads in wanted.items())
-    q, k, v, *gate = projection(x, kernels, norm=norm)
+        heads["gate"] = queries
+    kernels = tuple(_to_heads(mixer, name, *each) for name, each in heads.items())
+    q, k, v, *gate = project(x, kernels)
     q, k, v = (y.reshape(*y.shape[:2], -1, mixer.spec.head_dim) for y in (q, k, v))
     return q, k, v, gate[0] if gate else None
 
@@ -44,7 +45,7 @@ def head_angles(layout: TokenLayout, head_dim: int, theta: float | None) -> Angl
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of every head, and in the same pass over memory its rotation where angles are given."""
+    """RMS norm of every head, and where angles are given its rotation, in one kernel."""
 
     width: int
     eps: float
@@ -71,22 +72,30 @@ def head_norms(mixer: nn.Module) -> tuple[HeadNorm, HeadNorm]:
 
 def project_out(
     mixer: nn.Module,
+    x: Hidden | Normed,
     heads: Queries,
     gate: Gate | None,
     *,
     norm: Norm | None = None,
-    residual: Hidden | None,
-) -> Hidden:
-    """residual + W_o (norm(heads) * sigmoid(gate)), heads end to end; what is None is left out."""
+) -> Hidden | Product:
+    """W_o (norm(heads) * sigmoid(gate)), heads end to end; x is the mixer's input."""
     shape = (*heads.shape[2:], mixer.d_model)
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     std = mixer.start.std * mixer.start.output_gain
     kernel = Linear(shape, names, std, num_inputs=2, name="o").matrix()
     joint = heads.reshape(*heads.shape[:2], len(kernel))
-    return projection(joint, (kernel,), norm=norm, gate=gate, residual=residual)[0]
+    return project_back(x, joint, kernel, norm=norm, gate=gate)
 
 
 def _to_heads(mixer: nn.Module, name: str, num_heads: int, heads_axis: str) -> Float[Array, "D O"]:
     shape = (mixer.d_model, num_heads, mixer.spec.head_dim)
     names = (axes.EMBED, heads_axis, axes.HEAD_DIM)
     return Linear(shape, names, mixer.start.std, name=name).matrix()
+
+
+def projection_flops(
+    d_model: int, head_dim: int, num_heads: int, num_kv_heads: int, *, output_gate: bool
+) -> tuple[float, float]:
+    """FLOPs per token of `project_in` and of `project_out`."""
+    heads = num_heads * (1 + output_gate) + 2 * num_kv_heads
+    return 2.0 * d_model * heads * head_dim, 2.0 * d_model * num_heads * head_dim

@@ -1,18 +1,21 @@
-"""Lightning attention: what it is (`LightningSpec`), what it remembers (`LightningState`), what it does."""
+"""Lightning attention: its state (`LightningState`), what it is (`LightningSpec`), and what it computes."""
 
 import dataclasses
 import math
-from typing import Literal, no_type_check
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal, no_type_check
 
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Angles, Hidden, Keys, Queries
+from hypenet_jax.axes import Angles, Hidden, Keys, Params, Queries
+from hypenet_jax.model.fusion import Normed, Product
 from hypenet_jax.model.layers import Initialization, RMSNorm
 from hypenet_jax.model.mixers.heads import (
     HeadNorm,
@@ -21,15 +24,30 @@ from hypenet_jax.model.mixers.heads import (
     op_axes,
     project_in,
     project_out,
+    projection_flops,
 )
+from hypenet_jax.model.mixers.softmax import SoftmaxSpec
+from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
-from pallas_kernels import HeadNorms, Norm, lightning_attention, lightning_step, rotate
+from pallas_kernels import HeadNorms, lightning_attention, lightning_step, rotate
+
+RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
+SCALES = ("1/sqrt(d)", "1/d", "1")
+
+
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
+@flax.struct.dataclass
+class LightningState(MixerState):
+    """State of every head, [key dim, value dim], float32: bfloat16 loses 2 % on the slowest head."""
+
+    recurrent_state: Float[Array, "B N H H"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LightningSpec:
-    """Linear attention whose memory fades by a fixed factor per head, exp(-slope_h).
+class LightningSpec(MixerSpec):
+    """Linear attention whose state decays by a fixed factor per head, exp(-slope_h).
 
     Attributes:
       num_heads: heads of queries, keys and values alike.
@@ -49,27 +67,101 @@ class LightningSpec:
     output_norm: bool = True
     output_gate: bool = True
 
+    NAME = "lightning"
+    STATE_AXES: ClassVar = {"recurrent_state": RECURRENT_AXES}
+    CHECKPOINT = CheckpointFormat(
+        kind="lightning-attn",
+        tensors=(
+            Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
+            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),
+            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d n h -> (n h) d"),
+            Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
+            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+            Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
+            Rule(
+                "mixer/output_norm/scale", "self_attn.o_norm.weight", "n h -> (n h)", "output_norm"
+            ),
+        ),
+        fields={
+            "lightning_nh": ("num_heads", int),
+            "lightning_nkv": ("num_heads", int),
+            "lightning_head_dim": ("head_dim", int),
+            "lightning_scale": ("scale", str),
+            "lightning_use_rope": ("rope_theta", bool),
+            "lightning_use_qk_norm": ("qk_norm", bool),
+            "lightning_use_output_norm": ("output_norm", bool),
+            "lightning_use_output_gate": ("output_gate", bool),
+        },
+        fixed={"lightning_use_short_conv": False, "lightning_rope_scaling": None},
+        ignored=("lightning_conv_size",),
+    )
+
     @property
     def query_scale(self) -> float:
         return {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}[self.scale]
 
+    def module(self, **fields: Any) -> "LightningMixer":
+        return LightningMixer(self, **fields)
 
-# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
-@no_type_check
-@flax.struct.dataclass
-class LightningState:
-    """The memory of every head, [key dim, value dim], float32: bfloat16 loses 2 % on the slowest head."""
+    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> LightningState:
+        """Zeros, of the same size whatever the capacity."""
+        shape = (batch, self.num_heads, self.head_dim, self.head_dim)
+        return LightningState(constrain(jnp.zeros(shape, jnp.float32), RECURRENT_AXES))
 
-    recurrent_state: Float[Array, "B N H H"]
+    def projection_flops(self, d_model: int) -> tuple[float, float]:
+        heads = (self.head_dim, self.num_heads, self.num_heads)
+        return projection_flops(d_model, *heads, output_gate=self.output_gate)
 
+    def mixing_flops(self, tokens: int, before: int) -> float:
+        """4 N H^2 per token, the recurrent form: what a chunked kernel computes beyond that is its own choice."""
+        return 4.0 * tokens * self.num_heads * self.head_dim**2
 
-MEMORY_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
+    def state_bytes(self, capacity: int, itemsize: int) -> int:
+        """N H^2 numbers in float32."""
+        return 4 * self.num_heads * self.head_dim**2
 
+    def decode_bytes(self, length: int, itemsize: int) -> int:
+        """The state is read and written."""
+        return 2 * self.state_bytes(length, itemsize)
 
-def empty_memory(spec: LightningSpec, batch: int) -> LightningState:
-    """The memory before the first token: N * H * H float32 per row, whatever the length."""
-    shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
-    return LightningState(constrain(jnp.zeros(shape, jnp.float32), MEMORY_AXES))
+    @classmethod
+    def from_softmax(cls, softmax: SoftmaxSpec) -> "LightningSpec":
+        """As many heads as queries have; the rotary base is taken over."""
+        return cls(softmax.num_heads, softmax.head_dim, softmax.rope_theta)
+
+    def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
+        """Queries, output map and norms are copied; keys and values repeat each teacher head in place.
+
+        Head j takes key/value head j // group. The joint norm starts at one, the gate as in the official code uniform
+        in +-1/sqrt(D).
+        """
+        group = self.num_heads // params["k"]["kernel"].shape[1]
+        repeat = lambda kernel: jnp.repeat(kernel, group, axis=1)  # noqa: E731
+        taken = {name: params[name] for name in ("q", "o")}
+        taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
+        if self.qk_norm:
+            taken |= {name: params[name] for name in ("q_norm", "k_norm")}
+        if self.output_norm:
+            taken["output_norm"] = {"scale": jnp.ones((self.num_heads, self.head_dim))}
+        if self.output_gate:
+            shape = params["q"]["kernel"].shape
+            bound = 1.0 / math.sqrt(shape[0])
+            gate = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+            taken["gate"] = {"kernel": gate}
+        return taken
+
+    @classmethod
+    def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
+        heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
+        if heads != kv_heads:
+            yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; only equal is supported"
+        width, rotary = fields.get("lightning_head_dim"), fields.get("lightning_use_rope")
+        if rotary and width != fields.get("head_dim"):
+            # The official rotary table has head_dim columns, whichever mixer reads it.
+            yield "lightning_head_dim differs from head_dim, which its rotary positions need"
+        if fields.get("lightning_scale") not in (*SCALES, None):
+            yield f"lightning_scale {fields['lightning_scale']!r} is none of {SCALES}"
 
 
 def slopes(num_heads: int) -> np.ndarray:
@@ -86,9 +178,9 @@ def slopes(num_heads: int) -> np.ndarray:
 
 
 class LightningMixer(nn.Module):
-    """Lightning attention over the earlier tokens of the same document.
+    """Lightning attention over the earlier tokens of the same segment.
 
-    q, k, v = norm(W_q x), norm(W_k x), W_v x, rotated;  m_t = exp(-slope) m_(t-1) + k_t v_t^T;  o_t = scale q_t m_t
+    q, k, v = norm(W_q x), norm(W_k x), W_v x, rotated;  s_t = exp(-slope) s_(t-1) + k_t v_t^T;  o_t = scale q_t s_t
     y = W_o (norm over all heads(o) * sigmoid(W_gate x))
 
     Source: arXiv 2401.04658 (lightning attention); arXiv 2601.22156 (norms, gate, rotary positions).
@@ -103,26 +195,24 @@ class LightningMixer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Hidden,
+        x: Hidden | Normed,
         layout: TokenLayout,
         state: LightningState | None,
-        norm: Norm | None = None,
-        residual: Hidden | None = None,
-    ) -> tuple[Hidden, LightningState | None]:
+    ) -> tuple[Hidden | Product, LightningState | None]:
         spec, count = self.spec, self.spec.num_heads
         angles = head_angles(layout, spec.head_dim, spec.rope_theta)
-        q, k, v, gate = project_in(self, x, count, count, norm=norm)
+        q, k, v, gate = project_in(self, x, count, count)
         norms = head_norms(self) if spec.qk_norm else None
         if state is not None and x.shape[1] == 1:
-            heads, memory = _step(spec, (q, k, v), norms, angles, layout, state)
+            heads, after = _step(spec, (q, k, v), norms, angles, layout, state)
         else:
-            heads, memory = _attend(spec, (q, k, v), norms, angles, layout, state)
+            heads, after = _attend(spec, (q, k, v), norms, angles, layout, state)
         joint = None
         if spec.output_norm:
             shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
             joint = RMSNorm(shape, names, self.norm_eps, name="output_norm").before_product()
-        y = project_out(self, heads, gate, norm=joint, residual=residual)
-        return y, None if state is None else LightningState(memory)
+        y = project_out(self, x, heads, gate, norm=joint)
+        return y, None if state is None else LightningState(after)
 
 
 def _attend(
@@ -133,7 +223,7 @@ def _attend(
     layout: TokenLayout,
     state: LightningState | None,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
-    """Outputs of any number of tokens, and the memory after them."""
+    """Outputs of any number of tokens, and the recurrent state after them."""
     q, k, v = heads
     if norms is not None:
         q, k = norms[0](q, angles), norms[1](k, angles)
@@ -144,18 +234,20 @@ def _attend(
         k,
         v,
         jnp.negative(slopes(spec.num_heads)),
-        None if state is None else _remember(state.recurrent_state, layout),
+        None if state is None else _reset(state.recurrent_state, layout),
         None if layout.single_segment else layout.segment_ids,
         scale=spec.query_scale,
         mesh_axes=op_axes(q),
     )
 
 
-def _remember(memory: Float[Array, "B N H H"], layout: TokenLayout) -> Float[Array, "B N H H"]:
-    """The memory of rows that go on with their document; zeros where a new one begins."""
+def _reset(
+    recurrent_state: Float[Array, "B N H H"], layout: TokenLayout
+) -> Float[Array, "B N H H"]:
+    """The state of rows that go on with their segment; zeros where a new one begins."""
     if layout.reset_state is None:
-        return memory
-    return jnp.where(layout.reset_state[:, None, None, None], 0.0, memory)
+        return recurrent_state
+    return jnp.where(layout.reset_state[:, None, None, None], 0.0, recurrent_state)
 
 
 def _step(
@@ -168,8 +260,8 @@ def _step(
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
     """`_attend` for one token after a state: one kernel where it can be."""
     q, k, v = (x[:, 0] for x in heads)
-    documents = None if layout.single_segment else layout.segment_ids
-    out, memory = lightning_step(
+    segment_ids = None if layout.single_segment else layout.segment_ids
+    out, after = lightning_step(
         q,
         k,
         v,
@@ -178,8 +270,8 @@ def _step(
         scale=spec.query_scale,
         norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
         angles=None if angles is None else angles[:, 0],
-        real=None if documents is None else documents[:, 0] != 0,
+        real=None if segment_ids is None else segment_ids[:, 0] != 0,
         reset=layout.reset_state,
         mesh_axes=op_axes(heads[0]),
     )
-    return out[:, None], memory
+    return out[:, None], after

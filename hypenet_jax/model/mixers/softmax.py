@@ -1,8 +1,9 @@
-"""Softmax attention: what it is (`SoftmaxSpec`), what it remembers (`KVState`), what it does (`SoftmaxMixer`)."""
+"""Softmax attention: its state (`KVState`), what it is (`SoftmaxSpec`), and what it computes (`SoftmaxMixer`)."""
 
 import dataclasses
 import functools
-from typing import no_type_check
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, cast, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -13,8 +14,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import CacheSlots, Hidden, Keys, Queries
-from hypenet_jax.model.hype import LogLengthScale
+from hypenet_jax.axes import CacheSlots, Hidden, Keys, Params, Queries
+from hypenet_jax.model.fusion import Normed, Product
+from hypenet_jax.model.hype import (
+    LogitScale,
+    LogLengthScale,
+    logit_scale_from_hf,
+    logit_scale_to_hf,
+)
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers.heads import (
     head_angles,
@@ -22,21 +29,37 @@ from hypenet_jax.model.mixers.heads import (
     op_axes,
     project_in,
     project_out,
+    projection_flops,
 )
-from hypenet_jax.model.token_layout import TokenLayout
+from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
+from hypenet_jax.model.token_layout import TokenLayout, with_slots
 from hypenet_jax.sharding import constrain
 from pallas_kernels import (
     AxisNames,
-    Norm,
     attention,
     decode_attention,
     num_shards,
     on_each_device,
 )
 
+KV_AXES = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
+
+
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
+@flax.struct.dataclass
+class KVState(MixerState):
+    """Keys and values of the tokens written so far, one cache slot each, in the compute dtype."""
+
+    keys: Keys
+    values: Keys
+
+    def with_capacity(self, capacity: int) -> "KVState":
+        return jax.tree.map(lambda per_slot: with_slots(per_slot, capacity), self)
+
 
 @dataclasses.dataclass(frozen=True)
-class SoftmaxSpec:
+class SoftmaxSpec(MixerSpec):
     """Causal softmax attention with grouped key/value heads and per-head RMS norms of queries and keys.
 
     Attributes:
@@ -53,7 +76,30 @@ class SoftmaxSpec:
     head_dim: int
     rope_theta: float | None = None
     output_gate: bool = False
-    logit_scale: LogLengthScale | float | None = None
+    logit_scale: LogitScale = None
+
+    NAME = "softmax"
+    STATE_AXES: ClassVar = {"keys": KV_AXES, "values": KV_AXES}
+    CHECKPOINT = CheckpointFormat(
+        kind="attn",
+        tensors=(
+            Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
+            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
+            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
+            Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h"),
+            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h"),
+            Rule("mixer/gate/kernel", "self_attn.o_gate.weight", "d n h -> (n h) d", "output_gate"),
+        ),
+        fields={
+            "num_attention_heads": ("num_heads", int),
+            "num_key_value_heads": ("num_kv_heads", int),
+            "head_dim": ("head_dim", int),
+            "attn_use_rope": ("rope_theta", bool),
+            "attn_use_output_gate": ("output_gate", bool),
+        },
+        ignored=("attn_logits_scaling",),  # of several types; see hf_problems
+    )
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -61,31 +107,68 @@ class SoftmaxSpec:
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
 
+    def module(self, **fields: Any) -> "SoftmaxMixer":
+        return SoftmaxMixer(self, **fields)
 
-# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
-@no_type_check
-@flax.struct.dataclass
-class KVState:
-    """Keys and values of the tokens written so far, one cache slot each, in the compute dtype."""
+    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
+        """Empty slots; on a mesh (`sharding.on_mesh`) they are sharded as a sequence is, where they divide."""
+        shape = (batch, capacity, self.num_kv_heads, self.head_dim)
+        return KVState(*(constrain(jnp.zeros(shape, dtype), KV_AXES) for _ in range(2)))
 
-    keys: Keys
-    values: Keys
+    def projection_flops(self, d_model: int) -> tuple[float, float]:
+        heads = (self.head_dim, self.num_heads, self.num_kv_heads)
+        return projection_flops(d_model, *heads, output_gate=self.output_gate)
 
+    def mixing_flops(self, tokens: int, before: int) -> float:
+        """4 N H per pair of a query and a key at or before it."""
+        pairs = tokens * before + tokens * (tokens + 1) / 2
+        return 4.0 * self.num_heads * self.head_dim * pairs
 
-KV_AXES = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
+    def state_bytes(self, capacity: int, itemsize: int) -> int:
+        """2 S K H numbers."""
+        return 2 * capacity * self.num_kv_heads * self.head_dim * itemsize
 
+    def decode_bytes(self, length: int, itemsize: int) -> int:
+        """All keys and values are read."""
+        return self.state_bytes(length, itemsize)
 
-def empty_kv(spec: SoftmaxSpec, batch: int, capacity: int, dtype: DTypeLike) -> KVState:
-    """An empty cache with room for `capacity` tokens per row: 2 * capacity * K * H numbers.
+    @classmethod
+    def from_softmax(cls, softmax: "SoftmaxSpec") -> "SoftmaxSpec":
+        """A kept layer loses its rotary positions and gains an output gate."""
+        return dataclasses.replace(softmax, rope_theta=None, output_gate=True)
 
-    On a mesh (`sharding.on_mesh`) slots are cut as a sequence is, where they divide.
-    """
-    shape = (batch, capacity, spec.num_kv_heads, spec.head_dim)
-    return KVState(*(constrain(jnp.zeros(shape, dtype), KV_AXES) for _ in range(2)))
+    def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
+        """The teacher's, and as in the official code a gate that starts normal with standard deviation 0.02."""
+        if not self.output_gate:
+            return dict(params)
+        shape = params["q"]["kernel"].shape
+        gate = Initialization().std * jax.random.normal(key, shape)
+        return {**params, "gate": {"kernel": gate}}
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], rope_theta: float) -> "SoftmaxSpec":
+        scale = logit_scale_from_hf(fields["attn_logits_scaling"])
+        spec = cast(SoftmaxSpec, super().from_hf(fields, rope_theta))
+        return dataclasses.replace(spec, logit_scale=scale)
+
+    def to_hf(self) -> dict[str, Any]:
+        return {**super().to_hf(), "attn_logits_scaling": logit_scale_to_hf(self.logit_scale)}
+
+    @classmethod
+    def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
+        if "attn_logits_scaling" not in fields:
+            yield "attn_logits_scaling is missing; null means none"
+        try:
+            logit_scale_from_hf(fields.get("attn_logits_scaling"))
+        except ValueError as error:
+            yield f"attn_logits_scaling: {error}"
+
+    def axis_sizes(self) -> dict[str, int]:
+        return {"n": self.num_heads, "k": self.num_kv_heads, "h": self.head_dim}
 
 
 class SoftmaxMixer(nn.Module):
-    """Softmax attention over the earlier tokens of the same document.
+    """Softmax attention over the earlier tokens of the same segment.
 
     q, k, v = norm(W_q x), norm(W_k x), W_v x;  q and k rotate where `rope_theta` is set;  q is scaled by `logit_scale`
     o_t = sum_s softmax_s(q_t . k_s / sqrt(H)) v_s;  y = W_o (o * sigmoid(W_gate x))
@@ -102,15 +185,13 @@ class SoftmaxMixer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Hidden,
+        x: Hidden | Normed,
         layout: TokenLayout,
         state: KVState | None,
-        norm: Norm | None = None,
-        residual: Hidden | None = None,
-    ) -> tuple[Hidden, KVState | None]:
+    ) -> tuple[Hidden | Product, KVState | None]:
         spec = self.spec
         angles = head_angles(layout, spec.head_dim, spec.rope_theta)
-        q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads, norm=norm)
+        q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
         q_norm, k_norm = head_norms(self)
         q, k = q_norm(q, angles), k_norm(k, angles)
         q = _scale_logits(q, layout, spec.logit_scale)
@@ -118,7 +199,7 @@ class SoftmaxMixer(nn.Module):
             state = _write(state, k, v, layout)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
         heads = _attend(q, k, v, layout, spec.head_dim**-0.5)
-        return project_out(self, heads, gate, residual=residual), state
+        return project_out(self, x, heads, gate), state
 
 
 def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> Queries:
@@ -147,7 +228,7 @@ def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> 
     return heads[:, None]
 
 
-def _scale_logits(q: Queries, layout: TokenLayout, scale: LogLengthScale | float | None) -> Queries:
+def _scale_logits(q: Queries, layout: TokenLayout, scale: LogitScale) -> Queries:
     """Multiply in float32: the factors of neighbouring far positions are equal in bfloat16."""
     if scale is None:
         return q
@@ -176,10 +257,10 @@ def _write_own(
     new: tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]],
     slots: CacheSlots,
 ) -> tuple[Keys, Keys]:
-    rows, room = jnp.arange(len(slots))[:, None], caches[0].shape[1]
+    rows, capacity = jnp.arange(len(slots))[:, None], caches[0].shape[1]
     if num_shards(sharded) > 1:
-        slots = slots - jax.lax.axis_index(sharded) * room
-        slots = jnp.where(slots < 0, room, slots)  # negative ones would count from the end
+        slots = slots - jax.lax.axis_index(sharded) * capacity
+        slots = jnp.where(slots < 0, capacity, slots)  # negative ones would count from the end
     keys, values = (
         cache.at[rows, slots].set(x.astype(cache.dtype), mode="drop")
         for cache, x in zip(caches, new, strict=True)

@@ -1,0 +1,143 @@
+"""The interface of a mixer: all that the rest of the project knows of one, as methods of its spec.
+
+A mixer is one file that defines a spec, a state and a module, and one line in `MIXERS`; see docs/add_a_mixer.md.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from hypenet_jax.axes import Params
+
+if TYPE_CHECKING:
+    from hypenet_jax.model.mixers.softmax import SoftmaxSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A parameter of ours and its tensor in a Hugging Face checkpoint.
+
+    Attributes:
+      ours: path of our parameter, its keys joined by "/".
+      theirs: name of the tensor in the checkpoint.
+      axes: "our axes -> their axes" in the letters of `hypenet_jax.axes`; parentheses merge neighbouring axes.
+        "d n h -> (n h) d" merges heads and head width into rows and puts the model width last, as torch does.
+      flag: the field of the mixer's spec that must be true for it to exist; None: always.
+    """
+
+    ours: str
+    theirs: str
+    axes: str
+    flag: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointFormat:
+    """How a mixer stands in a Hugging Face folder of model_type "hypenet".
+
+    Attributes:
+      kind: its name in `mixer_types` of config.json.
+      tensors: its parameters, without the prefix of the layer ("layer_3/", "model.layers.3.").
+      fields: of config.json: the field of the spec that each holds, and its type; numbers are positive. A bool for
+        `rope_theta` says whether it has rotary positions, whose base all mixers share.
+      fixed: fields that must have this value where they stand, as nothing else is computed.
+      ignored: fields that say nothing about the computation.
+    """
+
+    kind: str
+    tensors: tuple[Rule, ...]
+    fields: Mapping[str, tuple[str, type]]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+
+class MixerState:
+    """What a layer remembers between calls: a `flax.struct.dataclass` of arrays, rows first."""
+
+    def with_capacity(self, capacity: int) -> "MixerState":
+        """The same state with capacity for this many tokens; a state without a slot per token stays as it is."""
+        return self
+
+
+class MixerSpec(abc.ABC):
+    """The token mixer of a layer as a value; each kind is a frozen dataclass.
+
+    Class attributes:
+      NAME: in settings, for example `--mixer lightning`.
+      STATE_AXES: logical names of the axes of each array in its state.
+      CHECKPOINT: names in Hugging Face folders.
+    """
+
+    NAME: ClassVar[str]
+    STATE_AXES: ClassVar[Mapping[str, tuple[str, ...]]]
+    CHECKPOINT: ClassVar[CheckpointFormat]
+
+    num_heads: int
+    head_dim: int
+
+    @abc.abstractmethod
+    def module(self, **fields: Any) -> nn.Module:
+        """The Linen module, `(x, layout, state) -> (mixer(x), state)`; state None is the start, and returns None.
+
+        Args:
+          fields: d_model, norm_eps, start (`Initialization`), dtype (of the computation) and name.
+        """
+
+    @abc.abstractmethod
+    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> MixerState:
+        """The state before the first token, with capacity for this many tokens per row."""
+
+    @abc.abstractmethod
+    def projection_flops(self, d_model: int) -> tuple[float, float]:
+        """FLOPs per token of the products from the residual stream to the heads, and of those back."""
+
+    @abc.abstractmethod
+    def mixing_flops(self, tokens: int, before: int) -> float:
+        """FLOPs that mix this many tokens with each other and with the `before` others that they follow."""
+
+    @abc.abstractmethod
+    def state_bytes(self, capacity: int, itemsize: int) -> int:
+        """Bytes of one row of `init_state`, by formula; `itemsize` is that of the computation's dtype."""
+
+    @abc.abstractmethod
+    def decode_bytes(self, length: int, itemsize: int) -> int:
+        """Bytes of state read and written for the last token of a row of this length."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_softmax(cls, softmax: "SoftmaxSpec") -> "MixerSpec":
+        """The mixer that replaces a teacher's softmax attention."""
+
+    @abc.abstractmethod
+    def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
+        """Its parameters from those, float32, of the softmax attention that it replaces; the key decides new ones."""
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any], rope_theta: float) -> "MixerSpec":
+        """The spec that a checked config.json describes; rope_theta is the base of whatever has rotary positions."""
+        values = {ours: fields[theirs] for theirs, (ours, _) in cls.CHECKPOINT.fields.items()}
+        if "rope_theta" in values:
+            values["rope_theta"] = rope_theta if values["rope_theta"] else None
+        return cls(**values)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Its fields of config.json."""
+        values = {
+            theirs: getattr(self, ours) is not None if ours == "rope_theta" else getattr(self, ours)
+            for theirs, (ours, _) in self.CHECKPOINT.fields.items()
+        }
+        return {**values, **self.CHECKPOINT.fixed}
+
+    @classmethod
+    def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
+        """What keeps it from being computed exactly, one sentence each, beyond what `CHECKPOINT` says."""
+        return iter(())
+
+    def axis_sizes(self) -> dict[str, int]:
+        """Sizes of the axes that its `CHECKPOINT` names, by letter."""
+        return {"n": self.num_heads, "h": self.head_dim}
