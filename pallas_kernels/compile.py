@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from pallas_kernels.tpu_programs import PROGRAMS, Program
+from pallas_kernels.tpu_programs import PROGRAMS, KernelProgram
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "f64": 8, "s64":
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class CompiledRow:
     """What the compiler made of a program for one chip; `missed` is empty where all bars are
     met."""
 
     chip: str
-    program: Program
+    program: KernelProgram
     kernels: int = 0
     vmem: float = math.nan  # MiB, of the kernel that takes the most
     temporaries: float = math.nan  # MiB
@@ -91,7 +91,7 @@ def main() -> None:
     sys.exit(any(row.missed for row in rows))
 
 
-def compile_for(chip: str, program: Program) -> Row:
+def compile_for(chip: str, program: KernelProgram) -> CompiledRow:
     """Compiles for one chip, on a mesh of one of its devices."""
     start = time.perf_counter()
     try:
@@ -100,18 +100,18 @@ def compile_for(chip: str, program: Program) -> Row:
             traced = jax.jit(program.function).trace(*program.arguments)
             compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     except Exception as error:
-        return Row(chip, program, missed=f"does not compile: {str(error).splitlines()[0]}")
+        return CompiledRow(chip, program, missed=f"does not compile: {str(error).splitlines()[0]}")
     seconds = time.perf_counter() - start
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None
     assert memory is not None
     sizes = kernel_vmem(text)
     vmem, temporaries = max(sizes, default=0) / MIB, memory.temp_size_in_bytes / MIB
-    row = Row(chip, program, len(sizes), vmem, temporaries, len(relayouts(text)), seconds)
+    row = CompiledRow(chip, program, len(sizes), vmem, temporaries, len(relayouts(text)), seconds)
     return dataclasses.replace(row, missed=missed_bars(row))
 
 
-def missed_bars(row: Row) -> str:
+def missed_bars(row: CompiledRow) -> str:
     """The bars that a compiled program misses, as words; empty for none."""
     misses, program = [], row.program
     if row.kernels == 0:
@@ -141,7 +141,7 @@ def relayouts(hlo: str) -> list[str]:
     return [f"{kind}[{shape}]" for kind, shape in found if _bytes(kind, shape) >= SMALLEST_RELAYOUT]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[CompiledRow]) -> str:
     """One line per row, in columns."""
     lines = [HEAD, *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]

@@ -9,7 +9,7 @@ import functools
 import logging
 import math
 from collections.abc import Collection, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
@@ -49,7 +49,7 @@ def interprets() -> bool:
     return _interpreting.value
 
 
-def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
+def platform_unsupported_reason(target: Literal["gpu", "tpu"]) -> str | None:
     """Why a Pallas kernel made for `target` cannot run here; None where it can or is
     interpreted."""
     here = platform()
@@ -58,19 +58,19 @@ def platform_refusal(target: Literal["gpu", "tpu"]) -> str | None:
     return f"needs a {target.upper()}, and this runs on {here}"
 
 
-def gpu_refusal(kinds: Collection[str]) -> str | None:
+def gpu_unsupported_reason(kinds: Collection[str]) -> str | None:
     """Why a Pallas kernel made for these kinds of GPU cannot run here; None where it can or is
     interpreted."""
-    refusal = platform_refusal("gpu")
-    if refusal is not None or interprets():
-        return refusal
+    reason = platform_unsupported_reason("gpu")
+    if reason is not None or interprets():
+        return reason
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if not any(kind in device.device_kind for kind in kinds):
         return f"needs a GPU of {', '.join(kinds)}, and this is {device.device_kind}"
-    return mesh_refusal()
+    return mesh_unsupported_reason()
 
 
-def mesh_refusal() -> str | None:
+def mesh_unsupported_reason() -> str | None:
     """Why a kernel that the compiler cannot cut up cannot run on this mesh; None where it can.
 
     Inside `jax.shard_map` over all axes of a mesh each device runs the kernel on its own part.
@@ -103,10 +103,25 @@ def choose(op: str, implementation: str | None, names: Collection[str], preferre
     return implementation
 
 
-def unsupported(op: str, implementation: str, why: str, instead: str) -> UnsupportedError:
+def unsupported(op: str, implementation: str, reason: str, instead: str) -> UnsupportedError:
     """The error of an implementation that cannot run: which op and name, why, and what would
     work."""
-    return UnsupportedError(f"{op} implementation {implementation!r} {why}; use {instead}")
+    return UnsupportedError(f"{op} implementation {implementation!r} {reason}; use {instead}")
+
+
+def require(op: str, implementation: str, reason: str | None, fallback: str) -> None:
+    """Raises `unsupported` where there is a reason; `fallback` is the implementation to name instead."""
+    if reason is not None:
+        instead = f"{fallback!r}, or None to let it choose"
+        raise unsupported(op, implementation, reason, instead)
+
+
+def dtypes_unsupported_reason(names: str, *arrays: Any) -> str | None:
+    """Why a kernel that takes these arrays all bfloat16 or all float32 cannot run; None where it can."""
+    types = sorted({str(x.dtype) for x in arrays})
+    if types in (["bfloat16"], ["float32"]):
+        return None
+    return f"takes {names} all bfloat16 or all float32, not {', '.join(types)}"
 
 
 @functools.cache

@@ -1,4 +1,8 @@
-"""Matrix products whose precision is stated once."""
+"""Matrix products whose precision is stated once.
+
+GPU kernels are written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
+be interpreted on a CPU in JAX 0.10, so its results could not be tested there.
+"""
 
 from typing import Literal
 

@@ -12,12 +12,13 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.lightning_attention import tpu as lightning
+from pallas_kernels.lightning_attention.reference import Operands
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
 from pallas_kernels.norm_rotary import tpu as rotary
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
+class KernelProgram:
     """One program to compile: an op at one shape.
 
     Attributes:
@@ -35,7 +36,7 @@ class Program:
     temporaries_limit: float | None = None
 
 
-def _lightning_programs() -> list[Program]:
+def _lightning_programs() -> list[KernelProgram]:
     large = [
         program
         for heads in (16, 32)
@@ -46,40 +47,41 @@ def _lightning_programs() -> list[Program]:
 
 def _lightning(
     batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
-) -> list[Program]:
-    """Forward, and with gradients: of one document, without saved states, of many documents.
+) -> list[KernelProgram]:
+    """Forward, and with gradients: of one segment, without saved states, of many segments.
 
     The arrays come and go with their heads side by side, as projections give and take them.
     """
     tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
     state = jax.ShapeDtypeStruct((batch, heads, width, width), jnp.float32)
-    segments = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    segment_ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
 
-    def forward(q, k, v, state, segments=None, save_states=True):
+    def forward(q, k, v, state, segment_ids=None, save_states=True):
         q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
         decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
-        out, last = lightning.tpu(
-            q, k, v, decay, state, segments, scale=scale, save_states=save_states
-        )
+        operands = Operands(q, k, v, decay, state, segment_ids)
+        out, last = lightning.tpu(operands, scale=scale, save_states=save_states)
         return out.reshape(tokens.shape), last
 
-    def gradient(q, k, v, state, cotangents, segments=None, save_states=True):
-        function = functools.partial(forward, segments=segments, save_states=save_states)
+    def gradient(q, k, v, state, cotangents, segment_ids=None, save_states=True):
+        function = functools.partial(forward, segment_ids=segment_ids, save_states=save_states)
         return jax.vjp(function, q, k, v, state)[1](cotangents)
 
     recomputed = functools.partial(gradient, save_states=False)
     shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
     return [
-        Program(op, shape, "forward", forward, arrays, vmem_limit),
-        Program(op, shape, "gradient", gradient, (*arrays, cotangents)),
-        Program(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
-        Program(op, shape, "gradient, documents", gradient, (*arrays, cotangents, segments)),
+        KernelProgram(op, shape, "forward", forward, arrays, vmem_limit),
+        KernelProgram(op, shape, "gradient", gradient, (*arrays, cotangents)),
+        KernelProgram(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
+        KernelProgram(
+            op, shape, "gradient, segments", gradient, (*arrays, cotangents, segment_ids)
+        ),
     ]
 
 
-def _norm_rotary_programs() -> list[Program]:
+def _norm_rotary_programs() -> list[KernelProgram]:
     large = [
         program
         for heads in (16, 32)
@@ -90,7 +92,7 @@ def _norm_rotary_programs() -> list[Program]:
 
 def _norm_rotary(
     batch: int, length: int, heads: int, width: int, dtype: DTypeLike
-) -> list[Program]:
+) -> list[KernelProgram]:
     """Forward, and with gradients; the angles are formed in the program, as models do."""
     tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
     scale = jax.ShapeDtypeStruct((width,), jnp.float32)
@@ -108,12 +110,12 @@ def _norm_rotary(
     shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
     arrays = (tokens, scale, positions)
     return [
-        Program("norm_rotary", shape, "forward", forward, arrays, vmem_limit=4.0),
-        Program("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
+        KernelProgram("norm_rotary", shape, "forward", forward, arrays, vmem_limit=4.0),
+        KernelProgram("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
     ]
 
 
-def _decode_programs() -> list[Program]:
+def _decode_programs() -> list[KernelProgram]:
     shapes = (
         (1, 524288, 16, 8, jnp.bfloat16),
         (8, 32768, 32, 8, jnp.bfloat16),
@@ -124,11 +126,11 @@ def _decode_programs() -> list[Program]:
 
 def _decode(
     batch: int, capacity: int, heads: int, kv_heads: int, dtype: DTypeLike, width: int = 128
-) -> list[Program]:
+) -> list[KernelProgram]:
     q = jax.ShapeDtypeStruct((batch, heads, width), dtype)
     cache = jax.ShapeDtypeStruct((batch, capacity, kv_heads, width), dtype)
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    segments = jax.ShapeDtypeStruct((batch, capacity), jnp.int32)
+    segment_ids = jax.ShapeDtypeStruct((batch, capacity), jnp.int32)
 
     def step(q, keys, values, slots, segment_ids=None, key_segment_ids=None):
         return decode_attention(
@@ -144,14 +146,14 @@ def _decode(
 
     shape = f"B{batch} S{capacity} N{heads} K{kv_heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays = "decode_attention", (q, cache, cache, row)
-    limits = 4.0, 4.0  # the cache and its segments are read where they lie
+    limits = 4.0, 4.0  # the cache and its segment ids are read where they lie
     return [
-        Program(op, shape, "one document", step, arrays, *limits),
-        Program(op, shape, "documents", step, (*arrays, row, segments), *limits),
+        KernelProgram(op, shape, "one segment", step, arrays, *limits),
+        KernelProgram(op, shape, "segments", step, (*arrays, row, segment_ids), *limits),
     ]
 
 
-def _linear_loss_programs() -> list[Program]:
+def _linear_loss_programs() -> list[KernelProgram]:
     large = _linear_loss(16384, 2048, 151936, limits=(200.0, 2650.0))
     return large + _linear_loss(1000, 384, 5003)
 
@@ -161,7 +163,7 @@ def _linear_loss(
     width: int,
     vocabulary: int,
     limits: tuple[float | None, float | None] = (None, None),
-) -> list[Program]:
+) -> list[KernelProgram]:
     """Loss alone, whose logits never reach HBM, and with gradients, which hold those of a chunk."""
     hidden = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
     head = jax.ShapeDtypeStruct((vocabulary, width), jnp.bfloat16)
@@ -183,13 +185,15 @@ def _linear_loss(
         program
         for op, (loss, arrays) in ops.items()
         for program in (
-            Program(op, shape, "forward", loss, arrays, None, alone),
-            Program(op, shape, "gradient", jax.value_and_grad(loss, (0, 1)), arrays, None, both),
+            KernelProgram(op, shape, "forward", loss, arrays, None, alone),
+            KernelProgram(
+                op, shape, "gradient", jax.value_and_grad(loss, (0, 1)), arrays, None, both
+            ),
         )
     ]
 
 
-PROGRAMS: dict[str, Callable[[], list[Program]]] = {
+PROGRAMS: dict[str, Callable[[], list[KernelProgram]]] = {
     "decode_attention": _decode_programs,
     "lightning_attention": _lightning_programs,
     "linear_loss": _linear_loss_programs,

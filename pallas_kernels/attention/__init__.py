@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.attention import chunked, dense, from_jax, reference, sharded
-from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.operands import Operands
 from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "dense", "chunked", "cudnn", "splash"]
@@ -65,38 +65,34 @@ def attention(
     """
     _check(q, k, query_slots, segment_ids, key_segment_ids)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
+    operands = Operands(q, k, v, query_slots, segment_ids, key_segment_ids)
     if query_slots is None:
-        return sharded.over_tokens(attend, mesh_axes, q, k, v, segment_ids, key_segment_ids)
-    visibility = Visibility(query_slots, segment_ids, key_segment_ids)
-    return sharded.over_slots(attend, mesh_axes, q, k, v, visibility, scale, implementation)
+        return sharded.over_tokens(attend, mesh_axes, operands)
+    return sharded.over_slots(attend, mesh_axes, operands, scale, implementation)
 
 
 def _attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
     implementation: str | None,
 ) -> Float[Array, "B T N H"]:
-    preferred = _preferred(q, k, visibility)
+    preferred = _preferred(operands)
     name = dispatch.choose("attention", implementation, IMPLEMENTATIONS, preferred)
-    return IMPLEMENTATIONS[name](q, k, v, visibility, scale=scale)
+    return IMPLEMENTATIONS[name](operands, scale=scale)
 
 
-def _preferred(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
-) -> str:
+def _preferred(operands: Operands) -> str:
     where = dispatch.platform()
-    if where == "gpu" and from_jax.cudnn_refusal(q, k, visibility) is None:
+    if where == "gpu" and from_jax.cudnn_unsupported_reason(operands) is None:
         return "cudnn"
-    if where == "tpu" and from_jax.splash_refusal(q, k, visibility) is None:
+    if where == "tpu" and from_jax.splash_unsupported_reason(operands) is None:
         return "splash"
+    queries, keys = operands.q.shape[1], operands.k.shape[1]
     # A long cache is seldom full: the chunked form reads only the blocks that are in use.
-    if visibility.query_slots is not None and k.shape[1] > DENSE_CACHE:
+    if operands.query_slots is not None and keys > DENSE_CACHE:
         return "chunked"
-    return "dense" if q.shape[1] * k.shape[1] <= DENSE_PAIRS else "chunked"
+    return "dense" if queries * keys <= DENSE_PAIRS else "chunked"
 
 
 def _check(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from pallas_kernels.attention.heads import group_queries, ungroup_queries
-from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.operands import Operands
 from pallas_kernels.products import product
 
 QUERY_BLOCK = 256
@@ -36,28 +36,22 @@ class Keys(NamedTuple):
 
 
 def chunked(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
     """Blocks of queries against blocks of keys; blocks of keys past a block's last visible slot
     are not computed.
 
-    The backward pass computes the probabilities again from the kept log of each softmax's sum.
+    The backward pass computes the probabilities again from the saved log of each softmax's sum.
     Arguments as `attention`.
     """
-    rows: Array = _attend(scale, _query_blocks(q, k.shape[2], visibility), _keys(k, v, visibility))
-    return _unblocked(rows, q)
+    rows: Array = _attend(scale, _query_blocks(operands), _keys(operands))
+    return _unblocked(rows, operands.q)
 
 
 def with_log_totals(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N 1"]]:
@@ -65,24 +59,22 @@ def with_log_totals(
 
     Such parts of all slots can be joined, wherever each was computed.
     """
-    queries = _query_blocks(q, k.shape[2], visibility)
-    rows, (_, _, _, log_totals) = _forward(scale, queries, _keys(k, v, visibility))
-    return _unblocked(rows, q), _unblocked(log_totals, q)
+    rows, (_, _, _, log_totals) = _forward(scale, _query_blocks(operands), _keys(operands))
+    return _unblocked(rows, operands.q), _unblocked(log_totals, operands.q)
 
 
-def _keys(k: Float[Array, "B S K H"], v: Float[Array, "B S K H"], visibility: Visibility) -> Keys:
-    return Keys(k, v, visibility.with_key_segment_ids().key_segment_ids)
+def _keys(operands: Operands) -> Keys:
+    return Keys(operands.k, operands.v, operands.with_key_segment_ids().key_segment_ids)
 
 
-def _query_blocks(q: Float[Array, "B T N H"], kv_heads: int, visibility: Visibility) -> Queries:
+def _query_blocks(operands: Operands) -> Queries:
+    q, k, _, slots, segment_ids, _ = operands
     length = q.shape[1]
     block = min(QUERY_BLOCK, length)
-    slots = visibility.query_slots
     if slots is None:
         slots = jnp.arange(length, dtype=jnp.int32)[None]
-    segment_ids = visibility.segment_ids
     return Queries(
-        rows=jax.vmap(functools.partial(group_queries, kv_heads=kv_heads))(_blocks(q, block, 0)),
+        rows=jax.vmap(functools.partial(group_queries, kv_heads=k.shape[2]))(_blocks(q, block, 0)),
         slots=_blocks(slots, block, -1),
         segment_ids=None if segment_ids is None else _blocks(segment_ids, block, 0),
     )
@@ -124,38 +116,36 @@ def _forward(scale, queries, keys):
     return out, (queries, keys, out, log_total)
 
 
-def _backward(scale, kept, grad):
-    queries, keys, out, log_total = kept
+def _backward(scale, residuals, grad):
+    queries, keys, out, log_total = residuals
 
     def one_block(carry, inputs):
         block, out, log_total, grad = inputs
         mean = jnp.sum(grad.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
 
         def add(j, carry):
-            toward_q, toward_k, toward_v = carry
+            d_q, d_k, d_v = carry
             scores, these, values = _scores(scale, block, keys, j)
             weights = jnp.exp(scores - log_total)
-            toward_weights = product("bkth,bskh->bkts", grad, values)
-            toward_scores = (scale * weights * (toward_weights - mean)).astype(these.dtype)
-            toward_q = toward_q + product("bkts,bskh->bkth", toward_scores, these)
+            d_weights = product("bkth,bskh->bkts", grad, values)
+            d_scores = (scale * weights * (d_weights - mean)).astype(these.dtype)
+            d_q = d_q + product("bkts,bskh->bkth", d_scores, these)
             start = _start(keys, j)
-            toward_k = _add_at(
-                toward_k, start, product("bkth,bkts->bkhs", block.rows, toward_scores)
-            )
+            d_k = _add_at(d_k, start, product("bkth,bkts->bkhs", block.rows, d_scores))
             weights = weights.astype(grad.dtype)
-            toward_v = _add_at(toward_v, start, product("bkth,bkts->bkhs", grad, weights))
-            return toward_q, toward_k, toward_v
+            d_v = _add_at(d_v, start, product("bkth,bkts->bkhs", grad, weights))
+            return d_q, d_k, d_v
 
         start = (jnp.zeros(block.rows.shape), *carry)
-        toward_q, *carry = jax.lax.fori_loop(0, _blocks_seen(block, keys), add, start)
-        return tuple(carry), toward_q.astype(block.rows.dtype)
+        d_q, *carry = jax.lax.fori_loop(0, _blocks_seen(block, keys), add, start)
+        return tuple(carry), d_q.astype(block.rows.dtype)
 
     zeros = jnp.zeros(keys.keys.shape), jnp.zeros(keys.values.shape)
-    (toward_k, toward_v), toward_q = jax.lax.scan(one_block, zeros, (queries, out, log_total, grad))
-    toward_k, toward_v = toward_k.astype(keys.keys.dtype), toward_v.astype(keys.values.dtype)
+    (d_k, d_v), d_q = jax.lax.scan(one_block, zeros, (queries, out, log_total, grad))
+    d_k, d_v = d_k.astype(keys.keys.dtype), d_v.astype(keys.values.dtype)
     return (
-        queries._replace(rows=toward_q, slots=None, segment_ids=None),
-        keys._replace(keys=toward_k, values=toward_v, segment_ids=None),
+        queries._replace(rows=d_q, slots=None, segment_ids=None),
+        keys._replace(keys=d_k, values=d_v, segment_ids=None),
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention.heads import group_queries, ungroup_queries
-from pallas_kernels.attention.masks import Visibility, by_group, visible
+from pallas_kernels.attention.operands import Operands, by_group, visible
 from pallas_kernels.products import product
 
 UNSEEN = -1e30
@@ -22,18 +22,15 @@ SMALLEST_BLOCK = 32
 
 
 def dense(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
     """A few blocks of queries, each against the keys up to its end; arguments as `attention`."""
-    length, keys = q.shape[1], k.shape[1]
-    mask = visible(visibility, length, keys)
+    q, k, v = operands[:3]
+    length, mask = q.shape[1], visible(operands)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-    if visibility.query_slots is not None:
+    if operands.query_slots is not None:
         return _block(q, k, v, mask, scale)
     size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
     spans = [(start, min(start + size, length)) for start in range(0, length, size)]
@@ -75,16 +72,16 @@ def _forward(scale, bias, sees_any, q, k, v):
     return out, (weights, q, k, v)
 
 
-def _backward(scale, kept, grad):
-    weights, q, k, v = kept
-    toward_weights = product("bkth,bksh->bkts", grad, v)
-    mean = jnp.sum(toward_weights * weights, axis=-1, keepdims=True)
-    toward_scores = (weights * (toward_weights - mean)).astype(q.dtype)
-    toward_q = scale * product("bkts,bksh->bkth", toward_scores, k)
-    toward_k = product("bkth,bkts->bkhs", q, toward_scores)
-    toward_v = product("bkth,bkts->bkhs", grad, weights.astype(grad.dtype))
-    toward_k, toward_v = (jnp.swapaxes(x, 2, 3).astype(k.dtype) for x in (toward_k, toward_v))
-    return None, None, toward_q.astype(q.dtype), toward_k, toward_v
+def _backward(scale, residuals, grad):
+    weights, q, k, v = residuals
+    d_weights = product("bkth,bksh->bkts", grad, v)
+    mean = jnp.sum(d_weights * weights, axis=-1, keepdims=True)
+    d_scores = (weights * (d_weights - mean)).astype(q.dtype)
+    d_q = scale * product("bkts,bksh->bkth", d_scores, k)
+    d_k = product("bkth,bkts->bkhs", q, d_scores)
+    d_v = product("bkth,bkts->bkhs", grad, weights.astype(grad.dtype))
+    d_k, d_v = (jnp.swapaxes(x, 2, 3).astype(k.dtype) for x in (d_k, d_v))
+    return None, None, d_q.astype(q.dtype), d_k, d_v
 
 
 _attend.defvjp(_forward, _backward)

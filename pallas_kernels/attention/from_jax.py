@@ -5,61 +5,50 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
-from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.operands import Operands
 
-INSTEAD = "'chunked', or None to let it choose"
 LANES = 128
 SPLASH_BLOCK = 512  # larger ones exceed the VMEM that v5e gives by default
 
 
 def cudnn(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
     """`jax.nn.dot_product_attention` through cuDNN; refuses slots, segments, float32 and what is
     not a GPU."""
-    refusal = cudnn_refusal(q, k, visibility)
-    if refusal is not None:
-        raise dispatch.unsupported("attention", "cudnn", refusal, INSTEAD)
+    dispatch.require("attention", "cudnn", cudnn_unsupported_reason(operands), "chunked")
+    q, k, v = operands[:3]
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, implementation="cudnn"
     )
 
 
-def cudnn_refusal(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
-) -> str | None:
+def cudnn_unsupported_reason(operands: Operands) -> str | None:
     """Why cuDNN cannot run these arguments here; None where it can."""
     if dispatch.platform() != "gpu":
         return f"needs a GPU, and this runs on {dispatch.platform()}"
-    if visibility.query_slots is not None:
+    if operands.query_slots is not None:
         return "has a causal mask only from slot 0, and query_slots were given"
-    if visibility.segment_ids is not None:
+    if operands.segment_ids is not None:
         return "takes segments only as a mask of all pairs, which grows with T * T"
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"needs bfloat16 or float16, and q is {q.dtype}"
-    if q.shape[-1] % 8 or q.shape[-1] > 128:
-        return f"needs a head width that is a multiple of 8 up to 128, and it is {q.shape[-1]}"
+    if operands.q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs bfloat16 or float16, and q is {operands.q.dtype}"
+    if operands.q.shape[-1] % 8 or operands.q.shape[-1] > 128:
+        return f"needs a head width that is a multiple of 8 up to 128, and it is {operands.q.shape[-1]}"
     return None
 
 
 def splash(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
     """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots, float32, a mesh and
     what is not a TPU."""
-    refusal = splash_refusal(q, k, visibility)
-    if refusal is not None:
-        raise dispatch.unsupported("attention", "splash", refusal, INSTEAD)
+    dispatch.require("attention", "splash", splash_unsupported_reason(operands), "chunked")
+    q, k, v = operands[:3]
     from jax.experimental.pallas.ops.tpu import (
         splash_attention as kernels,
     )  # only a TPU program needs Mosaic
@@ -83,7 +72,7 @@ def splash(
         interpret=dispatch.interprets(),
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))
-    _, segment_ids, key_segment_ids = visibility.with_key_segment_ids()
+    segment_ids, key_segment_ids = operands.with_key_segment_ids()[4:]
     if segment_ids is None or key_segment_ids is None:
         return jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(*heads_first)), 1, 2)
     ids = kernels.SegmentIds(segment_ids, key_segment_ids)
@@ -91,17 +80,15 @@ def splash(
     return jnp.where((segment_ids != 0)[..., None, None], jnp.swapaxes(out, 1, 2), 0)
 
 
-def splash_refusal(
-    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], visibility: Visibility
-) -> str | None:
+def splash_unsupported_reason(operands: Operands) -> str | None:
     """Why splash attention cannot run these arguments here; None where it can."""
-    refusal = dispatch.platform_refusal("tpu")
-    if refusal is not None:
-        return refusal
-    if visibility.query_slots is not None:
+    reason = dispatch.platform_unsupported_reason("tpu")
+    if reason is not None:
+        return reason
+    if operands.query_slots is not None:
         return "has a causal mask only from slot 0, and query_slots were given"
-    if q.dtype != jnp.bfloat16:
-        return f"multiplies in one bfloat16 pass, and q is {q.dtype}"
-    if q.shape[1] % LANES:
-        return f"needs a length that is a multiple of {LANES}, and it is {q.shape[1]}"
-    return None if dispatch.interprets() else dispatch.mesh_refusal()
+    if operands.q.dtype != jnp.bfloat16:
+        return f"multiplies in one bfloat16 pass, and q is {operands.q.dtype}"
+    if operands.q.shape[1] % LANES:
+        return f"needs a length that is a multiple of {LANES}, and it is {operands.q.shape[1]}"
+    return None if dispatch.interprets() else dispatch.mesh_unsupported_reason()

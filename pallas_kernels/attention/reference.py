@@ -4,22 +4,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.masks import Visibility, visible
+from pallas_kernels.attention.operands import Operands, visible
 
 
 def reference(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     *,
     scale: float,
 ) -> Float[Array, "B T N H"]:
     """Masked softmax as written in the contract of `attention`."""
+    q, k, v = operands[:3]
     group = q.shape[2] // k.shape[2]
     q32, k32, v32 = (x.astype(jnp.float32) for x in (q, k, v))
     k32, v32 = (jnp.repeat(x, group, axis=2) for x in (k32, v32))
-    mask = visible(visibility, q.shape[1], k.shape[1])[:, None]
+    mask = visible(operands)[:, None]
     scores = scale * jnp.einsum("btnh,bsnh->bnts", q32, k32, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(mask, scores, -jnp.inf)
     # A row that sees nothing would be -inf - -inf = NaN; a finite maximum makes it zeros instead.

@@ -14,40 +14,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.attention.chunked import with_log_totals
-from pallas_kernels.attention.masks import Visibility
+from pallas_kernels.attention.operands import Operands
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 
-Attend = Callable[..., Float[Array, "B T N H"]]  # of q, k, v, visibility
+Attend = Callable[[Operands], Float[Array, "B T N H"]]
 
 
-def over_tokens(
-    attend: Attend,
-    axes: MeshAxes,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"] | None,
-    key_segment_ids: Int[Array, "B T"] | None,
-) -> Float[Array, "B T N H"]:
+def over_tokens(attend: Attend, axes: MeshAxes, operands: Operands) -> Float[Array, "B T N H"]:
     """Query t sees keys up to t."""
-    tokens = PartitionSpec(axes.batch, axes.sequence, axes.heads)
-    rows = PartitionSpec(axes.batch, axes.sequence)
+    tokens: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
+    rows: Any = PartitionSpec(axes.batch, axes.sequence)
     local = functools.partial(_own_tokens, attend, axes.sequence)
-    run = on_each_device(local, (tokens, tokens, tokens, rows, rows), tokens)
-    return run(q, k, v, segment_ids, key_segment_ids)
+    specs = Operands(tokens, tokens, tokens, rows, rows, rows)
+    return on_each_device(local, (specs,), tokens)(operands)
 
 
 def over_slots(
     attend: Attend,
     axes: MeshAxes,
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
     scale: float,
     implementation: str | None,
 ) -> Float[Array, "B T N H"]:
@@ -58,68 +47,54 @@ def over_slots(
             why = "cannot attend to sharded slots"
             raise dispatch.unsupported("attention", implementation, why, "'chunked' or None")
         local = functools.partial(_own_slots, axes.sequence, scale)
-        visibility = visibility.with_key_segment_ids()
+        operands = operands.with_key_segment_ids()
     queries: Any = PartitionSpec(axes.batch, None, axes.heads)
     cache: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
     of_queries: Any = PartitionSpec(axes.batch)
     of_slots: Any = PartitionSpec(axes.batch, axes.sequence)
-    specs = queries, cache, cache, Visibility(of_queries, of_queries, of_slots)
-    return on_each_device(local, specs, queries)(q, keys, values, visibility)
+    specs = Operands(queries, cache, cache, of_queries, of_queries, of_slots)
+    return on_each_device(local, (specs,), queries)(operands)
 
 
 def _own_slots(
     axes: AxisNames,
     scale: float,
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
 ) -> Float[Array, "B T N H"]:
-    assert visibility.query_slots is not None
-    first = jax.lax.axis_index(axes) * keys.shape[1]
-    visibility = visibility._replace(query_slots=visibility.query_slots - first)
-    out, log_total = with_log_totals(q, keys, values, visibility, scale=scale)
+    assert operands.query_slots is not None
+    first = jax.lax.axis_index(axes) * operands.k.shape[1]
+    own = operands._replace(query_slots=operands.query_slots - first)
+    out, log_total = with_log_totals(own, scale=scale)
     weight = jnp.exp(log_total - jax.lax.pmax(log_total, axes))
     total, out = jax.lax.psum((weight, weight * out.astype(jnp.float32)), axes)
-    return (out / total).astype(q.dtype)
+    return (out / total).astype(operands.q.dtype)
 
 
-def _own_tokens(
-    attend: Attend,
-    axes: AxisNames,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    segment_ids: Int[Array, "B T"] | None,
-    key_segment_ids: Int[Array, "B T"] | None,
-) -> Float[Array, "B T N H"]:
+def _own_tokens(attend: Attend, axes: AxisNames, operands: Operands) -> Float[Array, "B T N H"]:
     """Outputs of this device's tokens."""
-    visibility = Visibility(None, segment_ids, key_segment_ids)
     if num_shards(axes) == 1:
-        return attend(q, k, v, visibility)
-    visibility = jax.tree.map(functools.partial(_gathered, axes), visibility)
+        return attend(operands)
+    gathered = functools.partial(jax.lax.all_gather, axis_name=axes, axis=1, tiled=True)
+    q, k, v, *ids = operands
+    ids = jax.tree.map(gathered, ids)
     if q.shape[2] % num_shards(axes) == 0:
-        return _heads_for_tokens(attend, axes, q, k, v, visibility)
-    k, v = _gathered(axes, k), _gathered(axes, v)
-    return _balanced_queries(attend, axes, q, k, v, visibility)
+        return _heads_for_tokens(attend, axes, Operands(q, k, v, *ids))
+    return _balanced_queries(attend, axes, Operands(q, gathered(k), gathered(v), *ids))
 
 
 def _balanced_queries(
     attend: Attend,
     axes: AxisNames,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    visibility: Visibility,
+    operands: Operands,
 ) -> Float[Array, "B T N H"]:
     """Outputs of this device's tokens, given all keys, with the work shared out evenly.
 
     Of n devices, number i holds the chunks 2i and 2i + 1 of the sequence and computes the chunks i and 2n - 1 - i: all
     pairs of chunks see equally many keys.
     """
+    q, k, v, _, segment_ids, key_segment_ids = operands.with_key_segment_ids()
     devices, device, length = num_shards(axes), jax.lax.axis_index(axes), q.shape[1]
     middle = -(-length // 2)
-    visibility = visibility.with_key_segment_ids()
 
     def chunk(odd: int, own: Float[Array, "B Q N H"]) -> Float[Array, "B Q N H"]:
         held = range(odd, 2 * devices, 2)
@@ -128,10 +103,9 @@ def _balanced_queries(
         first, size = number // 2 * length + odd * middle, own.shape[1]
         slots = jnp.broadcast_to(first + jnp.arange(size, dtype=jnp.int32)[None], own.shape[:2])
         cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=size, axis=1)
-        segment_ids = jax.tree.map(lambda row: cut(row, first), visibility.segment_ids)
+        ids = jax.tree.map(lambda row: cut(row, first), segment_ids)
         received = jax.lax.ppermute(own, axes, route)
-        seen = Visibility(slots, segment_ids, visibility.key_segment_ids)
-        out = attend(received, k, v, seen)
+        out = attend(Operands(received, k, v, slots, ids, key_segment_ids))
         return jax.lax.ppermute(out, axes, [(there, i) for i, there in route])
 
     halves = enumerate(jnp.split(q, [middle], axis=1))
@@ -141,12 +115,10 @@ def _balanced_queries(
 def _heads_for_tokens(
     attend: Attend,
     axes: AxisNames,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    visibility: Visibility,
+    operands: Operands,
 ) -> Float[Array, "B T N H"]:
     """This device attends to all tokens of its share of the heads, and sends the outputs back."""
+    q, k, v = operands[:3]
     # Key/value heads that are too few for the devices are repeated as often as it takes.
     copies = num_shards(axes) // math.gcd(num_shards(axes), k.shape[2])
     exchange = functools.partial(jax.lax.all_to_all, axis_name=axes, tiled=True)
@@ -154,8 +126,5 @@ def _heads_for_tokens(
         exchange(x, split_axis=2, concat_axis=1)
         for x in (q, jnp.repeat(k, copies, axis=2), jnp.repeat(v, copies, axis=2))
     )
-    return exchange(attend(q, k, v, visibility), split_axis=1, concat_axis=2)
-
-
-def _gathered(axes: AxisNames, x: Shaped[Array, "B T ..."]) -> Shaped[Array, "B S ..."]:
-    return jax.lax.all_gather(x, axes, axis=1, tiled=True)
+    out = attend(operands._replace(q=q, k=k, v=v))
+    return exchange(out, split_axis=1, concat_axis=2)

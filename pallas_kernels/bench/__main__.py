@@ -3,7 +3,7 @@
 [--cpu-bars] [--json FILE]
 
 Beside each time stand its error against float64 (on inputs of the same shape but at most 1,024
-tokens), its ratio to the first implementation of the same lines, and its ratio to a floor: the time
+tokens), its ratio to the first implementation of the same lines, and its ratio to the roofline: the time
 in which this machine copies the bytes that must be moved, or does the products, both measured in
 the same call. Rounds are interleaved, one sample of each implementation after the other. A mode's table
 is printed, and the JSON file written anew, as soon as the mode is measured.

@@ -1,4 +1,4 @@
-"""Timing: cases, interleaved rounds, and the floors that this machine's own copy and product set."""
+"""Timing: cases, interleaved rounds, and the roofline that this machine's own copy and product set."""
 
 import concurrent.futures
 import dataclasses
@@ -59,7 +59,7 @@ class Case:
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One implementation in one mode. Times are per call, in milliseconds: the median, and the 20th
-    and 80th percentile. ratio: over the first implementation. times_floor: over the time in which
+    and 80th percentile. ratio: over the first implementation. over_roofline: over the time in which
     this machine copies as many bytes, or multiplies as much, as the mode needs at least. errors:
     relative to float64. temporaries: bytes of scratch memory, None where unknown."""
 
@@ -72,7 +72,7 @@ class Row:
     low: float
     high: float
     ratio: float
-    times_floor: float
+    over_roofline: float
     errors: Mapping[str, float]
     temporaries: int | None
 
@@ -102,7 +102,7 @@ class Machine:
     bytes_per_second: float
     flops_per_second: Mapping[str, float]
 
-    def floor(self, mode: Mode, dtype: str, moved: int) -> float:
+    def roofline(self, mode: Mode, dtype: str, moved: int) -> float:
         """Milliseconds below which nothing can be expected."""
         return 1e3 * max(moved / self.bytes_per_second, mode.flops / self.flops_per_second[dtype])
 
@@ -141,8 +141,8 @@ def measure(
         logger.info("%s: compiled in %.1f s", mode.name, time.monotonic() - start)
         contenders = {n: rival.contender(case, mode) for n, rival in rivals.items()} | ours
         times = interleaved({n: c.sample for n, c in contenders.items()}, rounds)
-        floor = machine.floor(mode, case.dtype, _moved(mode, names[0], sets[0]))
-        yield [_row(case, mode, name, times, contenders[name], floor) for name in contenders]
+        roofline = machine.roofline(mode, case.dtype, _moved(mode, names[0], sets[0]))
+        yield [_row(case, mode, name, times, contenders[name], roofline) for name in contenders]
 
 
 def _row(
@@ -151,12 +151,12 @@ def _row(
     name: str,
     times: Mapping[str, list[float]],
     contender: Contender,
-    floor: float,
+    roofline: float,
 ) -> Row:
     low, middle, high = np.quantile(times[name], (0.2, 0.5, 0.8)).tolist()
     first = float(np.median(next(iter(times.values()))))
     place = case.op, case.shape, case.dtype, mode.name, name
-    ratios = middle / first, middle / floor
+    ratios = middle / first, middle / roofline
     return Row(*place, middle, low, high, *ratios, contender.errors, contender.temporaries)
 
 

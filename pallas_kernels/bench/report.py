@@ -10,7 +10,7 @@ import jax
 
 from pallas_kernels.bench.measure import Machine, Row
 
-HEAD = ("op", "shape", "dtype", "mode", "implementation", "ms", "20-80%", "ratio", "x floor")
+HEAD = ("op", "shape", "dtype", "mode", "implementation", "ms", "20-80%", "ratio", "x roofline")
 HEAD = (*HEAD, "error", "scratch MB")
 
 
@@ -23,7 +23,7 @@ def table(rows: list[Row]) -> str:
 
 
 def heading(machine: Machine) -> str:
-    """Where this was measured, and what the floors are made of."""
+    """Where this was measured, and what the roofline is made of."""
     products = (f"{v / 1e12:.2f} {k}" for k, v in machine.flops_per_second.items())
     return (
         f"{jax.devices()[0].device_kind}: copies {machine.bytes_per_second / 1e9:.1f} GB/s, "
@@ -51,7 +51,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.milliseconds:.3f}",
         f"{row.low:.3f}-{row.high:.3f}",
         f"{row.ratio:.2f}",
-        f"{row.times_floor:.2f}",
+        f"{row.over_roofline:.2f}",
         f"{max(row.errors.values()):.1e}",
         scratch,
     )

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.decode_attention import chunked, gpu, partial_softmax, reference, sharded, tpu
+from pallas_kernels.decode_attention.partial_softmax import Operands, Part
 from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu", "gpu"]
@@ -57,33 +58,28 @@ def decode_attention(
     (Dao et al. 2023, splits of the cache).
     """
     _check(q, keys, segment_ids, key_segment_ids)
-    visible = partial_softmax.Visible(slots, segment_ids, key_segment_ids)
+    operands = Operands(q, keys, values, slots, segment_ids, key_segment_ids)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
-    part = sharded.over_slots(attend, mesh_axes, q, keys, values, visible)
+    part = sharded.over_slots(attend, mesh_axes, operands)
     return partial_softmax.finish(part).astype(q.dtype)
 
 
 def _attend(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: partial_softmax.Visible,
+    operands: Operands,
     *,
     scale: float,
     implementation: str | None,
-) -> partial_softmax.Part:
-    preferred = _preferred(q, keys, values)
+) -> Part:
+    preferred = _preferred(operands)
     name = dispatch.choose("decode_attention", implementation, IMPLEMENTATIONS, preferred)
-    return IMPLEMENTATIONS[name](q, keys, values, visible, scale=scale)
+    return IMPLEMENTATIONS[name](operands, scale=scale)
 
 
-def _preferred(
-    q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], values: Float[Array, "B S K H"]
-) -> str:
+def _preferred(operands: Operands) -> str:
     where = dispatch.platform()
-    if where == "gpu" and gpu.gpu_refusal(q, keys, values) is None:
+    if where == "gpu" and gpu.unsupported_reason(operands) is None:
         return "gpu"
-    if where == "tpu" and tpu.tpu_refusal(q, keys, values) is None:
+    if where == "tpu" and tpu.unsupported_reason(operands) is None:
         return "tpu"
     return "chunked"
 

@@ -5,8 +5,7 @@ A block of threads owns the queries of one key/value head and one split of a row
 it in tiles with an online softmax; (max, sum, outputs) of the splits are joined by XLA. How far each
 split goes is read from the lengths of the rows, so a short row is spread as evenly as a long one.
 
-Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+Written in Pallas for Triton; `pallas_kernels.products` says why.
 """
 
 import dataclasses
@@ -22,10 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention import partial_softmax
-from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part, Visible
+from pallas_kernels.decode_attention.partial_softmax import LOWEST, Operands, Part
 from pallas_kernels.products import contract_on_gpu
 
-INSTEAD = "'chunked', or None to let it choose"
 MAX_WIDTH = 256  # wider outputs do not fit into the registers of one block
 MAX_GROUP = 64
 BLOCKS = 396  # three on each of an H100's 132 multiprocessors; more would be a second round
@@ -62,10 +60,7 @@ class Plan:
 
 
 def gpu(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
+    operands: Operands,
     *,
     scale: float,
 ) -> Part:
@@ -77,25 +72,22 @@ def gpu(
       UnsupportedError: not a data-centre GPU from Ampere on, types that are neither all bfloat16 nor
         all float32, heads too wide, groups too large, or a mesh.
     """
-    why = gpu_refusal(q, keys, values)
-    if why is not None:
-        raise dispatch.unsupported("decode_attention", "gpu", why, INSTEAD)
-    return partial_softmax.join(_attend(q, keys, values, visible, _plan(q, keys, scale)))
+    dispatch.require("decode_attention", "gpu", unsupported_reason(operands), "chunked")
+    return partial_softmax.join(_attend(operands, _plan(operands, scale)))
 
 
-def gpu_refusal(
-    q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], values: Float[Array, "B S K H"]
-) -> str | None:
+def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    types = sorted({str(x.dtype) for x in (q, keys, values)})
-    if types not in (["bfloat16"], ["float32"]):
-        return f"takes q, keys, values all bfloat16 or all float32, not {', '.join(types)}"
+    q, keys, values = operands[:3]
+    reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
+    if reason is not None:
+        return reason
     if q.shape[2] > MAX_WIDTH:
         return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[2]}"
     group = q.shape[1] // keys.shape[2]
     if group > MAX_GROUP:
         return f"takes up to {MAX_GROUP} queries per key/value head, and these are {group}"
-    return dispatch.gpu_refusal(dispatch.AMPERE)
+    return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
 def tile_slots(keys: Float[Array, "B S K H"]) -> int:
@@ -104,7 +96,8 @@ def tile_slots(keys: Float[Array, "B S K H"]) -> int:
     return min(128, max(16, TILE_BYTES // (columns * keys.dtype.itemsize)))
 
 
-def _plan(q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], scale: float) -> Plan:
+def _plan(operands: Operands, scale: float) -> Plan:
+    q, keys = operands[:2]
     batch, capacity, kv_heads, width = keys.shape
     tile = tile_slots(keys)
     splits = min(max(1, BLOCKS // (batch * kv_heads)), pl.cdiv(capacity, MIN_TILES * tile))
@@ -113,16 +106,14 @@ def _plan(q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], scale: float)
 
 
 def _attend(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
+    operands: Operands,
     plan: Plan,
 ) -> Part:
-    counts = partial_softmax.lengths(visible, plan.capacity)
+    q, keys, values, _, segment_ids, key_segment_ids = operands
+    counts = partial_softmax.lengths(operands)
     begin, end = partial_softmax.spans(counts, plan.tile, plan.splits)
     rows = (plan.batch, plan.kv_heads, plan.group)
-    inputs = (begin, end, counts, visible.segment_ids, visible.key_segment_ids)
+    inputs = (begin, end, counts, segment_ids, key_segment_ids)
     inputs = (*inputs, q.reshape(*rows, plan.width), keys, values)
     lines = (plan.splits, *rows)
     shapes = tuple(jax.ShapeDtypeStruct((*lines, *n), jnp.float32) for n in ((), (), q.shape[2:]))
@@ -130,7 +121,7 @@ def _attend(
     (results,) = pl.pallas_call(
         functools.partial(_walk, plan=plan),
         grid=(plan.kv_heads, plan.splits, plan.batch),
-        in_specs=_in_specs(plan, masked=visible.segment_ids is not None),
+        in_specs=_in_specs(plan, masked=segment_ids is not None),
         out_specs=(_out_specs(plan),),
         out_shape=(shapes,),
         interpret=plan.interpret,
@@ -145,11 +136,11 @@ def _in_specs(plan: Plan, *, masked: bool) -> tuple[pl.BlockSpec | None, ...]:
     """What one block of the grid (key/value heads, splits, rows) sees of each input."""
     number = pl.BlockSpec((1,), lambda k, i, b: (b,))
     boundary = pl.BlockSpec((None, plan.splits), lambda k, i, b: (b, 0))
-    segments = pl.BlockSpec((None, plan.capacity), lambda k, i, b: (b, 0))
+    slots = pl.BlockSpec((None, plan.capacity), lambda k, i, b: (b, 0))
     queries = pl.BlockSpec((None, None, plan.group, plan.width), lambda k, i, b: (b, k, 0, 0))
     cache = pl.BlockSpec((None, plan.capacity, None, plan.width), lambda k, i, b: (b, 0, k, 0))
-    marks = (number, segments) if masked else (None, None)
-    return boundary, boundary, number, *marks, queries, cache, cache
+    ids = (number, slots) if masked else (None, None)
+    return boundary, boundary, number, *ids, queries, cache, cache
 
 
 def _out_specs(plan: Plan) -> tuple[pl.BlockSpec, ...]:
@@ -162,8 +153,8 @@ def _walk(
     begin: Ref,
     end: Ref,
     counts: Ref,
-    segment: Ref | None,
-    segments: Ref | None,
+    segment_id: Ref | None,
+    key_segment_ids: Ref | None,
     q: Ref,
     keys: Ref,
     values: Ref,
@@ -184,9 +175,9 @@ def _walk(
         inside = start + jnp.arange(plan.tile) < count
         scores = plan.scale * product(queries, _read(keys, start, inside, plan), (1, 1))
         mask = inside
-        if segment is not None and segments is not None:
-            here = triton.load(segments.at[pl.ds(start, plan.tile)], mask=inside, other=0)
-            mask = inside & (here == segment[0])
+        if segment_id is not None and key_segment_ids is not None:
+            ids = triton.load(key_segment_ids.at[pl.ds(start, plan.tile)], mask=inside, other=0)
+            mask = inside & (ids == segment_id[0])
         scores = jnp.where(mask[None, :], scores, -jnp.inf)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights, shrink = jnp.exp(scores - new_top[:, None]), jnp.exp(top - new_top)

@@ -12,9 +12,12 @@ from pallas_kernels.mesh import AxisNames
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-class Visible(NamedTuple):
-    """Arguments of `decode_attention` that say what is seen; the same meaning, None included."""
+class Operands(NamedTuple):
+    """Arguments of `decode_attention` that are arrays; the same meaning, None included."""
 
+    q: Float[Array, "B N H"]
+    keys: Float[Array, "B S K H"]
+    values: Float[Array, "B S K H"]
     slots: Int[Array, "B"]
     segment_ids: Int[Array, "B"] | None
     key_segment_ids: Int[Array, "B S"] | None
@@ -31,22 +34,22 @@ class Part(NamedTuple):
     out: Float[Array, "*I B N H"]  # sum of exp(score - top) * value
 
 
-def lengths(visible: Visible, capacity: int) -> Int[Array, "B"]:
+def lengths(operands: Operands) -> Int[Array, "B"]:
     """How many slots of each row can be seen at all: none of those after is ever read."""
-    count = jnp.clip(visible.slots + 1, 0, capacity).astype(jnp.int32)
-    if visible.segment_ids is None:
+    count = jnp.clip(operands.slots + 1, 0, operands.keys.shape[1]).astype(jnp.int32)
+    if operands.segment_ids is None:
         return count
-    return jnp.where(visible.segment_ids == 0, 0, count)
+    return jnp.where(operands.segment_ids == 0, 0, count)
 
 
-def seen(visible: Visible, start: Int[Array, ""] | int, size: int) -> Bool[Array, "B S"]:
+def seen(operands: Operands, start: Int[Array, ""] | int, size: int) -> Bool[Array, "B S"]:
     """Which of the slots from `start` on each row sees."""
     slots = start + jnp.arange(size, dtype=jnp.int32)[None]
-    mask = slots <= visible.slots[:, None]
-    if visible.segment_ids is None or visible.key_segment_ids is None:
+    mask = slots <= operands.slots[:, None]
+    if operands.segment_ids is None or operands.key_segment_ids is None:
         return mask
-    key_ids = jax.lax.dynamic_slice_in_dim(visible.key_segment_ids, start, size, axis=1)
-    segment_ids = visible.segment_ids[:, None]
+    key_ids = jax.lax.dynamic_slice_in_dim(operands.key_segment_ids, start, size, axis=1)
+    segment_ids = operands.segment_ids[:, None]
     return mask & (key_ids == segment_ids) & (segment_ids != 0)
 
 

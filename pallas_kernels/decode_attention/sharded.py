@@ -10,24 +10,16 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
 
-from pallas_kernels.decode_attention.partial_softmax import Part, Visible, join_over
+from pallas_kernels.decode_attention.partial_softmax import Operands, Part, join_over
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 
-Attend = Callable[..., Part]  # of q, keys, values, visible
+Attend = Callable[[Operands], Part]
 
 
-def over_slots(
-    attend: Attend,
-    axes: MeshAxes,
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
-) -> Part:
+def over_slots(attend: Attend, axes: MeshAxes, operands: Operands) -> Part:
     """Softmax over all slots, from `attend` to each device's own."""
-    capacity, count = keys.shape[1], num_shards(axes.sequence)
+    capacity, count = operands.keys.shape[1], num_shards(axes.sequence)
     if capacity % count:
         raise ValueError(
             f"a cache of {capacity} slots does not divide over mesh axes "
@@ -38,18 +30,10 @@ def over_slots(
     rows: Any = PartitionSpec(axes.batch)
     of_slots: Any = PartitionSpec(axes.batch, axes.sequence)
     local = attend if count == 1 else functools.partial(_own_slots, attend, axes.sequence)
-    specs = queries, cache, cache, Visible(rows, rows, of_slots)
-    return on_each_device(local, specs, queries)(q, keys, values, visible)
+    specs = Operands(queries, cache, cache, rows, rows, of_slots)
+    return on_each_device(local, (specs,), queries)(operands)
 
 
-def _own_slots(
-    attend: Attend,
-    axes: AxisNames,
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
-) -> Part:
-    first = jax.lax.axis_index(axes) * keys.shape[1]
-    part = attend(q, keys, values, visible._replace(slots=visible.slots - first))
-    return join_over(part, axes)
+def _own_slots(attend: Attend, axes: AxisNames, operands: Operands) -> Part:
+    first = jax.lax.axis_index(axes) * operands.keys.shape[1]
+    return join_over(attend(operands._replace(slots=operands.slots - first)), axes)

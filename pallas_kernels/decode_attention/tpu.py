@@ -18,10 +18,9 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention import partial_softmax
-from pallas_kernels.decode_attention.partial_softmax import Part, Visible
-from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, Plan, step
+from pallas_kernels.decode_attention.partial_softmax import Operands, Part
+from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, TpuPlan, step
 
-INSTEAD = "'chunked', or None to let it choose"
 # Of keys per grid step, and as many of values; a power of two, as capacities are. Two blocks of each are in VMEM: a
 # step asks for the next before it waits for its own. So memory never rests where a step's bytes, 1.05 MB, take longer
 # to arrive than the way from memory and the step's products together. The way is 0.5 us on v4, where it was measured
@@ -32,10 +31,7 @@ INTERPRETED_CORES = 2
 
 
 def tpu(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
+    operands: Operands,
     *,
     scale: float,
 ) -> Part:
@@ -47,37 +43,35 @@ def tpu(
       UnsupportedError: not a TPU, types that are neither all bfloat16 nor all float32, a head width
         or number of heads for which the cache would be copied, a short cache, or a mesh.
     """
-    why = tpu_refusal(q, keys, values)
-    if why is not None:
-        raise dispatch.unsupported("decode_attention", "tpu", why, INSTEAD)
+    dispatch.require("decode_attention", "tpu", unsupported_reason(operands), "chunked")
+    q, keys = operands[:2]
     batch, capacity, kv_heads, width = keys.shape
-    plan = Plan(
+    plan = TpuPlan(
         *(scale, batch, capacity, kv_heads, q.shape[1] // kv_heads, width),
         block=min(block_slots(keys), capacity),
         splits=INTERPRETED_CORES if dispatch.interprets() else pltpu.get_tpu_info().num_cores,
         interpret=dispatch.interprets(),
     )
-    part = _attend(q, keys, values, visible, plan)
+    part = _attend(operands, plan)
     return jax.tree.map(lambda x: x[:, : q.shape[1]], partial_softmax.join(part))
 
 
-def tpu_refusal(
-    q: Float[Array, "B N H"], keys: Float[Array, "B S K H"], values: Float[Array, "B S K H"]
-) -> str | None:
+def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    types = sorted({str(x.dtype) for x in (q, keys, values)})
-    if types not in (["bfloat16"], ["float32"]):
-        return f"takes q, keys, values all bfloat16 or all float32, not {', '.join(types)}"
-    refusal = dispatch.platform_refusal("tpu")
-    if refusal is not None or dispatch.interprets():
-        return refusal
+    q, keys, values = operands[:3]
+    reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
+    if reason is not None:
+        return reason
+    reason = dispatch.platform_unsupported_reason("tpu")
+    if reason is not None or dispatch.interprets():
+        return reason
     if keys.shape[3] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {keys.shape[3]}"
     if keys.shape[1] < LANES:
         return f"needs at least {LANES} slots, and the cache has {keys.shape[1]}"
     if keys.shape[2] % SUBLANES and keys.shape[2] not in (1, 2, 4):
         return f"would copy a cache of {keys.shape[2]} key/value heads, not 1, 2, 4 or 8 n"
-    return dispatch.mesh_refusal()
+    return dispatch.mesh_unsupported_reason()
 
 
 def block_slots(keys: Float[Array, "B S K H"]) -> int:
@@ -87,28 +81,27 @@ def block_slots(keys: Float[Array, "B S K H"]) -> int:
 
 
 def _attend(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    values: Float[Array, "B S K H"],
-    visible: Visible,
-    plan: Plan,
+    operands: Operands,
+    plan: TpuPlan,
 ) -> Part:
-    counts = partial_softmax.lengths(visible, plan.capacity)
+    q, keys, values = operands[:3]
+    counts = partial_softmax.lengths(operands)
     begin, end = partial_softmax.spans(counts, plan.block, plan.splits)
     # The grid ends with the longest row; one step at least, or nothing would be written.
     steps = jnp.maximum(jnp.max(end - begin), 1)
-    segments, marks = jnp.zeros_like(counts), ()
-    if visible.segment_ids is not None and visible.key_segment_ids is not None:
-        segments, marks = visible.segment_ids, (visible.key_segment_ids[:, None],)
+    segment_ids, key_segment_ids = jnp.zeros_like(counts), ()
+    if operands.segment_ids is not None and operands.key_segment_ids is not None:
+        segment_ids = operands.segment_ids
+        key_segment_ids = (operands.key_segment_ids[:, None],)
     q = jnp.pad(q, ((0, 0), (0, plan.heads - q.shape[1]), (0, 0)))
     rows = (plan.batch, plan.capacity * plan.kv_heads, plan.width)
-    arrays = (q, keys.reshape(rows), values.reshape(rows), marks)
-    scalars = (begin.reshape(-1), end.reshape(-1), counts, segments)
+    arrays = (q, keys.reshape(rows), values.reshape(rows), key_segment_ids)
+    scalars = (begin.reshape(-1), end.reshape(-1), counts, segment_ids)
     lines = (plan.splits, plan.batch, plan.heads)
     shapes = tuple(jax.ShapeDtypeStruct((*lines, n), jnp.float32) for n in _columns(plan))
     ((top, total, out),) = pl.pallas_call(
         functools.partial(step, plan=plan),
-        grid_spec=_grid(plan, steps, masked=bool(marks)),
+        grid_spec=_grid(plan, steps, masked=bool(key_segment_ids)),
         out_shape=(shapes,),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
@@ -120,12 +113,12 @@ def _attend(
     return Part(top[..., 0], total[..., 0], out)
 
 
-def _columns(plan: Plan) -> tuple[int, int, int]:
+def _columns(plan: TpuPlan) -> tuple[int, int, int]:
     """Of (max, sum, outputs): a single number per query fills a row of lanes."""
     return LANES, LANES, plan.width
 
 
-def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchScalarGridSpec:
+def _grid(plan: TpuPlan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchScalarGridSpec:
     """Over (rows, splits, blocks of a split), each split on a core of its own where there are
     two."""
 
@@ -139,7 +132,7 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
         return pl.BlockSpec(shape, lambda b, i, *_: (i, b, 0, 0))
 
     cache = pl.BlockSpec((None, plan.rows, plan.width), lambda b, *at: (b, block(b, *at), 0))
-    marks = pl.BlockSpec((None, 1, plan.marked), lambda b, *at: (b, 0, block(b, *at)))
+    of_slots = pl.BlockSpec((None, 1, plan.marked), lambda b, *at: (b, 0, block(b, *at)))
     spread = pltpu.VMEM((plan.piece, plan.piece * plan.kv_heads), jnp.bfloat16)
     return pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=4,
@@ -148,14 +141,14 @@ def _grid(plan: Plan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchS
             pl.BlockSpec((None, plan.heads, plan.width), lambda b, *_: (b, 0, 0)),
             cache,
             cache,
-            (marks,) * masked,
+            (of_slots,) * masked,
         ),
         out_specs=(tuple(map(result, _columns(plan))),),
         scratch_shapes=(pltpu.VMEM((plan.heads, plan.rows), jnp.float32), (spread,) * masked),
     )
 
 
-def _cost(plan: Plan, arrays: Any) -> pl.CostEstimate:
+def _cost(plan: TpuPlan, arrays: Any) -> pl.CostEstimate:
     """Of a full cache; how full it is, the compiler cannot know."""
     pairs = plan.batch * plan.capacity * plan.kv_heads * plan.heads
     return cost(4 * pairs * plan.width, pairs, arrays)

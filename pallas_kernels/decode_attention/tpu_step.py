@@ -18,7 +18,7 @@ Ref = Any  # a block in VMEM, read and written by index
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TpuPlan:
     """How one call is cut: each row's slots into `splits` runs of blocks of `block` slots."""
 
     scale: float
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def piece(self) -> int:
-        """Slots whose marks are spread over the key/value heads at once."""
+        """Slots whose segment ids are spread over the key/value heads at once."""
         return min(LANES, self.block)
 
     @property
@@ -56,16 +56,16 @@ def step(
     begin: Ref,
     end: Ref,
     counts: Ref,
-    segments: Ref,
+    segment_ids: Ref,
     q: Ref,
     keys: Ref,
     values: Ref,
-    marks: tuple[Ref, ...],
+    key_segment_ids: tuple[Ref, ...],
     results: tuple[Ref, Ref, Ref],
     bias: Ref,
     spread: tuple[Ref, ...],
     *,
-    plan: Plan,
+    plan: TpuPlan,
 ) -> None:
     """One block of slots of one row, added to what its split has seen."""
     part = Part(*results)
@@ -87,8 +87,8 @@ def step(
         left = (counts[row] - block * plan.block) * plan.kv_heads  # rows of the block that count
         scores = plan.scale * contract(q[...], keys[...], (1, 1)) + bias[...]
         mask = _index(scores.shape, 1) < left
-        for of_slots, matrix in zip(marks, spread, strict=True):
-            mask = mask & _by_row(of_slots[...] == segments[row], matrix[...], plan)
+        for ids, matrix in zip(key_segment_ids, spread, strict=True):
+            mask = mask & _by_row(ids[...] == segment_ids[row], matrix[...], plan)
         scores = jnp.where(mask, scores, -jnp.inf)
         top = part.top[:, :1]
         new_top = jnp.maximum(top, jnp.max(scores, axis=1, keepdims=True))
@@ -100,14 +100,14 @@ def step(
         part.out[...] = out
 
 
-def _bias(plan: Plan) -> Float[Array, "N R"]:
+def _bias(plan: TpuPlan) -> Float[Array, "N R"]:
     """0 where a query belongs to the head of a row of keys, else -inf."""
     shape = (plan.heads, plan.rows)
     head = jax.lax.div(_index((plan.heads, 1), 0), jnp.int32(plan.group))
     return jnp.where(jax.lax.rem(_index(shape, 1), jnp.int32(plan.kv_heads)) == head, 0.0, -jnp.inf)
 
 
-def _spread(plan: Plan) -> Float[Array, "S R"]:
+def _spread(plan: TpuPlan) -> Float[Array, "S R"]:
     """1 where a slot of a piece meets one of its rows of keys. A lane cannot be repeated, but
     multiplied out."""
     shape = (plan.piece, plan.piece * plan.kv_heads)
@@ -116,16 +116,18 @@ def _spread(plan: Plan) -> Float[Array, "S R"]:
 
 
 def _by_row(
-    marks: Bool[Array, "1 S"], spread: Float[Array, "_ _"], plan: Plan
+    mask: Bool[Array, "1 S"], spread: Float[Array, "_ _"], plan: TpuPlan
 ) -> Bool[Array, "1 R"]:
     """What holds for a slot, for each of its rows of keys."""
-    ones = jnp.where(marks, 1.0, 0.0).astype(spread.dtype)
+    ones = jnp.where(mask, 1.0, 0.0).astype(spread.dtype)
     pieces = (ones[:, i : i + plan.piece] for i in range(0, plan.marked, plan.piece))
     rows = jnp.concatenate([contract(x, spread, (1, 0)) for x in pieces], axis=1)
     return rows[:, : plan.rows] > 0.5
 
 
-def _inside(values: Float[Array, "R H"], left: Int[Array, ""], plan: Plan) -> Float[Array, "R H"]:
+def _inside(
+    values: Float[Array, "R H"], left: Int[Array, ""], plan: TpuPlan
+) -> Float[Array, "R H"]:
     """Past the end of the cache lies whatever was there before, and 0 times that may be NaN."""
     if plan.capacity % plan.block == 0:
         return values

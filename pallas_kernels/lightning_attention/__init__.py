@@ -16,6 +16,7 @@ from pallas_kernels.lightning_attention import (
     sharded,
     tpu,
 )
+from pallas_kernels.lightning_attention.reference import Operands
 from pallas_kernels.lightning_attention.sharded import (
     NEGLIGIBLE_DECAY as NEGLIGIBLE_DECAY,
 )
@@ -85,29 +86,20 @@ def lightning_attention(
     attend = functools.partial(
         _attend, scale=scale, implementation=implementation, precision=precision
     )
-    return sharded.on_mesh(attend, mesh_axes)(q, k, v, log_decay, state, segment_ids)
-
-
-def _attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"] | None,
-    segment_ids: Int[Array, "B T"] | None,
-    *,
-    scale: float,
-    implementation: str | None,
-    precision: Precision,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    preferred = _preferred(q, k, v)
-    name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
     if state is None:
         state = jnp.zeros((q.shape[0], q.shape[2], q.shape[3], v.shape[3]), jnp.float32)
     log_decay = jax.lax.stop_gradient(log_decay).astype(jnp.float32)
-    state = state.astype(jnp.float32)
+    operands = Operands(q, k, v, log_decay, state.astype(jnp.float32), segment_ids)
+    return sharded.on_mesh(attend, mesh_axes)(operands)
+
+
+def _attend(
+    operands: Operands, *, scale: float, implementation: str | None, precision: Precision
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+    preferred = _preferred(*operands[:3])
+    name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
     rest = {"precision": precision} if name in TAKE_PRECISION else {}
-    return IMPLEMENTATIONS[name](q, k, v, log_decay, state, segment_ids, scale=scale, **rest)
+    return IMPLEMENTATIONS[name](operands, scale=scale, **rest)
 
 
 def _preferred(
@@ -115,8 +107,8 @@ def _preferred(
 ) -> str:
     if q.shape[1] == 1:
         return "recurrent"
-    if dispatch.platform() == "gpu" and gpu.gpu_refusal(q, k, v) is None:
+    if dispatch.platform() == "gpu" and gpu.unsupported_reason(q, k, v) is None:
         return "gpu"
-    if dispatch.platform() == "tpu" and tpu.tpu_refusal(q) is None:
+    if dispatch.platform() == "tpu" and tpu.unsupported_reason(q) is None:
         return "tpu"
     return "chunked"

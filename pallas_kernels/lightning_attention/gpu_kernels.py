@@ -1,7 +1,7 @@
 """The two Triton kernels of lightning attention.
 
-A block of threads owns one span of one head and some columns of its memory, which it keeps in
-registers, in float32 and transposed, while it walks the span chunk by chunk. Laid out so, a memory
+A block of threads owns one span of one head and some columns of its state, which it keeps in
+registers, in float32 and transposed, while it walks the span chunk by chunk. Laid out so, a state
 and what a chunk writes to it are left operands of their products, which the matrix unit of a Hopper
 GPU takes from registers; only scores pass through shared memory.
 """
@@ -18,42 +18,42 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.cost import cost
 from pallas_kernels.lightning_attention import gpu_tiles as tiles
-from pallas_kernels.lightning_attention.gpu_tiles import Marks, Plan, Ref
+from pallas_kernels.lightning_attention.gpu_tiles import GpuPlan, Ref, Segments
 
 
-def written(
+def span_states(
     a: Float[Array, "B T N H"],
     b: Float[Array, "B T N H"],
     edge: Float[Array, "B N H H"],
     needed: Int[Array, "B N S"],
-    marks: Marks | None,
+    packed: Segments | None,
     log_decay: Float[Array, "N"],
-    plan: Plan,
+    plan: GpuPlan,
     *,
     backward: bool,
 ) -> Float[Array, "B N S H H"]:
-    """What the span before each boundary (after it, if backward) adds to the memory there:
+    """What the span before each boundary (after it, if backward) adds to the state there:
     sum_t fade_t a_t b_t^T, times the scale if backward. The boundary without a span gets `edge`.
 
-    Only the `needed` chunks nearest to a boundary are read: the others have faded to 0.
+    Only the `needed` chunks nearest to a boundary are read: the others have decayed to 0.
     """
     specs = _Specs(plan)
     return _call(
-        functools.partial(_written, backward=backward),
+        functools.partial(_span_states, backward=backward),
         plan,
-        inputs=(marks, log_decay, needed, a, b, edge),
+        inputs=(packed, log_decay, needed, a, b, edge),
         in_specs=(
-            specs.marks(marks),
+            specs.packed(packed),
             specs.whole,
             specs.needed,
             *2 * (specs.tokens,),
-            specs.memory,
+            specs.state,
         ),
-        outputs=_memories(plan, plan.spans),
-        out_specs=specs.span_memory,
+        outputs=_states(plan, plan.spans),
+        out_specs=specs.span_state,
         flops=plan.terms * plan.width,
         stages=2 if a.dtype == jnp.float32 else 3,
-        name="written",
+        name="span_states",
     )
 
 
@@ -62,30 +62,30 @@ def attend(
     y: Float[Array, "B T N H"],
     z: Float[Array, "B T N H"],
     before: Float[Array, "B N S H H"],
-    marks: Marks | None,
+    packed: Segments | None,
     log_decay: Float[Array, "N"],
-    plan: Plan,
+    plan: GpuPlan,
     *,
     backward: bool = False,
     transposed: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """Walks each span from the memory M before it: out_t = entering_t x_t M + sum_s within_ts (x_t
+    """Walks each span from the state M before it: out_t = entering_t x_t M + sum_s within_ts (x_t
     y_s) z_s, where token s writes y_s z_s^T. `before` is [z, y] where transposed.
 
     Outputs are x, y, z = q, k, v; dq is do, v, k. If backward, last token to first: dv is k, q, do
-    and dk is v, do, q, from the gradient of the memory after the span.
+    and dk is v, do, q, from the gradient of the state after the span.
 
     Returns:
-      The outputs, and the memory at the end of the walk.
+      The outputs, and the state at the end of the walk.
     """
     specs = _Specs(plan)
     return _call(
         functools.partial(_attend, backward=backward, transposed=transposed),
         plan,
-        inputs=(marks, log_decay, x, y, z, before),
-        in_specs=(specs.marks(marks), specs.whole, *3 * (specs.tokens,), specs.span_memory),
-        outputs=(jax.ShapeDtypeStruct(x.shape, x.dtype), _memories(plan)),
-        out_specs=(specs.tokens, specs.memory),
+        inputs=(packed, log_decay, x, y, z, before),
+        in_specs=(specs.packed(packed), specs.whole, *3 * (specs.tokens,), specs.span_state),
+        outputs=(jax.ShapeDtypeStruct(x.shape, x.dtype), _states(plan)),
+        out_specs=(specs.tokens, specs.state),
         flops=(plan.parts + plan.terms) * plan.chunk + 2 * plan.terms * plan.width,
         # With halves, two blocks share the shared memory of a multiprocessor.
         stages=2 if plan.parts > 1 or x.dtype == jnp.float32 else 3,
@@ -93,41 +93,41 @@ def attend(
     )
 
 
-def _written(
-    marks: Marks | None,
-    log_decay: Ref,
+def _span_states(
+    packed: Segments | None,
+    log_decays: Ref,
     needed: Ref,
     a: Ref,
     b: Ref,
     edge: Ref,
     out: Ref,
     *,
-    plan: Plan,
+    plan: GpuPlan,
     backward: bool,
 ) -> None:
     part, head, slot = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     boundary = (slot + int(backward)) * plan.tokens
-    decay, count = log_decay[head], tiles.count_before(marks, boundary, plan)
+    log_decay, count = log_decays[head], tiles.count_before(packed, boundary, plan)
 
-    def step(i, memory):
+    def step(i, state):
         start = boundary + i * plan.chunk if backward else boundary - (i + 1) * plan.chunk
-        counts = tiles.counts_through(marks, start, plan)
-        real = tiles.is_real(marks, start, counts, plan)
-        fade = tiles.fade(decay, jnp.abs(counts - count))
-        fade = jnp.where(tiles.belongs(marks, start, boundary, plan), fade, 0.0)
+        counts = tiles.counts_through(packed, start, plan)
+        real = tiles.is_real(packed, start, counts, plan)
+        decays = tiles.decay_factor(log_decay, jnp.abs(counts - count))
+        decays = jnp.where(tiles.belongs(packed, start, boundary, plan), decays, 0.0)
         keys = [tiles.read_tokens(a, start, real, plan)]
-        values = (factor * fade)[:, None] * tiles.read_tokens(b, start, real, plan, part)
-        return tiles.product(tiles.terms(values, a.dtype, plan), keys, (0, 0), plan, onto=memory)
+        values = (factor * decays)[:, None] * tiles.read_tokens(b, start, real, plan, part)
+        return tiles.product(tiles.terms(values, a.dtype, plan), keys, (0, 0), plan, onto=state)
 
     factor = plan.scale if backward else 1.0
     is_edge = slot == (plan.spans - 1 if backward else 0)
-    first = tiles.read_memory(edge, plan, part, only_if=is_edge)
-    tiles.write_memory(out, jax.lax.fori_loop(0, needed[slot], step, first), plan, part)
+    first = tiles.read_state(edge, plan, part, only_if=is_edge)
+    tiles.write_state(out, jax.lax.fori_loop(0, needed[slot], step, first), plan, part)
 
 
 def _attend(
-    marks: Marks | None,
-    log_decay: Ref,
+    packed: Segments | None,
+    log_decays: Ref,
     x: Ref,
     y: Ref,
     z: Ref,
@@ -135,24 +135,24 @@ def _attend(
     out: Ref,
     last: Ref,
     *,
-    plan: Plan,
+    plan: GpuPlan,
     backward: bool,
     transposed: bool,
 ) -> None:
     part, head, span = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    decay, chunks = log_decay[head], tiles.chunks_here(span, plan)
-    inner = functools.partial(tiles.inner, marks, decay, plan=plan, backward=backward)
-    same = inner(jnp.zeros((), jnp.int32)) if marks is None else None
+    log_decay, chunks = log_decays[head], tiles.chunks_here(span, plan)
+    inner = functools.partial(tiles.inner, packed, log_decay, plan=plan, backward=backward)
+    same = inner(jnp.zeros((), jnp.int32)) if packed is None else None
 
-    def step(i, memory):
+    def step(i, state):
         chunk = chunks - 1 - i if backward else i
         start = span * plan.tokens + chunk * plan.chunk
         within, entering = inner(start) if same is None else same
-        leaving, across = tiles.outer(marks, decay, start, plan)
+        leaving, across = tiles.outer(packed, log_decay, start, plan)
         reading, writing = (leaving, entering) if backward else (entering, leaving)
-        real = tiles.is_real(marks, start, tiles.counts_through(marks, start, plan), plan)
+        real = tiles.is_real(packed, start, tiles.counts_through(packed, start, plan), plan)
         # What needs no tokens comes before they are read: they are still on their way.
-        held = tiles.terms(memory, x.dtype, plan)
+        held = tiles.terms(state, x.dtype, plan)
         readers, keys = ([tiles.read_tokens(ref, start, real, plan)] for ref in (x, y))
         carried = reading[None, :] * tiles.product(held, readers, (1, 1), plan)
         scores = within * tiles.product(keys, readers, (1, 1), plan)
@@ -161,44 +161,44 @@ def _attend(
         both = tiles.product([values], scores, (0, 0), plan, onto=carried)
         tiles.write_tokens(out, start, both, plan, part)
         new = tiles.terms(writing[:, None] * values, x.dtype, plan)
-        return tiles.product(new, keys, (0, 0), plan, onto=across * memory)
+        return tiles.product(new, keys, (0, 0), plan, onto=across * state)
 
-    memory = tiles.read_memory(before, plan, part, transposed=transposed)
-    memory = jax.lax.fori_loop(0, chunks, step, memory)
+    state = tiles.read_state(before, plan, part, transposed=transposed)
+    state = jax.lax.fori_loop(0, chunks, step, state)
 
     @pl.when(span == (0 if backward else plan.spans - 1))
     def _():
-        tiles.write_memory(last, memory, plan, part)
+        tiles.write_state(last, state, plan, part)
 
 
 class _Specs:
     """What one block of the grid (parts, heads, spans, rows) sees of each array."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: GpuPlan) -> None:
         width, columns = plan.width, plan.spans * plan.tokens + 1
-        self._marks = pl.BlockSpec((None, columns), lambda p, n, s, b: (b, 0))
+        self._packed = pl.BlockSpec((None, columns), lambda p, n, s, b: (b, 0))
         self.whole = pl.BlockSpec((plan.heads,), lambda p, n, s, b: (0,))
         self.needed = pl.BlockSpec((None, None, plan.spans), lambda p, n, s, b: (b, n, 0))
         self.tokens = pl.BlockSpec(
             (None, plan.length, None, width), lambda p, n, s, b: (b, 0, n, 0)
         )
-        self.memory = pl.BlockSpec((None, None, width, width), lambda p, n, s, b: (b, n, 0, 0))
-        self.span_memory = pl.BlockSpec(
+        self.state = pl.BlockSpec((None, None, width, width), lambda p, n, s, b: (b, n, 0, 0))
+        self.span_state = pl.BlockSpec(
             (None, None, None, width, width), lambda p, n, s, b: (b, n, s, 0, 0)
         )
 
-    def marks(self, marks: Marks | None) -> Any:
-        return jax.tree.map(lambda _: self._marks, marks)
+    def packed(self, packed: Segments | None) -> Any:
+        return jax.tree.map(lambda _: self._packed, packed)
 
 
-def _memories(plan: Plan, *spans: int) -> jax.ShapeDtypeStruct:
+def _states(plan: GpuPlan, *spans: int) -> jax.ShapeDtypeStruct:
     shape = (plan.batch, plan.heads, *spans, plan.width, plan.width)
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def _call(
     kernel: Callable[..., None],
-    plan: Plan,
+    plan: GpuPlan,
     *,
     inputs: tuple[Any, ...],
     in_specs: tuple[Any, ...],

@@ -1,5 +1,5 @@
 """Tiles of one block of threads in the Triton kernels of lightning attention: how a call is cut up,
-what is read, multiplied and written, and how memory fades in between.
+what is read, multiplied and written, and how state decays in between.
 
 Arrays stay in HBM as they are: tokens past the end, padding, and columns past a head's width are
 masked where they are read and written.
@@ -23,9 +23,9 @@ LOG2_E = 1.4426950408889634
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class GpuPlan:
     """How one call is cut: `spans` of `chunks` chunks of `chunk` tokens, the last ones short, and
-    the columns of a memory in `parts`."""
+    the columns of a state in `parts`."""
 
     batch: int
     length: int
@@ -51,102 +51,111 @@ class Plan:
 
     @property
     def part(self) -> int:
-        """Columns of a memory that one block of threads owns."""
+        """Columns of a state that one block of threads owns."""
         return self.columns // self.parts
 
 
-class Marks(NamedTuple):
-    """Documents and padding, read before each token t: S is one more than the tokens of all
+class Segments(NamedTuple):
+    """Segment and padding, as they are before each token t: S is one more than the tokens of all
     spans."""
 
     real_before: Int[Array, "B S"]  # how many real tokens
-    document: Int[Array, "B S"]  # of the last real token
+    segment: Int[Array, "B S"]  # of the last real token
 
 
 class Inner(NamedTuple):
     """Factors, with the scale of the outputs, for what the queries of a chunk see."""
 
     within: Float[Array, "C C"]  # from token to token, or 0; columns receive: keys, if backward
-    entering: Float[Array, "C"]  # from the memory before the chunk to a token
+    entering: Float[Array, "C"]  # from the state before the chunk to a token
 
 
 class Outer(NamedTuple):
-    """Factors for the memory after a chunk."""
+    """Factors for the state after a chunk."""
 
     leaving: Float[Array, "C"]  # from a token
-    across: Float[Array, ""]  # from the memory before the chunk
+    across: Float[Array, ""]  # from the state before the chunk
 
 
 def inner(
-    marks: Marks | None,
-    decay: Float[Array, ""],
+    packed: Segments | None,
+    log_decay: Float[Array, ""],
     start: Int[Array, ""],
-    plan: Plan,
+    plan: GpuPlan,
     *,
     backward: bool,
 ) -> Inner:
-    """Without marks those of every chunk are those at start 0."""
-    count, order = counts_through(marks, start, plan), jnp.arange(plan.chunk)
+    """Without packed segments those of every chunk are those at start 0."""
+    count, order = counts_through(packed, start, plan), jnp.arange(plan.chunk)
     gaps, seen = count[None, :] - count[:, None], order[None, :] >= order[:, None]
     if backward:
         gaps, seen = -gaps, order[None, :] <= order[:, None]
-    entering = fade(decay, count - count_before(marks, start, plan))
-    if marks is not None:
-        document = marks.document[pl.ds(start + 1, plan.chunk)]
-        seen = seen & (document[None, :] == document[:, None])
-        entering = jnp.where(belongs(marks, start, start, plan), entering, 0.0)
-    return Inner(plan.scale * jnp.where(seen, fade(decay, gaps), 0.0), plan.scale * entering)
+    entering = decay_factor(log_decay, count - count_before(packed, start, plan))
+    if packed is not None:
+        segment = packed.segment[pl.ds(start + 1, plan.chunk)]
+        seen = seen & (segment[None, :] == segment[:, None])
+        entering = jnp.where(belongs(packed, start, start, plan), entering, 0.0)
+    return Inner(
+        plan.scale * jnp.where(seen, decay_factor(log_decay, gaps), 0.0), plan.scale * entering
+    )
 
 
-def outer(marks: Marks | None, decay: Float[Array, ""], start: Int[Array, ""], plan: Plan) -> Outer:
-    count, end = counts_through(marks, start, plan), start + plan.chunk
-    before, after = count_before(marks, start, plan), count_before(marks, end, plan)
-    leaving, across = fade(decay, after - count), fade(decay, after - before)
-    if marks is not None:
-        leaving = jnp.where(belongs(marks, start, end, plan), leaving, 0.0)
-        across = jnp.where(marks.document[start] == marks.document[end], across, 0.0)
+def outer(
+    packed: Segments | None, log_decay: Float[Array, ""], start: Int[Array, ""], plan: GpuPlan
+) -> Outer:
+    count, end = counts_through(packed, start, plan), start + plan.chunk
+    before, after = count_before(packed, start, plan), count_before(packed, end, plan)
+    leaving, across = (
+        decay_factor(log_decay, after - count),
+        decay_factor(log_decay, after - before),
+    )
+    if packed is not None:
+        leaving = jnp.where(belongs(packed, start, end, plan), leaving, 0.0)
+        across = jnp.where(packed.segment[start] == packed.segment[end], across, 0.0)
     return Outer(leaving, across)
 
 
-def fade(decay: Float[Array, ""], steps: Int[Array, "*S"]) -> Float[Array, "*S"]:
-    """Steps are clamped before exp: what is masked afterwards must not overflow."""
-    return jnp.exp2(LOG2_E * decay * jnp.maximum(steps, 0).astype(jnp.float32))
+def decay_factor(log_decay: Float[Array, ""], steps: Int[Array, "*S"]) -> Float[Array, "*S"]:
+    """exp(log_decay * steps). Steps are clamped before exp: what is masked afterwards must not overflow."""
+    return jnp.exp2(LOG2_E * log_decay * jnp.maximum(steps, 0).astype(jnp.float32))
 
 
-def count_before(marks: Marks | None, token: Int[Array, ""], plan: Plan) -> Int[Array, ""]:
+def count_before(packed: Segments | None, token: Int[Array, ""], plan: GpuPlan) -> Int[Array, ""]:
     """Real tokens before a token."""
-    return jnp.minimum(token, plan.length) if marks is None else marks.real_before[token]
+    return jnp.minimum(token, plan.length) if packed is None else packed.real_before[token]
 
 
-def counts_through(marks: Marks | None, start: Int[Array, ""], plan: Plan) -> Int[Array, "C"]:
+def counts_through(
+    packed: Segments | None, start: Int[Array, ""], plan: GpuPlan
+) -> Int[Array, "C"]:
     """Real tokens up to and with each token of a chunk."""
-    if marks is None:
+    if packed is None:
         return jnp.minimum(start + 1 + jnp.arange(plan.chunk), plan.length)
-    return marks.real_before[pl.ds(start + 1, plan.chunk)]
+    return packed.real_before[pl.ds(start + 1, plan.chunk)]
 
 
 def is_real(
-    marks: Marks | None, start: Int[Array, ""], counts: Int[Array, "C"], plan: Plan
+    packed: Segments | None, start: Int[Array, ""], counts: Int[Array, "C"], plan: GpuPlan
 ) -> Bool[Array, "C"]:
-    if marks is None:
+    if packed is None:
         return start + jnp.arange(plan.chunk) < plan.length
-    return counts > marks.real_before[pl.ds(start, plan.chunk)]
+    return counts > packed.real_before[pl.ds(start, plan.chunk)]
 
 
 def belongs(
-    marks: Marks | None, start: Int[Array, ""], boundary: Int[Array, ""], plan: Plan
+    packed: Segments | None, start: Int[Array, ""], boundary: Int[Array, ""], plan: GpuPlan
 ) -> Bool[Array, "C"]:
-    """Whether the tokens of a chunk are of the document that is open at a boundary."""
-    if marks is None:
+    """Whether the tokens of a chunk are of the segment that is open at a boundary."""
+    if packed is None:
         return jnp.full((plan.chunk,), True)
-    return marks.document[pl.ds(start + 1, plan.chunk)] == marks.document[boundary]
+    return packed.segment[pl.ds(start + 1, plan.chunk)] == packed.segment[boundary]
 
 
-def chunks_here(span: Int[Array, ""], plan: Plan) -> Int[Array, ""]:
+def chunks_here(span: Int[Array, ""], plan: GpuPlan) -> Int[Array, ""]:
     return jnp.minimum(plan.chunks, pl.cdiv(plan.length, plan.chunk) - span * plan.chunks)
 
 
-def terms(x: Float[Array, "..."], dtype: Any, plan: Plan) -> list[Float[Array, "..."]]:
+def terms(x: Float[Array, "..."], dtype: Any, plan: GpuPlan) -> list[Float[Array, "..."]]:
     """What stands for a float32 tile in products with tokens: itself, or where those are bfloat16 as
     many `terms` of that type, whose sum is close to it.
 
@@ -168,7 +177,7 @@ def product(
     a: list[Float[Array, "..."]],
     b: list[Float[Array, "..."]],
     contracted: tuple[int, int],
-    plan: Plan,
+    plan: GpuPlan,
     onto: Float[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
     """Product into float32 of two sums of terms, added onto a tile one by one: the matrix unit adds
@@ -182,7 +191,7 @@ def read_tokens(
     ref: Ref,
     start: Int[Array, ""],
     real: Bool[Array, "C"],
-    plan: Plan,
+    plan: GpuPlan,
     part: Int[Array, ""] | None = None,
 ) -> Float[Array, "C H"]:
     """A chunk of a head, or of a part of its columns."""
@@ -192,7 +201,7 @@ def read_tokens(
 
 
 def write_tokens(
-    ref: Ref, start: Int[Array, ""], x: Float[Array, "V C"], plan: Plan, part: Int[Array, ""]
+    ref: Ref, start: Int[Array, ""], x: Float[Array, "V C"], plan: GpuPlan, part: Int[Array, ""]
 ) -> None:
     """Writes a tile that has the tokens as columns."""
     tokens, columns = start + jnp.arange(plan.chunk), _columns(plan, part)
@@ -200,34 +209,34 @@ def write_tokens(
     triton.store(ref.at[tokens[None, :], columns[:, None]], x.astype(ref.dtype), mask=mask)
 
 
-def read_memory(
+def read_state(
     ref: Ref,
-    plan: Plan,
+    plan: GpuPlan,
     part: Int[Array, ""],
     *,
     transposed: bool = False,
     only_if: Bool[Array, ""] | bool = True,
 ) -> Float[Array, "V H"]:
     """The columns of a part (rows, if transposed) as rows."""
-    at, inside = _memory(ref, plan, part, transposed)
+    at, inside = _state(ref, plan, part, transposed)
     return triton.load(at, mask=inside & only_if, other=0.0)
 
 
-def write_memory(ref: Ref, x: Float[Array, "V H"], plan: Plan, part: Int[Array, ""]) -> None:
-    at, inside = _memory(ref, plan, part, transposed=False)
+def write_state(ref: Ref, x: Float[Array, "V H"], plan: GpuPlan, part: Int[Array, ""]) -> None:
+    at, inside = _state(ref, plan, part, transposed=False)
     triton.store(at, x, mask=inside)
 
 
-def _memory(
-    ref: Ref, plan: Plan, part: Int[Array, ""], transposed: bool
+def _state(
+    ref: Ref, plan: GpuPlan, part: Int[Array, ""], transposed: bool
 ) -> tuple[Any, Bool[Array, "V H"]]:
-    """Where a part of a memory is, as its rows, and what of it is inside."""
+    """Where a part of a state is, as its rows, and what of it is inside."""
     own, all_of = _columns(plan, part)[:, None], _columns(plan, None)[None, :]
     at = ref.at[own, all_of] if transposed else ref.at[all_of, own]
     return at, (own < plan.width) & (all_of < plan.width)
 
 
-def _columns(plan: Plan, part: Int[Array, ""] | None) -> Int[Array, "H"]:
+def _columns(plan: GpuPlan, part: Int[Array, ""] | None) -> Int[Array, "H"]:
     """Those of a tile: some may be past the head's width."""
     if part is None:
         return jnp.arange(plan.columns)

@@ -1,6 +1,8 @@
 """The definition of lightning attention: one token after the other. Also the fastest form for a
 single token."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -8,17 +10,24 @@ from jaxtyping import Array, Bool, Float, Int
 from pallas_kernels.lightning_attention import segments
 
 
+class Operands(NamedTuple):
+    """Arguments of `lightning_attention` that are arrays, state and decay in float32."""
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B T N H"]
+    v: Float[Array, "B T N H"]
+    log_decay: Float[Array, "N"]
+    state: Float[Array, "B N H H"]
+    segment_ids: Int[Array, "B T"] | None
+
+
 def recurrent(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    segment_ids: Int[Array, "B T"] | None,
+    operands: Operands,
     *,
     scale: float,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """Scans the recurrence over tokens; arguments and results as `lightning_attention`."""
+    q, k, v, log_decay, state, segment_ids = operands
     batch, length = q.shape[:2]
     if segment_ids is None:
         real, starts = jnp.ones((batch, length), bool), jnp.zeros((batch, length), bool)
@@ -26,19 +35,19 @@ def recurrent(
         real, starts = segments.is_real(segment_ids), segments.starts_segment(segment_ids)
     decay = jnp.exp(log_decay)[None, :, None, None]
 
-    def step(memory, token):
-        return _step(memory, token, decay, scale)
+    def step(state, token):
+        return _step(state, token, decay, scale)
 
     tokens = (q, k, v, real, starts)
     if length == 1:
-        memory, out = step(state, tuple(x[:, 0] for x in tokens))
-        return out[:, None], memory
-    memory, out = jax.lax.scan(step, state, tuple(jnp.swapaxes(x, 0, 1) for x in tokens))
-    return jnp.swapaxes(out, 0, 1), memory
+        state, out = step(state, tuple(x[:, 0] for x in tokens))
+        return out[:, None], state
+    state, out = jax.lax.scan(step, state, tuple(jnp.swapaxes(x, 0, 1) for x in tokens))
+    return jnp.swapaxes(out, 0, 1), state
 
 
 def _step(
-    memory: Float[Array, "B N H H"],
+    state: Float[Array, "B N H H"],
     token: tuple[
         Float[Array, "B N H"],
         Float[Array, "B N H"],
@@ -52,9 +61,9 @@ def _step(
     q, k, v, real, starts = token
     real = real[:, None, None]
     q32, k32, v32 = (jnp.where(real, x, 0).astype(jnp.float32) for x in (q, k, v))
-    kept = jnp.where(starts[:, None, None, None], 0.0, memory) * jnp.where(
+    kept = jnp.where(starts[:, None, None, None], 0.0, state) * jnp.where(
         real[..., None], decay, 1.0
     )
-    memory = kept + k32[..., :, None] * v32[..., None, :]
-    out = scale * jnp.einsum("bnk,bnkv->bnv", q32, memory, precision=jax.lax.Precision.HIGHEST)
-    return memory, out.astype(q.dtype)
+    state = kept + k32[..., :, None] * v32[..., None, :]
+    out = scale * jnp.einsum("bnk,bnkv->bnv", q32, state, precision=jax.lax.Precision.HIGHEST)
+    return state, out.astype(q.dtype)

@@ -8,7 +8,7 @@ state that its own tokens start from: from those of all devices, or inside `neig
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.lightning_attention import segments
+from pallas_kernels.lightning_attention.reference import Operands
 from pallas_kernels.mesh import AxisNames, MeshAxes, manual_axes, num_shards, on_each_device
 from pallas_kernels.products import product
 
 Tokens = Float[Array, "B T N H"]
 State = Float[Array, "B N H H"]
-Attend = Callable[..., tuple[Tokens, State]]  # of q, k, v, log_decay, state, segment_ids
+Attend = Callable[[Operands], tuple[Tokens, State]]
 
 NEGLIGIBLE_DECAY = 2.0**-24
 """Factor on a state below which `neighbor_exchange` drops it: less than float32 rounds off beside the whole."""
@@ -56,37 +57,30 @@ def on_mesh(attend: Attend, axes: MeshAxes) -> Attend:
     local = attend
     if num_shards(axes.sequence) > 1:
         local = functools.partial(_own_tokens, attend, axes.sequence)
-    tokens = PartitionSpec(axes.batch, axes.sequence, axes.heads)
-    state = PartitionSpec(axes.batch, axes.heads)
-    rows = PartitionSpec(axes.batch, axes.sequence)
-    specs = (tokens, tokens, tokens, PartitionSpec(axes.heads), state, rows)
-    return on_each_device(local, specs, (tokens, state))
+    tokens: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
+    state: Any = PartitionSpec(axes.batch, axes.heads)
+    rows: Any = PartitionSpec(axes.batch, axes.sequence)
+    decay: Any = PartitionSpec(axes.heads)
+    specs = Operands(tokens, tokens, tokens, decay, state, rows)
+    return on_each_device(local, (specs,), (tokens, state))
 
 
 def _own_tokens(
     attend: Attend,
     axes: AxisNames,
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"] | None,
-    segment_ids: Int[Array, "B T"] | None,
+    operands: Operands,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
     """Outputs of this device's tokens, and the state after those of the last device."""
-    log_decay = jax.lax.stop_gradient(log_decay)
+    q, k, v, log_decay, state, segment_ids = operands
     ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
     summary = _summary(k, v, log_decay, ids)
-    if state is None:
-        state = jnp.zeros_like(summary.state)
-    state = state.astype(jnp.float32)
     if _neighbors_only.value:
         negligible = _is_negligible(axes, summary.decay)
         near, far = (functools.partial(way, axes) for way in (_from_neighbor, _from_all))
         own, last = jax.lax.cond(negligible, near, far, summary, state)
     else:
         own, last = _from_all(axes, summary, state)
-    return attend(q, k, v, log_decay, own, segment_ids)[0], last
+    return attend(operands._replace(state=own))[0], last
 
 
 def _from_all(axes: AxisNames, summary: Summary, state: State) -> tuple[State, State]:

@@ -5,31 +5,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_attention import tpu_chunk, tpu_kernels
-from pallas_kernels.lightning_attention.tpu_chunk import Plan
+from pallas_kernels.lightning_attention.reference import Operands
+from pallas_kernels.lightning_attention.tpu_chunk import TpuPlan
 from pallas_kernels.products import Precision
 
-INSTEAD = "'chunked', or None to let it choose"
 LANES = 128
 INTERPRETED_CHUNK = 32
 STEP_ROWS = 512  # tokens times heads per grid step, at most
 BFLOAT16_ROWS = 16  # rows of one tile
 
 Tokens = Float[Array, "B T W"]
-Memory = Float[Array, "B N H H"]
-Marks = tuple[Float[Array, "B 8 S"], ...]
+State = Float[Array, "B N H H"]
+Packed = tuple[Float[Array, "B 8 S"], ...]
 
 
 def tpu(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T N H"],
-    v: Float[Array, "B T N H"],
-    log_decay: Float[Array, "N"],
-    state: Float[Array, "B N H H"],
-    segment_ids: Int[Array, "B T"] | None,
+    operands: Operands,
     *,
     scale: float,
     precision: Precision = "split",
@@ -43,34 +38,35 @@ def tpu(
       precision: for bfloat16 inputs. "split" multiplies float32 intermediates as the sum of two
         bfloat16 terms: relative error 3e-6 before the outputs are rounded. "one_pass" rounds them:
         2e-3, and half the products. Other dtypes are computed in float32 throughout.
-      save_states: differentiating keeps the memory before every chunk, in q's dtype: one backward
+      save_states: differentiating keeps the state before every chunk, in q's dtype: one backward
         kernel instead of two, for B * N * (T / chunk) * H * H numbers.
     Raises:
       UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
     """
-    refusal = tpu_refusal(q)
-    if refusal is not None:
-        raise dispatch.unsupported("lightning_attention", "tpu", refusal, INSTEAD)
+    q, k, v, log_decay, state, segment_ids = operands
+    dispatch.require("lightning_attention", "tpu", unsupported_reason(q), "chunked")
     batch, length, heads, width = q.shape
     chunk = min(chunk_size(), -(-length // BFLOAT16_ROWS) * BFLOAT16_ROWS)
     exact = all(x.dtype == jnp.bfloat16 for x in (q, k, v))
     dtype, products = (jnp.bfloat16, precision) if exact else (jnp.float32, "float32")
     together = max(n for n in range(1, heads + 1) if heads % n == 0 and n * chunk <= STEP_ROWS)
-    plan = Plan(scale, chunk, length, width, together, products, save_states, dispatch.interprets())
-    marks = () if segment_ids is None else (tpu_chunk.marks(segment_ids, chunk),)
+    plan = TpuPlan(
+        scale, chunk, length, width, together, products, save_states, dispatch.interprets()
+    )
+    packed = () if segment_ids is None else (tpu_chunk.pack_segments(segment_ids, chunk),)
     flat = (x.reshape(batch, length, heads * width).astype(dtype) for x in (q, k, v))
-    out, last = _attend(plan, log_decay, tuple(flat), state, marks)
+    out, last = _attend(plan, log_decay, tuple(flat), state, packed)
     return out.reshape(q.shape).astype(q.dtype), last
 
 
-def tpu_refusal(q: Float[Array, "B T N H"]) -> str | None:
+def unsupported_reason(q: Float[Array, "B T N H"]) -> str | None:
     """Why the kernels cannot run these arguments here; None where they can."""
-    refusal = dispatch.platform_refusal("tpu")
-    if refusal is not None or dispatch.interprets():
-        return refusal
+    reason = dispatch.platform_unsupported_reason("tpu")
+    if reason is not None or dispatch.interprets():
+        return reason
     if q.shape[-1] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {q.shape[-1]}"
-    return dispatch.mesh_refusal()
+    return dispatch.mesh_unsupported_reason()
 
 
 def chunk_size() -> int:
@@ -83,38 +79,38 @@ def chunk_size() -> int:
 
 
 def _attend_alone(
-    plan: Plan,
+    plan: TpuPlan,
     log_decay: Float[Array, "N"],
     tokens: tuple[Tokens, Tokens, Tokens],
-    state: Memory,
-    marks: Marks,
-) -> tuple[Tokens, Memory]:
-    (out,), last, _ = tpu_kernels.forward(plan, log_decay, tokens, state, marks, save=False)
+    state: State,
+    packed: Packed,
+) -> tuple[Tokens, State]:
+    (out,), last, _ = tpu_kernels.forward(plan, log_decay, tokens, state, packed, save=False)
     return out, last
 
 
 def _attend_forward(
-    plan: Plan,
+    plan: TpuPlan,
     log_decay: Float[Array, "N"],
     tokens: tuple[Tokens, Tokens, Tokens],
-    state: Memory,
-    marks: Marks,
-) -> tuple[tuple[Tokens, Memory], Any]:
+    state: State,
+    packed: Packed,
+) -> tuple[tuple[Tokens, State], Any]:
     (out,), last, saved = tpu_kernels.forward(
-        plan, log_decay, tokens, state, marks, save=plan.save_states
+        plan, log_decay, tokens, state, packed, save=plan.save_states
     )
-    return (out, last), (log_decay, tokens, state, marks, saved)
+    return (out, last), (log_decay, tokens, state, packed, saved)
 
 
-def _attend_backward(plan: Plan, kept: Any, cotangents: tuple[Tokens, Memory]) -> Any:
-    log_decay, tokens, state, marks, saved = kept
+def _attend_backward(plan: TpuPlan, residuals: Any, cotangents: tuple[Tokens, State]) -> Any:
+    log_decay, tokens, state, packed, saved = residuals
     do, dlast = cotangents
     tokens = (*tokens, do)
     if saved:
-        result = tpu_kernels.backward_from_saved(plan, log_decay, tokens, dlast, saved[0], marks)
+        result = tpu_kernels.backward_from_saved(plan, log_decay, tokens, dlast, saved[0], packed)
     else:
-        result = tpu_kernels.backward_from_nothing(plan, log_decay, tokens, dlast, state, marks)
-    constants = jax.tree.map(jnp.zeros_like, (log_decay, marks))
+        result = tpu_kernels.backward_from_nothing(plan, log_decay, tokens, dlast, state, packed)
+    constants = jax.tree.map(jnp.zeros_like, (log_decay, packed))
     return constants[0], result.tokens, result.carried, constants[1]
 
 

@@ -87,6 +87,6 @@ def _step(
 
 
 def _preferred(q: Float[Array, "B N H"], k: Float[Array, "B N H"], v: Float[Array, "B N H"]) -> str:
-    if dispatch.platform() == "gpu" and gpu.gpu_refusal(q, k, v) is None:
+    if dispatch.platform() == "gpu" and gpu.unsupported_reason(q, k, v) is None:
         return "gpu"
     return "reference"

@@ -1,14 +1,13 @@
-"""One token of lightning attention on NVIDIA GPUs: one kernel that reads every memory once and writes it in place.
+"""One token of lightning attention on NVIDIA GPUs: one kernel that reads every state once and writes it in place.
 
 XLA makes four kernels of it: a sum of squares for the norm of the queries and one for that of the keys, one that
-updates the memory and also writes down its product with the query, as large as itself, and one that adds that up.
+updates the state and also writes down its product with the query, as large as itself, and one that adds that up.
 
-A block of threads owns some columns of one head's memory, all of which is on its way at once: while it waits, others
+A block of threads owns some columns of one head's state, all of which is on its way at once: while it waits, others
 read theirs, and it norms and rotates the head's query and key by itself, two short vectors. Everything in between is
 float32.
 
-Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+Written in Pallas for Triton; `pallas_kernels.products` says why.
 """
 
 import dataclasses
@@ -26,7 +25,6 @@ from pallas_kernels.cost import cost
 from pallas_kernels.gradients import as_defined
 from pallas_kernels.lightning_step.reference import Operands, reference
 
-INSTEAD = "'reference', or None to let it choose"
 MAX_WIDTH = 256  # columns of wider heads do not fit into the registers of one block
 COLUMNS = 32  # of a tile: rows of 128 bytes
 WARPS = 4
@@ -53,7 +51,7 @@ class Plan:
 class _Inputs(NamedTuple):
     """What the kernel reads: arrays, or what one block sees of each."""
 
-    memory: Float[Array, "B N H H"]  # first: the one that is changed in place
+    state: Float[Array, "B N H H"]  # first: the one that is changed in place
     heads: tuple[Float[Array, "B N H"], ...]  # queries, keys, values
     decay: Float[Array, "N"]
     scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of queries and keys
@@ -71,24 +69,22 @@ def gpu(
       UnsupportedError: not a data-centre GPU from Ampere on, types that are neither all bfloat16 nor all float32,
         heads too wide, or a mesh.
     """
-    why = gpu_refusal(*operands[:3])
-    if why is not None:
-        raise dispatch.unsupported("lightning_step", "gpu", why, INSTEAD)
+    dispatch.require("lightning_step", "gpu", unsupported_reason(*operands[:3]), "reference")
     width = operands.q.shape[2]
     columns = min(COLUMNS, pl.next_power_of_2(width))
     return _step(Plan(scale, eps, width, columns, dispatch.interprets()), operands)
 
 
-def gpu_refusal(
+def unsupported_reason(
     q: Float[Array, "B N H"], k: Float[Array, "B N H"], v: Float[Array, "B N H"]
 ) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    types = sorted({str(x.dtype) for x in (q, k, v)})
-    if types not in (["bfloat16"], ["float32"]):
-        return f"takes q, k, v all bfloat16 or all float32, not {', '.join(types)}"
+    reason = dispatch.dtypes_unsupported_reason("q, k, v", q, k, v)
+    if reason is not None:
+        return reason
     if q.shape[2] > MAX_WIDTH:
         return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[2]}"
-    return dispatch.gpu_refusal(dispatch.AMPERE)
+    return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
 def _advance(
@@ -98,7 +94,7 @@ def _advance(
     batch, heads, width = operands.q.shape
     results = operands.state, operands.q
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results)
-    memory, out = pl.pallas_call(
+    state, out = pl.pallas_call(
         functools.partial(_tile, plan),
         grid=(pl.cdiv(plan.width, plan.columns), heads, batch),
         in_specs=(_in_specs(inputs),),
@@ -110,7 +106,7 @@ def _advance(
         interpret=plan.interpret,
         name="lightning_step",
     )(inputs)
-    return out, memory
+    return out, state
 
 
 def _inputs(operands: Operands) -> _Inputs:
@@ -120,7 +116,7 @@ def _inputs(operands: Operands) -> _Inputs:
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         turns = jnp.tile(cos, 2), jnp.concatenate([-sin, sin], axis=-1)
     return _Inputs(
-        memory=state,
+        state=state,
         heads=(q, k, v),
         decay=jnp.exp(log_decay.astype(jnp.float32)),
         scales=scales,
@@ -132,12 +128,12 @@ def _inputs(operands: Operands) -> _Inputs:
 
 def _in_specs(inputs: _Inputs) -> _Inputs:
     """What a block of the grid (parts of the width, heads, rows) sees."""
-    width = inputs.memory.shape[-1]
+    width = inputs.state.shape[-1]
     of_row = pl.BlockSpec((1,), lambda i, n, b: (b,))
     of_scale = pl.BlockSpec((width,), lambda i, n, b: (0,))
     of_turn = pl.BlockSpec((None, width), lambda i, n, b: (b, 0))
     blocks: dict[str, Any] = {
-        "memory": _of_head(width, width),
+        "state": _of_head(width, width),
         "heads": (_of_head(width),) * 3,
         "decay": pl.BlockSpec((1,), lambda i, n, b: (n,)),
         "scales": (of_scale, of_scale),
@@ -160,14 +156,14 @@ def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
 _step = as_defined(_advance, _define)
 
 
-def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:
-    """The block's columns of one head's memory, and of its output."""
+def _tile(plan: Plan, inputs: _Inputs, state: Ref, out: Ref) -> None:
+    """The block's columns of one head's state, and of its output."""
     start, (query, key, value) = pl.program_id(0) * plan.columns, inputs.heads
     rows, columns = pl.ds(jnp.int32(0), plan.rows), pl.ds(start, plan.columns)
     across = start + jnp.arange(plan.columns) < plan.width
     mask = _inside(plan)[:, None] & across[None]
-    # All is asked for before a sum waits for some of it, the memory first.
-    before = _load(inputs.memory.at[rows, columns], mask)
+    # All is asked for before a sum waits for some of it, the state first.
+    before = _load(inputs.state.at[rows, columns], mask)
     decay = inputs.decay[0]
     real, reset = (None if x is None else x[0] for x in (inputs.real, inputs.reset))
     q_scale, k_scale = inputs.scales or (None, None)
@@ -182,7 +178,7 @@ def _tile(plan: Plan, inputs: _Inputs, memory: Ref, out: Ref) -> None:
     o = readout * jnp.sum(q[:, None] * after, axis=0)
     if real is not None:
         after, o = jnp.where(real, after, before), jnp.where(real, o, 0.0)
-    triton.store(memory.at[rows, columns], after, mask=mask)
+    triton.store(state.at[rows, columns], after, mask=mask)
     triton.store(out.at[columns], o.astype(out.dtype), mask=across)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from pallas_kernels.lightning_attention.reference import Operands as RecurrentOperands
 from pallas_kernels.lightning_attention.reference import recurrent
 from pallas_kernels.norm_rotary.reference import rms_norm, rotate
 
@@ -40,8 +41,10 @@ def reference(
     q, k = _placed(q, q_scale, angles, eps), _placed(k, k_scale, angles, eps)
     if reset is not None:
         state = jnp.where(reset[:, None, None, None], 0.0, state)
-    segments = None if real is None else real.astype(jnp.int32)[:, None]
-    out, state = recurrent(q, k, v[:, None], log_decay, state, segments, scale=scale)
+    segment_ids = None if real is None else real.astype(jnp.int32)[:, None]
+    out, state = recurrent(
+        RecurrentOperands(q, k, v[:, None], log_decay, state, segment_ids), scale=scale
+    )
     return out[:, 0], state
 
 

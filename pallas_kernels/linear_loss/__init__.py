@@ -5,8 +5,9 @@ has Pallas kernels for `linear_kl` and `linear_cross_entropy` of bfloat16 hidden
 "tpu" on a TPU that can run it, else "chunked". Both know how to share the vocabulary between the
 devices of a mesh. "reference" is the definition, which holds every logit: for tests.
 
-The kernels form the sums of the softmax with the logits, and the slopes with the gradients, so that
-logits go through HBM once each way; `docs/benchmarks.md` has the count. `linear_kl_top_k` has none:
+The kernels compute the sums of the softmax with the logits, and the gradients of the logits with
+those of hidden and head, so that logits go through HBM once each way; `docs/benchmarks.md` has the
+count. `linear_kl_top_k` has none:
 its rest is the sum over all tokens but k of each row, other ones in every row, which would cost a
 tile k comparisons per logit.
 
@@ -50,14 +51,14 @@ def linear_cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """Cross entropy of the logits hidden @ head^T.
 
-    number_t = log sum_v exp(logit_tv) - logit_t,label ;  total = sum_t weights_t * number_t
+    loss_t = log sum_v exp(logit_tv) - logit_t,label ;  total = sum_t weights_t * loss_t
 
     The product runs in hidden's dtype; softmax and sums in float32. The gradient of the total is
     formed in the forward pass, chunk of tokens by chunk, so it costs one product with the head less
     than computing the logits again.
 
     Args:
-      weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
+      weights: a token of weight 0 is skipped: whatever it holds, its loss and gradients are 0.
       mesh_axes: vocabulary, which shards the head's rows; batch and sequence, which together shard
         the tokens. Each device computes the logits of its own rows; along the vocabulary three
         float32 numbers per token are exchanged and the gradient of hidden is summed, along the
@@ -65,7 +66,7 @@ def linear_cross_entropy(
       implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
         kernels on a TPU where they can, else "chunked".
     Returns:
-      The total, differentiable in hidden, head and weights, and the number of each token, which is
+      The total, differentiable in hidden, head and weights, and the loss of each token, which is
       not.
     Raises:
       UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
@@ -76,8 +77,8 @@ def linear_cross_entropy(
     op = "linear_cross_entropy"
     run = _choose(op, implementation, CROSS_ENTROPY, mesh_axes, head, hidden)
     hidden = _without_skipped(hidden, weights)
-    total, numbers = run(hidden, head, labels, weights.astype(jnp.float32))
-    return total, jax.lax.stop_gradient(numbers)
+    total, token_losses = run(hidden, head, labels, weights.astype(jnp.float32))
+    return total, jax.lax.stop_gradient(token_losses)
 
 
 def linear_kl(
@@ -94,19 +95,19 @@ def linear_kl(
     """KL(teacher || student) of the two heads' softmaxes, temperature r.
 
     p, s = softmax(teacher's, student's logits / r)
-    number_t = r^2 * sum_v p_tv (log p_tv - log s_tv) ;  total = sum_t weights_t * number_t
+    loss_t = r^2 * sum_v p_tv (log p_tv - log s_tv) ;  total = sum_t weights_t * loss_t
 
     Products run in each hidden's dtype; softmax and sums in float32. The gradient of the total is
     formed in the forward pass, chunk of tokens by chunk. The teacher is a constant.
 
     Args:
-      weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
+      weights: a token of weight 0 is skipped: whatever it holds, its loss and gradients are 0.
       mesh_axes: as in `linear_cross_entropy`; vocabulary shards the rows of both heads, and five
         float32 numbers per token are exchanged.
       implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
         kernels on a TPU where they can, else "chunked".
     Returns:
-      The total, differentiable in student_hidden, student_head and weights, and the number of each
+      The total, differentiable in student_hidden, student_head and weights, and the loss of each
       token, which is not.
     Raises:
       UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
@@ -123,10 +124,10 @@ def linear_kl(
         _without_skipped(x, weights) for x in (student_hidden, teacher_hidden)
     )
     weights = weights.astype(jnp.float32)
-    total, numbers = run(
+    total, token_losses = run(
         student_hidden, student_head, teacher_hidden, teacher_head, weights, temperature
     )
-    return total, jax.lax.stop_gradient(numbers)
+    return total, jax.lax.stop_gradient(token_losses)
 
 
 def linear_kl_top_k(
@@ -144,8 +145,8 @@ def linear_kl_top_k(
 
     s = softmax(student's logits / r) ;  p_ti = exp(teacher_log_probs_ti) for the k of i
     tail_t = 1 - sum_i p_ti ;  rest_t = sum of s_tv over every v that is not one of the k
-    number_t = r^2 * (sum_i p_ti (log p_ti - log s_ti) + tail_t (log tail_t - log rest_t))
-    total = sum_t weights_t * number_t
+    loss_t = r^2 * (sum_i p_ti (log p_ti - log s_ti) + tail_t (log tail_t - log rest_t))
+    total = sum_t weights_t * loss_t
 
     It is at most `linear_kl` of the same teacher, and equal to it where k is the vocabulary or the
     student shares out the rest as the teacher does. The product runs in student_hidden's dtype;
@@ -156,12 +157,12 @@ def linear_kl_top_k(
       teacher_log_probs: logarithms of the teacher's probabilities at the same temperature, over the
         whole vocabulary: not normalised over the k. -inf is a probability of 0.
       teacher_indices: tokens they belong to, all different within a row.
-      weights: a token of weight 0 is skipped: whatever it holds, its number and gradients are 0.
+      weights: a token of weight 0 is skipped: whatever it holds, its loss and gradients are 0.
       temperature: r.
       mesh_axes: as in `linear_kl`.
       implementation: "reference" or "chunked"; None is "chunked" on every platform.
     Returns:
-      The total, differentiable in student_hidden, student_head and weights, and the number of each
+      The total, differentiable in student_hidden, student_head and weights, and the loss of each
       token, which is not.
     Raises:
       UnsupportedError: there is no implementation of that name, or it is "reference" on sharded arrays;
@@ -175,7 +176,7 @@ def linear_kl_top_k(
     counted = (weights != 0)[:, None]
     log_probs = jnp.where(counted, teacher_log_probs.astype(jnp.float32), -jnp.inf)
     indices = jnp.where(counted, teacher_indices, 0)
-    total, numbers = run(
+    total, token_losses = run(
         _without_skipped(student_hidden, weights),
         student_head,
         jax.lax.stop_gradient(log_probs),
@@ -183,7 +184,7 @@ def linear_kl_top_k(
         weights.astype(jnp.float32),
         temperature,
     )
-    return total, jax.lax.stop_gradient(numbers)
+    return total, jax.lax.stop_gradient(token_losses)
 
 
 def _choose(
@@ -196,7 +197,7 @@ def _choose(
 ) -> Callable[..., Any]:
     axes = sharded.sharding_axes(op, axes, len(head))
     kernels = "tpu" in table and dispatch.platform() == "tpu"
-    preferred = "tpu" if kernels and tpu.tpu_refusal(axes, *hidden) is None else "chunked"
+    preferred = "tpu" if kernels and tpu.unsupported_reason(axes, *hidden) is None else "chunked"
     name = dispatch.choose(op, implementation, table, preferred)
     if axes == UNSHARDED:
         return table[name]

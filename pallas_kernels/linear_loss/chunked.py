@@ -19,7 +19,7 @@ from pallas_kernels.products import product
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**30, "tpu": 2**28}
 LEAST_TOKENS = 256
 
-# Logits of a chunk, what else its tokens have, constants -> number per token, its slope by logit.
+# Logits of a chunk, what else its tokens have, constants -> loss per token, its gradient by logit.
 PerToken = Callable[..., tuple[Float[Array, "C"], Float[Array, "C V"]]]
 
 
@@ -71,44 +71,44 @@ def kl_top_k(
 def _loops(function: PerToken, axes: MeshAxes) -> vjp.Loops:
     function = functools.partial(function, axes=axes.vocabulary)
     return vjp.Loops(
-        functools.partial(_numbers, function), functools.partial(_gradients, function, axes)
+        functools.partial(_token_losses, function), functools.partial(_gradients, function, axes)
     )
 
 
-def _numbers(function, tokens, rows):
-    """The loop without gradients: number of each token."""
+def _token_losses(function, tokens, rows):
+    """The loop without gradients: loss of each token."""
     (hidden, _, _), (head, constants) = tokens, rows
     matrix = head.astype(hidden.dtype)
 
     def chunk(_, tokens):
         hidden, weights, extra = tokens
-        number, _ = function(product("td,vd->tv", hidden, matrix), extra, constants)
-        return None, jnp.where(weights != 0, number, 0.0)
+        token_loss, _ = function(product("td,vd->tv", hidden, matrix), extra, constants)
+        return None, jnp.where(weights != 0, token_loss, 0.0)
 
-    _, numbers = jax.lax.scan(chunk, None, _chunks(tokens, len(head)))
-    return _join(numbers, len(hidden)), None
+    _, token_losses = jax.lax.scan(chunk, None, _chunks(tokens, len(head)))
+    return _join(token_losses, len(hidden)), None
 
 
 def _gradients(function, axes, tokens, rows):
-    """The loop with them: number of each token and gradient toward it, gradient toward each row."""
+    """The loop with them: loss of each token and gradient of its hidden state, gradient of each row."""
     (hidden, _, _), (head, constants) = tokens, rows
     matrix = head.astype(hidden.dtype)
 
-    def chunk(toward_head, tokens):
+    def chunk(d_head, tokens):
         hidden, weights, extra = tokens
-        number, slope = function(product("td,vd->tv", hidden, matrix), extra, constants)
-        slope = (weights[:, None] * slope).astype(hidden.dtype)
-        toward_hidden = sharded.summed(product("tv,vd->td", slope, matrix), axes.vocabulary)
-        return toward_head + product("tv,td->vd", slope, hidden), (
-            jnp.where(weights != 0, number, 0.0),
-            toward_hidden.astype(hidden.dtype),
+        token_loss, d_logits = function(product("td,vd->tv", hidden, matrix), extra, constants)
+        d_logits = (weights[:, None] * d_logits).astype(hidden.dtype)
+        d_hidden = sharded.summed(product("tv,vd->td", d_logits, matrix), axes.vocabulary)
+        return d_head + product("tv,td->vd", d_logits, hidden), (
+            jnp.where(weights != 0, token_loss, 0.0),
+            d_hidden.astype(hidden.dtype),
         )
 
     zeros = jnp.zeros(head.shape, jnp.float32)
-    toward_head, by_token = jax.lax.scan(chunk, zeros, _chunks(tokens, len(head)))
+    d_head, by_token = jax.lax.scan(chunk, zeros, _chunks(tokens, len(head)))
     # Once, after all chunks.
-    toward_head = sharded.summed(toward_head, axes.tokens).astype(head.dtype)
-    return tuple(_join(x, len(hidden)) for x in by_token), toward_head
+    d_head = sharded.summed(d_head, axes.tokens).astype(head.dtype)
+    return tuple(_join(x, len(hidden)) for x in by_token), d_head
 
 
 def _chunks(tokens: Any, vocabulary: int) -> Any:

@@ -1,4 +1,4 @@
-"""Number of each token, and its slope by each logit, from a chunk's logits.
+"""Loss of each token, and its gradient by each logit, from a chunk's logits.
 
 `axes` are the mesh axes over which the vocabulary is cut: a device sees its own columns, and what a
 softmax needs of the others is exchanged, at most five numbers per token. None are exchanged where
@@ -30,8 +30,8 @@ def cross_entropy(
     mine = jnp.where(here, jnp.take_along_axis(values, columns, axis=-1), 0.0)
     total, logit = sums(axes, *_totals(exps, mine))
     hit = here & (columns == jnp.arange(values.shape[1])[None])
-    number = known(jnp.log(total) - logit, labels, vocabulary)
-    return number, exps / total[:, None] - hit
+    token_loss = known(jnp.log(total) - logit, labels, vocabulary)
+    return token_loss, exps / total[:, None] - hit
 
 
 def kl(
@@ -49,8 +49,8 @@ def kl(
     student, teacher = (x - top[:, None] for x, top in zip((student, teacher), tops, strict=True))
     s, t = jnp.exp(student), jnp.exp(teacher)
     s_total, t_total, gap = sums(axes, *_totals(s, t, t * (teacher - student)))
-    number = divergence(s_total, t_total, gap, temperature)
-    return number, temperature * (s / s_total[:, None] - t / t_total[:, None])
+    token_loss = divergence(s_total, t_total, gap, temperature)
+    return token_loss, temperature * (s / s_total[:, None] - t / t_total[:, None])
 
 
 def kl_top_k(
@@ -82,17 +82,17 @@ def kl_top_k(
     own_terms = jnp.sum(jnp.where(probs > 0, probs * log_probs, 0.0), axis=-1)
     own_terms += jax.scipy.special.xlogy(tail, tail)
     log_rest = jnp.where(tail > 0, jnp.log(u_total) + tops[1] - tops[0], 0.0)
-    number = own_terms - cross - tail * log_rest + mass * jnp.log(s_total)
-    slope = (mass / s_total)[:, None] * s - (tail / u_total)[:, None] * u
-    slope = slope.at[rows, dropped].add(-probs, mode="drop")
-    return temperature**2 * number, temperature * slope
+    token_loss = own_terms - cross - tail * log_rest + mass * jnp.log(s_total)
+    d_logits = (mass / s_total)[:, None] * s - (tail / u_total)[:, None] * u
+    d_logits = d_logits.at[rows, dropped].add(-probs, mode="drop")
+    return temperature**2 * token_loss, temperature * d_logits
 
 
 def known(
-    numbers: Float[Array, "C"], labels: Int[Array, "C"], vocabulary: int
+    token_losses: Float[Array, "C"], labels: Int[Array, "C"], vocabulary: int
 ) -> Float[Array, "C"]:
     """NaN for a label that no device holds: it must not pass for one whose logit is the maximum."""
-    return jnp.where((labels >= 0) & (labels < vocabulary), numbers, jnp.nan)
+    return jnp.where((labels >= 0) & (labels < vocabulary), token_losses, jnp.nan)
 
 
 def divergence(
@@ -116,12 +116,12 @@ def own_columns(
 
 
 def maxima(axes: Axes, *own: Float[Array, "C"]) -> Float[Array, "n C"]:
-    """Of each number over all devices; one exchange."""
+    """Of each over all devices; one exchange."""
     return jax.lax.pmax(jnp.stack(own), axes) if axes else jnp.stack(own)
 
 
 def sums(axes: Axes, *own: Float[Array, "C"]) -> Float[Array, "n C"]:
-    """Of each number over all devices; one exchange."""
+    """Of each over all devices; one exchange."""
     return jax.lax.psum(jnp.stack(own), axes) if axes else jnp.stack(own)
 
 

@@ -15,8 +15,8 @@ def cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
     """As `linear_cross_entropy`."""
     log_probs = jax.nn.log_softmax(logits(hidden, head), axis=-1)
-    numbers = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
-    return _total(numbers, weights)
+    token_losses = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    return _total(token_losses, weights)
 
 
 def kl(
@@ -30,8 +30,8 @@ def kl(
     """As `linear_kl`."""
     student = jax.nn.log_softmax(logits(student_hidden, student_head) / temperature, axis=-1)
     teacher = jax.nn.log_softmax(logits(teacher_hidden, teacher_head) / temperature, axis=-1)
-    numbers = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
-    return _total(numbers, weights)
+    token_losses = temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return _total(token_losses, weights)
 
 
 def kl_top_k(
@@ -48,13 +48,13 @@ def kl_top_k(
     probs = jnp.exp(teacher_log_probs)
     # Where a probability is 0 its logarithm is -inf, and the term 0.
     terms = jnp.where(probs > 0, probs * (teacher_log_probs - kept), 0.0)
-    numbers = jnp.sum(terms, axis=-1)
+    token_losses = jnp.sum(terms, axis=-1)
     if teacher_indices.shape[1] < student.shape[1]:
         rest = jnp.put_along_axis(student, teacher_indices, -jnp.inf, axis=-1, inplace=False)
         rest = jax.scipy.special.logsumexp(rest, axis=-1)
         tail = tail_mass(teacher_log_probs, student.shape[1])
-        numbers += jax.scipy.special.xlogy(tail, tail) - tail * rest
-    return _total(temperature**2 * numbers, weights)
+        token_losses += jax.scipy.special.xlogy(tail, tail) - tail * rest
+    return _total(temperature**2 * token_losses, weights)
 
 
 def tail_mass(log_probs: Float[Array, "T k"], vocabulary: int) -> Float[Array, "T"]:
@@ -70,7 +70,7 @@ def logits(hidden: Float[Array, "T D"], head: Float[Array, "V D"]) -> Float[Arra
 
 
 def _total(
-    numbers: Float[Array, "T"], weights: Float[Array, "T"]
+    token_losses: Float[Array, "T"], weights: Float[Array, "T"]
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
-    numbers = jnp.where(weights != 0, numbers, 0.0)
-    return jnp.sum(weights * numbers), numbers
+    token_losses = jnp.where(weights != 0, token_losses, 0.0)
+    return jnp.sum(weights * token_losses), token_losses

@@ -1,7 +1,7 @@
 """What the TPU kernels of the losses form of a tile of logits, and what becomes of it.
 
 A tile is [vocabulary, tokens]: what is summed lies one below the other, and a number per token is a
-row. A tile gives its numbers relative to its own maxima, so that tiles join as devices do.
+row. The sums of a tile are relative to its own maxima, so that tiles join as devices do.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pallas_kernels.linear_loss.per_token import Axes, divergence, known, maxima
 
 Rows = list[Float[Array, "1 C"]]
 Tile = Float[Array, "S C"]
-Numbers = tuple[Float[Array, "J 1 C"], ...]  # of every tile
+TileSums = tuple[Float[Array, "J 1 C"], ...]  # of every tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,28 +23,28 @@ class CrossEntropy:
 
     vocabulary: int
     temperature = 1.0
-    numbers_per_tile = 3
+    sums_per_tile = 3
 
-    def numbers(self, values: list[Tile], index: Int[Array, "S 1"], marks: Any) -> Rows:
-        (x,), (labels,) = values, marks
+    def tile_sums(self, values: list[Tile], index: Int[Array, "S 1"], labels: Any) -> Rows:
+        (x,), (labels,) = values, labels
         top = jnp.max(x, axis=0, keepdims=True)
         logit = jnp.where(index == labels, x, 0.0)
         return [top, _sum(jnp.exp(x - top)), _sum(logit)]
 
     def join(
-        self, numbers: Numbers, weights: Float[Array, "C"], labels: Any, axes: Axes
+        self, tile: TileSums, weights: Float[Array, "C"], labels: Any, axes: Axes
     ) -> tuple[Float[Array, "C"], Float[Array, "n C"]]:
-        """Number of each token, and for its slope: maximum, weight over sum, weight."""
-        tops, totals, logits = numbers
+        """Loss of each token, and for its gradient by each logit: maximum, weight over sum, weight."""
+        tops, totals, logits = tile
         (top,) = maxima(axes, _top(tops))
         total, logit = sums(axes, *_totals(totals * jnp.exp(tops - top[None, None]), logits))
-        number = known(jnp.log(total) - (logit - top), labels[0], self.vocabulary)
-        return number, jnp.stack([top, weights / total, weights])
+        token_loss = known(jnp.log(total) - (logit - top), labels[0], self.vocabulary)
+        return token_loss, jnp.stack([top, weights / total, weights])
 
-    def slope(
-        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], marks: Any
+    def d_logits(
+        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], labels: Any
     ) -> Tile:
-        (x,), (labels,) = values, marks
+        (x,), (labels,) = values, labels
         top, share, weight = _split(rows)
         return share * jnp.exp(x - top) - jnp.where(index == labels, weight, 0.0)
 
@@ -54,9 +54,9 @@ class Kl:
     """As `linear_kl`, of student and teacher in turn."""
 
     temperature: float
-    numbers_per_tile = 5
+    sums_per_tile = 5
 
-    def numbers(self, values: list[Tile], index: Int[Array, "S 1"], marks: Any) -> Rows:
+    def tile_sums(self, values: list[Tile], index: Int[Array, "S 1"], labels: Any) -> Rows:
         tops = [jnp.max(x, axis=0, keepdims=True) for x in values]
         student, teacher = (x - top for x, top in zip(values, tops, strict=True))
         t = jnp.exp(teacher)
@@ -64,20 +64,20 @@ class Kl:
         return [tops[0], _sum(jnp.exp(student)), tops[1], _sum(t), gap]
 
     def join(
-        self, numbers: Numbers, weights: Float[Array, "C"], labels: Any, axes: Axes
+        self, tile: TileSums, weights: Float[Array, "C"], labels: Any, axes: Axes
     ) -> tuple[Float[Array, "C"], Float[Array, "n C"]]:
-        """Number of each token, and for its slope: maximum and weight over sum, of both."""
-        s_tops, s_totals, t_tops, t_totals, gaps = numbers
+        """Loss of each token, and for its gradient by each logit: maximum and weight over sum, of both."""
+        s_tops, s_totals, t_tops, t_totals, gaps = tile
         s_top, t_top = maxima(axes, _top(s_tops), _top(t_tops))
         s_shift, t_shift = s_tops - s_top[None, None], t_tops - t_top[None, None]
         s, t = jnp.exp(s_shift), jnp.exp(t_shift)
         gaps = gaps + t_totals * (t_shift - s_shift)
         s_total, t_total, gap = sums(axes, *_totals(s_totals * s, t_totals * t, gaps * t))
-        number, r = divergence(s_total, t_total, gap, self.temperature), self.temperature
-        return number, jnp.stack([s_top, r * weights / s_total, t_top, r * weights / t_total])
+        token_loss, r = divergence(s_total, t_total, gap, self.temperature), self.temperature
+        return token_loss, jnp.stack([s_top, r * weights / s_total, t_top, r * weights / t_total])
 
-    def slope(
-        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], marks: Any
+    def d_logits(
+        self, values: list[Tile], rows: Float[Array, "n C"], index: Int[Array, "S 1"], labels: Any
     ) -> Tile:
         student, teacher = values
         s_top, s_share, t_top, t_share = _split(rows)

@@ -19,7 +19,7 @@ INTERPRETED = 32, 32, 12  # tokens, rows, columns
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TpuPlan:
     """All that a kernel knows before it sees arrays.
 
     Attributes:
@@ -48,7 +48,9 @@ class Plan:
         return tile * self.rows + jax.lax.broadcasted_iota(jnp.int32, (self.rows, 1), 0)
 
 
-def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T _"], ...]) -> Plan:
+def make(
+    loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T _"], ...]
+) -> TpuPlan:
     """For the bfloat16 hidden states of the student, then of the teacher if there is one.
 
     Half of the VMEM is for what stays there from tile to tile, which sets the tokens of a chunk;
@@ -56,7 +58,7 @@ def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T
     """
     if dispatch.interprets():
         tokens, rows, columns = INTERPRETED
-        return Plan(loss, vocabulary, tokens, rows, columns, vmem=None, interpret=True)
+        return TpuPlan(loss, vocabulary, tokens, rows, columns, vmem=None, interpret=True)
     info = pltpu.get_tpu_info()
     half, length = info.vmem_capacity_bytes // 2, len(hidden[0])
     columns = _columns(hidden[0].shape[1], info)
@@ -71,7 +73,7 @@ def make(loss: CrossEntropy | Kl, vocabulary: int, hidden: tuple[Float[Array, "T
     gradients = 24 * columns + 16 * tokens * len(hidden)
     rows = max(half // max(scores, gradients) // LANES, 1) * LANES
     rows = min(rows, ROWS, vocabulary)
-    return Plan(loss, vocabulary, tokens, rows, columns, vmem=7 * half // 4, interpret=False)
+    return TpuPlan(loss, vocabulary, tokens, rows, columns, vmem=7 * half // 4, interpret=False)
 
 
 def _columns(width: int, info: pltpu.TpuInfo) -> int:

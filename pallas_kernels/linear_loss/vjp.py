@@ -21,11 +21,11 @@ class Loops(NamedTuple):
     (hidden, weights, extra) and (head, constants).
 
     Attributes:
-      numbers: to (numbers of the tokens, None).
-      gradients: to ((numbers, gradient toward hidden), gradient toward head).
+      token_losses: to (loss of each token, None).
+      gradients: to ((loss of each token, gradient of hidden), gradient of head).
     """
 
-    numbers: Callable[[Any, Any], tuple[Any, Any]]
+    token_losses: Callable[[Any, Any], tuple[Any, Any]]
     gradients: Callable[[Any, Any], tuple[Any, Any]]
 
 
@@ -33,24 +33,24 @@ class Loops(NamedTuple):
 def loss(
     loops: Loops, axes: MeshAxes, inputs: Inputs, extra: Any, constants: Any
 ) -> tuple[Float[Array, ""], Float[Array, "T"]]:
-    """Total and numbers; without a gradient to form, the loss alone."""
+    """Total and loss of each token; without a gradient to form, the loss alone."""
     hidden, head, weights = inputs
-    numbers, _ = sharded.over_shards(
-        loops.numbers, axes, (hidden, weights, extra), (head, constants)
+    token_losses, _ = sharded.over_shards(
+        loops.token_losses, axes, (hidden, weights, extra), (head, constants)
     )
-    return jnp.sum(weights * numbers), numbers
+    return jnp.sum(weights * token_losses), token_losses
 
 
 def _forward(loops, axes, inputs, extra, constants):
     hidden, head, weights = inputs
     tokens, rows = (hidden, weights, extra), (head, constants)
-    (numbers, toward_hidden), toward_head = sharded.over_shards(loops.gradients, axes, tokens, rows)
-    return (jnp.sum(weights * numbers), numbers), (toward_hidden, toward_head, numbers)
+    (token_losses, d_hidden), d_head = sharded.over_shards(loops.gradients, axes, tokens, rows)
+    return (jnp.sum(weights * token_losses), token_losses), (d_hidden, d_head, token_losses)
 
 
-def _backward(loops, axes, kept, grads):
-    toward_total, _ = grads
-    return tuple((toward_total * x).astype(x.dtype) for x in kept), None, None
+def _backward(loops, axes, residuals, grads):
+    d_total, _ = grads
+    return tuple((d_total * x).astype(x.dtype) for x in residuals), None, None
 
 
 loss.defvjp(_forward, _backward)

@@ -83,8 +83,8 @@ def _preferred(x: Float[Array, "B T N H"]) -> str:
     where = dispatch.platform()
     if x.shape[1] == 1:
         return "reference"
-    if where == "gpu" and gpu.gpu_refusal(x) is None:
+    if where == "gpu" and gpu.unsupported_reason(x) is None:
         return "gpu"
     if where == "tpu":
-        return "tpu" if tpu.tpu_refusal(x) is None else "permuted"
+        return "tpu" if tpu.unsupported_reason(x) is None else "permuted"
     return "reference"

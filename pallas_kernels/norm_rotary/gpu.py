@@ -7,8 +7,7 @@ in between is float32, but sine and cosine come in x's dtype.
 At B1 T16384 N16 H128 in bfloat16, where x is 67 MB, forward moves 0.14 GB and backward 0.21 GB; what
 XLA makes of the definition for an H100 moves 0.28 GB and 0.62 GB, by the shapes of its kernels.
 
-Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+Written in Pallas for Triton; `pallas_kernels.products` says why.
 """
 
 import functools
@@ -23,7 +22,6 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
 
-INSTEAD = "'reference', or None to let it choose"
 TILE = 8192  # numbers of x in a block: of 32 a thread, backward makes 127 registers and spills none
 WARPS = 8
 
@@ -61,9 +59,7 @@ def gpu(
     Raises:
       UnsupportedError: not a data-centre GPU from Ampere on, neither bfloat16 nor float32, or a mesh.
     """
-    refusal = gpu_refusal(x)
-    if refusal is not None:
-        raise dispatch.unsupported("norm_rotary", "gpu", refusal, INSTEAD)
+    dispatch.require("norm_rotary", "gpu", unsupported_reason(x), "reference")
     half = angles.shape[-1]
     rows = max(1, TILE // (2 * pl.next_power_of_2(half)))
     plan = Plan(eps, x.size // (2 * half), x.shape[2], half, rows, dispatch.interprets())
@@ -71,11 +67,11 @@ def gpu(
     return _apply(plan, x.reshape(-1, 2 * half), scale.astype(jnp.float32), turns).reshape(x.shape)
 
 
-def gpu_refusal(x: Float[Array, "B T N H"]) -> str | None:
+def unsupported_reason(x: Float[Array, "B T N H"]) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"takes bfloat16 or float32, and x is {x.dtype}"
-    return dispatch.gpu_refusal(dispatch.AMPERE)
+    return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
 def _apply_alone(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) -> Rows:
@@ -97,8 +93,8 @@ def _apply_forward(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) 
     return _apply_alone(plan, x, scale, turns), (x, scale, turns)
 
 
-def _apply_backward(plan: Plan, kept: Any, cotangent: Rows) -> Any:
-    x, scale, turns = kept
+def _apply_backward(plan: Plan, residuals: Any, cotangent: Rows) -> Any:
+    x, scale, turns = residuals
     of_rows, of_scale, of_turns, of_sums = _blocks(plan, x, turns)
     blocks = pl.cdiv(plan.lines, plan.rows)
     dx, dscale = pl.pallas_call(

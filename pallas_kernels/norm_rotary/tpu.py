@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
 
-INSTEAD = "'permuted', or None to let it choose"
 LANES = 128
 BLOCK_BYTES = 2**19  # of x in a grid step, at most
 SUBLANES = 16  # rows of a bfloat16 tile
@@ -47,9 +46,7 @@ def tpu(
     Raises:
       UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
     """
-    refusal = tpu_refusal(x)
-    if refusal is not None:
-        raise dispatch.unsupported("norm_rotary", "tpu", refusal, INSTEAD)
+    dispatch.require("norm_rotary", "tpu", unsupported_reason(x), "permuted")
     batch, length, heads, width = x.shape
     fitting = BLOCK_BYTES // (heads * width * x.dtype.itemsize)
     rows = max(fitting // SUBLANES, 1) * SUBLANES
@@ -60,14 +57,14 @@ def tpu(
     return _apply(plan, flat, scale.astype(jnp.float32), turns).reshape(x.shape)
 
 
-def tpu_refusal(x: Float[Array, "B T N H"]) -> str | None:
+def unsupported_reason(x: Float[Array, "B T N H"]) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    refusal = dispatch.platform_refusal("tpu")
-    if refusal is not None or dispatch.interprets():
-        return refusal
+    reason = dispatch.platform_unsupported_reason("tpu")
+    if reason is not None or dispatch.interprets():
+        return reason
     if x.shape[-1] % LANES:
         return f"needs a head width that is a multiple of {LANES}, and it is {x.shape[-1]}"
-    return dispatch.mesh_refusal()
+    return dispatch.mesh_unsupported_reason()
 
 
 def _pack(angles: Float[Array, "B T J"]) -> Float[Array, "B T H"]:
@@ -105,8 +102,8 @@ def _apply_forward(
     return _apply_alone(plan, x, scale, turns), (x, scale, turns)
 
 
-def _apply_backward(plan: Plan, kept: Any, cotangent: Tokens) -> Any:
-    x, scale, turns = kept
+def _apply_backward(plan: Plan, residuals: Any, cotangent: Tokens) -> Any:
+    x, scale, turns = residuals
     grid, of_tokens, of_scale, of_turns = _blocks(plan, x)
     dx, dscale = pl.pallas_call(
         functools.partial(_backward, plan),

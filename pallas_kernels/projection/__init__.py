@@ -50,6 +50,6 @@ def projection(
 
 
 def _preferred(x: Float[Array, "B T I"]) -> str:
-    if dispatch.platform() == "gpu" and gpu.gpu_refusal(x) is None:
+    if dispatch.platform() == "gpu" and gpu.unsupported_reason(x) is None:
         return "gpu"
     return "reference"

@@ -8,8 +8,7 @@ A block of threads walks down some columns of one matrix, tile by tile through t
 the other operand at least: tokens, and zeros. There are as many blocks as run at once; where a walk down a whole matrix
 would be too few of them, several share it, and XLA sums what they found where the results are used.
 
-Written in Pallas for Triton, which JAX deprecates from 0.11 on: Mosaic GPU, its successor, cannot
-be interpreted on a CPU in JAX 0.10, so its numbers could not be tested there.
+Written in Pallas for Triton; `pallas_kernels.products` says why.
 """
 
 import dataclasses
@@ -29,7 +28,6 @@ from pallas_kernels.norm_rotary.reference import rms_norm
 from pallas_kernels.products import contract_on_gpu
 from pallas_kernels.projection.reference import ACTIVATIONS, Activation, Operands, reference
 
-INSTEAD = "'reference', or None to let it choose"
 COLUMNS = 64  # of a tile: rows of 128 bytes in bfloat16
 TILE_BYTES = 16 * 2**10
 STAGES = 4  # one tile is multiplied while three are on their way
@@ -75,19 +73,17 @@ def gpu(
     Raises:
       UnsupportedError: not a data-centre GPU from Ampere on, too many tokens, neither bfloat16 nor float32, or a mesh.
     """
-    why = gpu_refusal(operands.x)
-    if why is not None:
-        raise dispatch.unsupported("projection", "gpu", why, INSTEAD)
+    dispatch.require("projection", "gpu", unsupported_reason(operands.x), "reference")
     return _project(_plan(operands, eps, activation), operands)
 
 
-def gpu_refusal(x: Float[Array, "B T I"]) -> str | None:
+def unsupported_reason(x: Float[Array, "B T I"]) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         return f"takes bfloat16 or float32, and x is {x.dtype}"
     if x.shape[0] * x.shape[1] > MAX_TOKENS:
         return f"takes up to {MAX_TOKENS} tokens, and x has {x.shape[0]} rows of {x.shape[1]}"
-    return dispatch.gpu_refusal(dispatch.AMPERE)
+    return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
 def _plan(operands: Operands, eps: float, activation: Activation) -> Plan:

@@ -27,8 +27,10 @@ backend_config={"flag_configs":[],"scoped_memory_configs":[{"memory_space":"1","
 
 
 def row(**measured):
-    program = aot.Program("op", "B1 T8", "forward", len, (), vmem_limit=4.0, temporaries_limit=1.0)
-    met = aot.Row("v5e", program, kernels=1, vmem=3.9, temporaries=0.9)
+    program = aot.KernelProgram(
+        "op", "B1 T8", "forward", len, (), vmem_limit=4.0, temporaries_limit=1.0
+    )
+    met = aot.CompiledRow("v5e", program, kernels=1, vmem=3.9, temporaries=0.9)
     return dataclasses.replace(met, **measured)
 
 

@@ -13,6 +13,7 @@ from test_lightning_attention import SCALE, decays, documents, inputs
 
 from pallas_kernels import UnsupportedError, dispatch, lightning_attention
 from pallas_kernels.lightning_attention import chunked, tpu
+from pallas_kernels.lightning_attention.reference import Operands
 
 
 def on_tpu(kind="TPU v5 lite", axes=()):
@@ -28,7 +29,7 @@ def results(q, k, v, state, log_decay, segment_ids=None, precision="split", save
     def function(*arrays):
         q, k, v, state = arrays
         return tpu.tpu(
-            *(q, k, v, log_decay, state, segment_ids),
+            Operands(q, k, v, log_decay, state, segment_ids),
             scale=SCALE,
             precision=precision,
             save_states=save_states,
@@ -81,10 +82,10 @@ def test_more_heads_than_fit_in_a_grid_step_match_the_chunked_form():
     heads = 34
     assert heads * tpu.INTERPRETED_CHUNK > tpu.STEP_ROWS
     q, k, v, state = inputs(batch=1, length=40, heads=heads, width=8)
-    arguments = (q, k, v, decays(heads), state, None)
+    operands = Operands(q, k, v, decays(heads), state, None)
     with dispatch.interpreted():
-        got = jax.jit(functools.partial(tpu.tpu, scale=SCALE))(*arguments)
-    want = jax.jit(functools.partial(chunked.chunked, scale=SCALE))(*arguments)
+        got = jax.jit(functools.partial(tpu.tpu, scale=SCALE))(operands)
+    want = jax.jit(functools.partial(chunked.chunked, scale=SCALE))(operands)
     oracles.assert_close(got, want, 5e-6)
 
 
@@ -95,7 +96,8 @@ def kernels(length=16384, heads=16, width=128, dtype=jnp.bfloat16, packed=False,
     segments = jax.ShapeDtypeStruct((1, length), jnp.int32) if packed else None
 
     def loss(q, k, v, state, segments):
-        out, last = tpu.tpu(q, k, v, decays(heads), state, segments, scale=SCALE, **mode)
+        operands = Operands(q, k, v, decays(heads), state, segments)
+        out, last = tpu.tpu(operands, scale=SCALE, **mode)
         return jnp.sum(out, dtype=jnp.float32) + jnp.sum(last)
 
     traced = jax.jit(jax.grad(loss, (0, 1, 2, 3))).trace(tokens, tokens, tokens, state, segments)
