@@ -145,17 +145,25 @@ def unsupported_reason(
     """Why no `new_tokens` can be written after a prompt, `longest` tokens in all (None: any number); None: they can."""
     if not len(prompt):
         return "the prompt is empty; give at least one token"
-    if prompt.min() < 0 or prompt.max() >= vocabulary:
-        return (
-            f"token ids from {prompt.min()} to {prompt.max()} are not all in the vocabulary of {vocabulary}: "
-            "it is the tokenizer of another model; use this model's own"
-        )
+    unknown = _unknown_tokens(prompt, vocabulary)
+    if unknown is not None:
+        return unknown
     if longest is not None and len(prompt) + new_tokens > longest:
         return (
             f"{len(prompt)} tokens of prompt and {new_tokens} new ones "
             f"exceed the maximum length {longest}; shorten the prompt, or allow more"
         )
     return None
+
+
+def _unknown_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> str | None:
+    """Why these token ids are not all in the vocabulary, or None."""
+    if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocabulary):
+        return None
+    return (
+        f"token ids from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {vocabulary}: "
+        "use the tokenizer that the model was trained with"
+    )
 
 
 def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
@@ -169,14 +177,12 @@ def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None
 def _check_prompts(
     decoder: Decoder, context: Context, prompts: np.ndarray, real: np.ndarray
 ) -> None:
-    vocabulary = decoder.config.vocab_size
     lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
     if lengths.size == 0 or lengths.min() == 0:
         raise ValueError(
             "a prompt is empty; give at least one token, such as the end-of-text token"
         )
-    if prompts.size and (prompts.min() < 0 or prompts.max() >= vocabulary):
-        raise ValueError(
-            f"token ids from {prompts.min()} to {prompts.max()} are not all in the vocabulary of {vocabulary}"
-        )
+    unknown = _unknown_tokens(prompts, decoder.config.vocab_size)
+    if unknown is not None:
+        raise ValueError(unknown)
     check_capacity(lengths, context.state.cache_position.slot_segment_ids.shape[1])

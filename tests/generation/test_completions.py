@@ -109,7 +109,9 @@ def test_what_cannot_be_continued_is_an_error_of_its_own_and_the_others_go_on(
     assert [one.tokens for one in done[1:]] == [0] * 4
     small = dataclasses.replace(generator.decoder.config, vocab_size=5)
     other = dataclasses.replace(generator, decoder=generator.decoder.clone(config=small))
-    assert "tokenizer of another model" in (complete(other, PROMPTS[:1])[0].error or "")
+    assert "tokenizer that the model was trained with" in (
+        complete(other, PROMPTS[:1])[0].error or ""
+    )
 
 
 def test_the_pace_leaves_out_the_time_of_compilation_and_counts_it_once():
