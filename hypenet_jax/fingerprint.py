@@ -1,7 +1,7 @@
-"""What a tree of arrays contains, in a few bytes per leaf that any single flipped bit changes.
+"""Fingerprints of trees of arrays: one number per leaf, which any single flipped bit changes.
 
-Orbax restores a flipped bit in array data without an error, so every checkpoint carries these
-numbers and is held to them.
+Orbax restores array data with flipped bits without an error, so every checkpoint stores these
+numbers and is compared with them.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
-Facts = dict[str, dict[str, Any]]
-"""Path of a leaf to its `shape`, `dtype` and `fingerprint`."""
+LeafSpecs = dict[str, dict[str, Any]]
+"""Path of a leaf to its `shape`, `dtype` and `fingerprint`, as JSON holds them."""
 
 _SALT = np.uint32(0x9E3779B9)
 
 
-def leaf_facts(tree: Any) -> Facts:
-    """Facts of every leaf, as JSON holds them; the same on every mesh and number of processes."""
+def leaf_specs(tree: Any) -> LeafSpecs:
+    """Specs of every leaf; the same on every mesh and number of processes."""
     shapes = leaf_shapes(tree)
     numbers = np.asarray(_fingerprints(list(_leaves(tree).values()))).tolist()
     return {
@@ -30,8 +30,8 @@ def leaf_facts(tree: Any) -> Facts:
     }
 
 
-def leaf_shapes(tree: Any) -> Facts:
-    """Facts without the fingerprint; arrays may be abstract."""
+def leaf_shapes(tree: Any) -> LeafSpecs:
+    """Specs without the fingerprint; arrays may be abstract."""
     return {
         path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
         for path, leaf in _leaves(tree).items()

@@ -16,7 +16,7 @@ from hypenet_jax.evals import EvalModel, Report, held_out, retrieval
 from hypenet_jax.evals.passkey import passkey_retrieval
 from hypenet_jax.sharding import on_mesh
 from hypenet_jax.train.errors import Preempted
-from hypenet_jax.train.provenance import Provenance, check_provenance, unsealed
+from hypenet_jax.train.provenance import Provenance, check_provenance, verified_metadata
 
 log = logging.getLogger("hypenet_jax")
 
@@ -58,7 +58,9 @@ class LayerScores:
     def _read(self) -> list[tuple[float, float]]:
         if jax.process_index() > 0 or not self._path.exists():
             return []
-        metadata = unsealed(json.loads(self._path.read_text(encoding="utf-8")), str(self._path))
+        metadata = verified_metadata(
+            json.loads(self._path.read_text(encoding="utf-8")), str(self._path)
+        )
         check_provenance(metadata, self._provenance, str(self._path))
         scores = [(retrieved, sense) for retrieved, sense in metadata["scores"]]
         name = self._inputs.config.name
@@ -69,7 +71,7 @@ class LayerScores:
         if jax.process_index() == 0:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             new = self._path.with_suffix(".new")
-            new.write_text(json.dumps(self._provenance.description(scores=self._scores)))
+            new.write_text(json.dumps(self._provenance.metadata(scores=self._scores)))
             new.replace(self._path)
 
 

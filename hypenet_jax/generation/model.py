@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
-from hypenet_jax.fingerprint import digest, leaf_facts
+from hypenet_jax.fingerprint import digest, leaf_specs
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import decode_state
 
@@ -50,4 +50,4 @@ def model_fingerprint(decoder: Model, params: Params, *others: Any) -> str:
     It is the same on every mesh and number of processes, and wherever the model's folder lies.
     """
     dtype = jnp.dtype(decoder.dtype).name
-    return digest([leaf_facts(params), repr(decoder.config), dtype, *others])
+    return digest([leaf_specs(params), repr(decoder.config), dtype, *others])

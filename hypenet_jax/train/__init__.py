@@ -1,3 +1,1 @@
-"""Training: one step, one loop, one checkpoint format. Knows neither models nor methods; they
-arrive in a Stage.
-"""
+"""Training: one step, one loop, one checkpoint format, for any model and method given as a Stage."""

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: state, position in the data and settings, saved together and believed only
-after a check.
+"""Checkpoints of a run: state, position in the data and settings, saved together and verified when
+restored.
 """
 
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,20 +16,23 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import args as ocp_args
 from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
 
-from hypenet_jax.fingerprint import Facts, leaf_facts, leaf_shapes
+from hypenet_jax.fingerprint import leaf_shapes, leaf_specs
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import differences, verify
-from hypenet_jax.train.provenance import Provenance, check_provenance, unsealed
+from hypenet_jax.train.provenance import Provenance, check_provenance, verified_metadata
 from hypenet_jax.train.state import TrainState
+from hypenet_jax.train.verification import check_leaves, verify
 
 log = logging.getLogger("hypenet_jax")
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder, written in the background.
+    """The checkpoints of one run in one folder, written asynchronously.
 
     A checkpoint counts once its commit marker is written, so a half-written or stray folder is
     never "the latest".
+
+    Args:
+      keep: how many of the newest are kept.
     """
 
     def __init__(
@@ -46,17 +49,17 @@ class Checkpoints:
         self._manager = self._open()
 
     def save(self, state: TrainState, position: int) -> None:
-        """Starts saving this state with the position in the data that follows it. The state may be
-        donated right after.
+        """Starts saving this state with the position of the next batch. The state may be donated
+        right after.
 
         Raises:
           CheckpointError: an earlier save failed in the background, or a newer step is in the
             folder.
         """
         step, tree = int(state.step), _as_tree(state)
-        about = self.provenance.description(step=step, position=position, leaves=leaf_facts(tree))
+        metadata = self.provenance.metadata(step=step, position=position, leaves=leaf_specs(tree))
         items = ocp_args.Composite(
-            state=ocp_args.StandardSave(tree), about=ocp_args.JsonSave(about)
+            state=ocp_args.StandardSave(tree), metadata=ocp_args.JsonSave(metadata)
         )
         try:
             written = self._manager.save(step, args=items)
@@ -74,11 +77,11 @@ class Checkpoints:
         """The newest good checkpoint as (state, position in the data), or None where there is no
         checkpoint.
 
-        A corrupt step is set aside as `corrupt-STEP-...` with a warning, and the one before it is
-        taken.
+        A corrupt step is renamed to `corrupt-STEP-...` with a warning, and the one before it is
+        restored.
 
         Args:
-          like: shapes, dtypes and shardings wanted; its arrays are not read.
+          like: the expected shapes, dtypes and shardings; its arrays are not read.
         Raises:
           CheckpointError: another stage, other settings, other leaves.
           CorruptCheckpoint: no step in the folder is good.
@@ -87,8 +90,8 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
         for step in sorted(self.steps(), reverse=True):
-            restored, problem = self._attempt(step, shapes)
-            if _all_agree(restored is not None):
+            restored, problem = self._try_restore(step, shapes)
+            if _on_all_processes(restored is not None):
                 return restored
             log.warning("checkpoint step %d is corrupt and set aside: %s", step, problem)
             self._rename([(str(step), f"corrupt-{step}-{time.time_ns()}")])
@@ -100,14 +103,14 @@ class Checkpoints:
         return None
 
     def roll_back(self, step: int) -> None:
-        """Moves the checkpoints after this step to `after-STEP`, so that the run goes on from it. Only once: where that
-        folder is, an earlier start with the same arguments has done so.
+        """Moves the checkpoints after this step to `after-STEP`, so that the run resumes from it. Only once: if that
+        folder exists, an earlier start with the same arguments did it.
 
         Raises:
           CheckpointError: there is no such step.
         """
         aside, partial = f"after-{step}", f"after-{step}.partial"
-        if _all_agree((self.folder / aside).exists()):
+        if _on_all_processes((self.folder / aside).exists()):
             return
         steps = self.steps()
         if step not in steps:
@@ -121,6 +124,7 @@ class Checkpoints:
         log.info("%s: back at step %d, the newer ones are in %s", self.folder, step, aside)
 
     def steps(self) -> list[int]:
+        """Steps that can be restored, oldest first."""
         return list(self._manager.all_steps())
 
     def wait(self) -> None:
@@ -132,35 +136,38 @@ class Checkpoints:
             raise CheckpointError(f"{self.folder}: a save failed: {first_line(error)}") from error
 
     def close(self) -> None:
+        """Stops the background writer."""
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        return _Manager(self.folder, options=self._options, item_names=("state", "about"))
+        return _Manager(self.folder, options=self._options, item_names=("state", "metadata"))
 
-    def _attempt(self, step: int, like: TrainState) -> tuple[tuple[TrainState, int] | None, str]:
+    def _try_restore(
+        self, step: int, like: TrainState
+    ) -> tuple[tuple[TrainState, int] | None, str]:
         try:
-            return self._restored(step, like), ""
+            return self._restore_step(step, like), ""
         except CorruptCheckpoint as error:
             return None, str(error)
 
-    def _restored(self, step: int, like: TrainState) -> tuple[TrainState, int]:
-        where = f"{self.folder} step {step}"
-        about = unsealed(self._read(where, step, about=ocp_args.JsonRestore())["about"], where)
-        check_provenance(about, self.provenance, where)
-        check_leaves(about["leaves"], leaf_shapes(_as_tree(like)), where)
-        wanted = ocp_args.StandardRestore(_as_tree(like))
-        tree = self._read(where, step, state=wanted)["state"]
-        verify(tree, about["leaves"], where)
-        return _as_state(tree), about["position"]
+    def _restore_step(self, step: int, like: TrainState) -> tuple[TrainState, int]:
+        path, expected = f"{self.folder} step {step}", _as_tree(like)
+        stored = self._read(path, step, metadata=ocp_args.JsonRestore())["metadata"]
+        metadata = verified_metadata(stored, path)
+        check_provenance(metadata, self.provenance, path)
+        check_leaves(metadata["leaves"], leaf_shapes(expected), path)
+        tree = self._read(path, step, state=ocp_args.StandardRestore(expected))["state"]
+        verify(tree, metadata["leaves"], path)
+        return TrainState(**tree), metadata["position"]
 
-    def _read(self, where: str, step: int, **items: Any) -> Any:
+    def _read(self, path: str, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp_args.Composite(**items))
         except Exception as error:
-            raise CorruptCheckpoint(f"{where}: cannot be read: {first_line(error)}") from error
+            raise CorruptCheckpoint(f"{path}: cannot be read: {first_line(error)}") from error
 
     def _rename(self, moves: Sequence[tuple[str, str]]) -> None:
-        """By process 0, while no manager of any process watches the folder."""
+        """Renames folders on process 0, while no process has a manager open."""
         self._manager.close()
         if jax.process_index() == 0:
             for old, new in moves:
@@ -170,9 +177,7 @@ class Checkpoints:
         self._manager = self._open()
 
     def _clear(self) -> None:
-        """Removes what a killed save left, and warns of what no run of ours has written. Orbax's own cleaning would
-        remove that too.
-        """
+        """Removes unfinished saves, and warns of other files. Orbax's own cleanup would remove those too."""
         steps = {path for path in self.folder.glob("*") if path.name.isdigit() and path.is_dir()}
         unfinished = {path for path in steps if not any(path.glob("commit_success*"))}
         aside = {*self.folder.glob("corrupt-*"), *self.folder.glob("after-*")}
@@ -186,24 +191,17 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Asks nobody about preemption: JAX's service knows one row of numbers, those of runtime.stop_on_sigterm, and would
-    lose a signal between a save with a number of its own and the next of that row.
+    """Leaves JAX's preemption service to runtime.stop_on_sigterm: the service expects one increasing sequence of
+    numbers, and would lose a signal if saves called it with numbers of their own.
     """
 
     def reached_preemption(self, step: int) -> bool:
+        """Never."""
         return False
 
 
-def check_leaves(saved: Facts, wanted: Facts, where: str) -> None:
-    """Refuses other paths, shapes or dtypes, listing them."""
-    lines = differences(saved, wanted)
-    if lines:
-        more = f"\n  and {len(lines) - 12} more" if len(lines) > 12 else ""
-        raise CheckpointError(f"{where}: does not fit:\n  " + "\n  ".join(lines[:12]) + more)
-
-
 def first_line(error: BaseException) -> str:
-    """TensorStore puts many kilobytes of its settings behind the first line."""
+    """An error as one line: TensorStore appends many kilobytes of its settings."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
 
 
@@ -211,12 +209,8 @@ def _as_tree(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _as_state(tree: Mapping[str, Any]) -> TrainState:
-    return TrainState(**tree)
-
-
-def _all_agree(good: bool) -> bool:
-    """Whether every process could restore; they must all take the same step."""
+def _on_all_processes(condition: bool) -> bool:
+    """Whether the condition holds on every process."""
     if jax.process_count() == 1:
-        return good
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(good))))
+        return condition
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(condition))))

@@ -1,10 +1,8 @@
-"""Why a run ends before its last step. Launchers turn these into exit codes."""
+"""Reasons why a run ends before its last step. Launchers turn them into exit codes."""
 
 
 class CheckpointError(Exception):
-    """A checkpoint that must not be used here: another stage, other settings, other shapes; or one
-    that cannot be written.
-    """
+    """A checkpoint of another stage, other settings or other shapes, or one that cannot be written."""
 
 
 class CorruptCheckpoint(CheckpointError):
@@ -12,8 +10,8 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class NumericsError(Exception):
-    """Too many non-finite updates in a row. None of them was applied."""
+    """Too many consecutive non-finite updates. None of them was applied."""
 
 
 class Preempted(Exception):
-    """The run was asked to stop; its state is saved and the same command goes on."""
+    """The run was told to stop; its state is saved and the same command resumes it."""

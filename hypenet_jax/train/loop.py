@@ -1,4 +1,4 @@
-"""fit: the only loop. Resume, step, record, checkpoint, evaluate, stop."""
+"""fit, the only training loop: resume, step, record, checkpoint, evaluate, stop."""
 
 import dataclasses
 import logging
@@ -25,10 +25,10 @@ log = logging.getLogger("hypenet_jax")
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless stream of this process's rows as numpy, which can be put back to any position.
+    """An endless iterator over this process's rows as numpy, which can seek to any position.
 
     Attributes:
-      position: where the next batch starts; what it counts is the stream's own affair.
+      position: of the next batch, in units of the iterator's own.
     """
 
     @property
@@ -39,18 +39,18 @@ class Batches(Protocol):
     def __next__(self) -> Batch: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Counts of the loop, in steps.
 
     Attributes:
-      steps: batches to take in all.
+      steps: of the whole run.
       accumulate: micro-batches per step.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      evaluate_every: steps between evaluations on held-out text, which also come after the last step;
-        None for none at all.
-      max_skips: non-finite updates in a row that end the run.
-      roll_back_to: go on from this step's checkpoint although there are newer ones, which are moved aside, once.
+      evaluate_every: steps between evaluations on held-out text, also done after the last step;
+        None for no evaluation.
+      max_skips: number of consecutive non-finite updates that ends the run.
+      roll_back_to: resume from this step's checkpoint and move newer ones aside, once.
     """
 
     steps: int
@@ -82,25 +82,25 @@ def fit(
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
     stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Trains to `config.steps`, going on from the newest checkpoint if there is one.
+    """Trains to `config.steps`, resuming from the newest checkpoint if there is one.
 
-    On the same devices, a run cut off anywhere and started again gives the same bits as one that
-    was not. The state given is consumed: its buffers are donated, or freed when a checkpoint
+    On the same devices, an interrupted and resumed run gives the same bits as an uninterrupted
+    one. The state passed in is consumed: its buffers are donated, or freed when a checkpoint
     replaces it.
 
     Args:
-      frozen: what the loss reads beside the student (the teacher), already placed; never saved.
-      evaluate: student parameters to numbers, recorded beside the metrics.
-      stop: asked after every step, the last one too; True saves and raises Preempted.
+      frozen: the teacher's parameters, already placed; read by the loss, never saved.
+      evaluate: student parameters to metrics, recorded beside those of training.
+      stop: called with every step's number, the last one too; True saves and raises Preempted.
     Raises:
-      Preempted: after a save; the same call goes on.
-      NumericsError: `max_skips` updates in a row were not finite. None was applied.
+      Preempted: `stop` returned True; the state is saved and the same call resumes.
+      NumericsError: `max_skips` consecutive updates were not finite. None was applied.
       CheckpointError: the folder belongs to another run, or a save failed.
     """
     with on_mesh(mesh):
         if config.roll_back_to is not None:
             checkpoints.roll_back(config.roll_back_to)
-        state = _resumed(state, batches, checkpoints)
+        state = _resume(state, batches, checkpoints)
         first = int(state.step)
         metrics.resume(first)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -110,8 +110,8 @@ def fit(
             began = time.monotonic()
             batch = next(batches)
             waited = time.monotonic() - began
-            state, facts = step(state, frozen, place_batch(batch, mesh))
-            recorder.add(number, facts, batches.position, waited)
+            state, step_metrics = step(state, frozen, place_batch(batch, mesh))
+            recorder.add(number, step_metrics, batches.position, waited)
             last = number == config.steps
             if evaluate is not None and (last or _due(number, config.evaluate_every)):
                 recorder.drain()
@@ -128,12 +128,12 @@ def fit(
     return state
 
 
-def _resumed(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> TrainState:
+def _resume(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> TrainState:
     like: Any = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
     if checkpoints.steps():
-        # Two states at once would not fit where one nearly fills the memory.
+        # Two states at once may not fit in memory.
         jax.tree.map(lambda leaf: leaf.delete(), state)
     restored, name = checkpoints.restore(like), checkpoints.provenance.stage
     if restored is None:
@@ -149,26 +149,28 @@ def _due(number: int, every: int | None) -> bool:
 
 
 class _Recorder:
-    """Records metrics one step late, so that the device never waits for the host to read them."""
+    """Writes metrics one step late, so that the device never waits for the host to read them."""
 
     def __init__(self, metrics: Metrics, max_skips: int) -> None:
         self._metrics, self._max_skips = metrics, max_skips
         self._pending: tuple[int, Mapping[str, jax.Array], int, float] | None = None
-        self._bad: list[tuple[int, int]] = []
+        self._skipped: list[tuple[int, int]] = []
         self._then = time.monotonic()
 
     def add(
-        self, number: int, facts: Mapping[str, jax.Array], position: int, waited: float
+        self, number: int, metrics: Mapping[str, jax.Array], position: int, waited: float
     ) -> None:
+        """Takes the metrics of a step and writes those of the step before."""
         self.drain()
-        self._pending = (number, facts, position, waited)
+        self._pending = (number, metrics, position, waited)
 
     def drain(self) -> None:
+        """Writes the metrics that were not written yet."""
         if self._pending is None:
             return
-        number, facts, position, waited = self._pending
+        number, metrics, position, waited = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(dict(facts)).items()}
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
         now = time.monotonic()
         timing = {"seconds": now - self._then, "data_seconds": waited}
         self._then = now
@@ -177,16 +179,14 @@ class _Recorder:
 
     def _watch(self, number: int, position: int, skipped: bool) -> None:
         if not skipped:
-            self._bad.clear()
+            self._skipped.clear()
             return
-        self._bad.append((number, position))
-        log.warning(
-            "step %d was not finite and is skipped (data up to position %d)", number, position
-        )
-        if len(self._bad) >= self._max_skips:
+        self._skipped.append((number, position))
+        log.warning("step %d was not finite and is skipped (data position %d)", number, position)
+        if len(self._skipped) >= self._max_skips:
             self._metrics.flush()
-            places = ", ".join(f"{step} (position {place})" for step, place in self._bad)
+            places = ", ".join(f"{step} (position {place})" for step, place in self._skipped)
             raise NumericsError(
-                f"{len(self._bad)} updates in a row were not finite and none was applied: "
-                f"steps {places}; look at these batches, or lower peak_lr"
+                f"{len(self._skipped)} updates in a row were not finite and none was applied: "
+                f"steps {places}; inspect these batches, or lower peak_lr"
             )

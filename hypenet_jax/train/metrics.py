@@ -1,6 +1,4 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard if asked for, a line or a bar
-for the eye.
-"""
+"""Where the metrics of a run are written: metrics.jsonl, optionally TensorBoard, and the terminal."""
 
 import json
 import math
@@ -16,20 +14,30 @@ Values = Mapping[str, float]
 
 @runtime_checkable
 class Sink(Protocol):
-    """Something that takes records of one step. `kind` is "train" or "evaluation"."""
+    """A destination of metrics. `kind` is "train" or "evaluation"."""
 
-    def resume(self, step: int) -> None: ...
-    def write(self, step: int, kind: str, values: Values) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
+    def resume(self, step: int) -> None:
+        """Prepares for records after this step."""
+        ...
+
+    def write(self, step: int, kind: str, values: Values) -> None:
+        """Records the values of one step."""
+        ...
+
+    def flush(self) -> None:
+        """Makes what was recorded durable."""
+        ...
+
+    def close(self) -> None:
+        """Ends the records."""
+        ...
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, `step`, `kind` and the values; numbers that are not
-    finite become null.
+    """metrics.jsonl: one JSON object per line with `step`, `kind` and the values; non-finite numbers
+    become null.
 
-    After `resume(step)` it holds exactly the records up to that step, so a resumed run has no step
-    twice and none missing.
+    `resume(step)` drops the records after that step, so a resumed run has every step exactly once.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -37,11 +45,11 @@ class MetricsFile:
         self._file: TextIO | None = None
 
     def resume(self, step: int) -> None:
-        """Opens the file, without records of later steps or a last line cut off by a kill."""
+        """Opens the file and drops records of later steps and an incomplete last line."""
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        found = read_metrics(self.path) if self.path.exists() else []
-        kept = [json.dumps(record) + "\n" for record in found if record["step"] <= step]
+        records = read_metrics(self.path) if self.path.exists() else []
+        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
         new = self.path.with_suffix(".new")
         new.write_text("".join(kept), encoding="utf-8")
         new.replace(self.path)
@@ -52,7 +60,7 @@ class MetricsFile:
         self._opened().write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
 
     def flush(self) -> None:
-        """On disk, not only handed over: a checkpoint may only follow the records of its steps."""
+        """Forces the records to disk: a checkpoint may only follow the records of its steps."""
         self._opened().flush()
         os.fsync(self._opened().fileno())
 
@@ -68,7 +76,7 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All whole records of a metrics.jsonl, in order."""
+    """All complete records of a metrics.jsonl, in order."""
     with pathlib.Path(path).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -87,7 +95,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def resume(self, step: int) -> None:
-        # TensorBoard hides events from this step on, written by the run that was cut off.
+        # TensorBoard then hides later events, which the interrupted run wrote.
         self._writer = self._open(purge_step=step + 1)
 
     def write(self, step: int, kind: str, values: Values) -> None:
@@ -103,24 +111,27 @@ class TensorBoard:
 
 
 class Metrics:
-    """The sinks of a run. Only process 0 writes; the others hold none."""
+    """All sinks of a run. Only process 0 writes; the other processes have no sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks if jax.process_index() == 0 else ()
 
     def resume(self, step: int) -> None:
-        """Records start, or go on, after this step."""
+        """Starts, or resumes, after this step."""
         for sink in self._sinks:
             sink.resume(step)
 
     def write(self, step: int, kind: str, values: Values) -> None:
+        """Records the values of one step in every sink."""
         for sink in self._sinks:
             sink.write(step, kind, values)
 
     def flush(self) -> None:
+        """Makes the records of every sink durable."""
         for sink in self._sinks:
             sink.flush()
 
     def close(self) -> None:
+        """Closes every sink."""
         for sink in self._sinks:
             sink.close()

@@ -1,4 +1,4 @@
-"""Progress of a run for the eye: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run on the terminal: a bar, or log lines where the output is no terminal."""
 
 import datetime
 import logging
@@ -13,9 +13,7 @@ log = logging.getLogger("hypenet_jax")
 
 
 class ProgressLines:
-    """One plain log line at most every `seconds`, and one for every evaluation and for the last
-    step.
-    """
+    """A log line at most every `seconds`, and one for every evaluation and for the last step."""
 
     def __init__(self, steps: int, name: str, *, seconds: float = 10.0) -> None:
         self._steps, self._name, self._seconds = steps, name, seconds
@@ -43,7 +41,7 @@ class ProgressLines:
 
 
 class ProgressBar:
-    """A rich bar with loss, rate and time left; evaluations are printed above it."""
+    """A progress bar with loss, rate and time left; evaluations are printed above it."""
 
     def __init__(self, steps: int, name: str) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -79,12 +77,12 @@ class ProgressBar:
 
 
 def progress(steps: int, name: str) -> Sink:
-    """What fits where the process writes."""
+    """A bar on a terminal, lines elsewhere."""
     return ProgressBar(steps, name) if sys.stderr.isatty() else ProgressLines(steps, name)
 
 
 class _Rate:
-    """Steps and tokens per second since the start, without the first step, which compiles."""
+    """Steps and tokens per second, without the first step, which compiles."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps

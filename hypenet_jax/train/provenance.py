@@ -1,4 +1,4 @@
-"""Whose checkpoint it is: a sealed description beside the arrays, held against the run that reads it."""
+"""Which run wrote a checkpoint: metadata with a checksum beside the arrays, compared with the run that reads it."""
 
 import dataclasses
 import importlib.metadata
@@ -12,68 +12,74 @@ from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Whose checkpoint it is. A checkpoint of another provenance is refused.
+    """What identifies a run. A checkpoint of another provenance is refused.
 
     Attributes:
       stage: name of the stage.
       config: resolved settings of the run, as JSON can hold them.
       parent: fingerprint of the weights the stage started from; None without a parent.
-      free: dotted keys of `config` (or prefixes of them) that may differ when a run goes on.
+      resumable: dotted keys of `config` (or prefixes of them) that may differ when a run resumes.
     """
 
     stage: str
     config: Mapping[str, Any]
     parent: str | None = None
-    free: tuple[str, ...] = ()
+    resumable: tuple[str, ...] = ()
 
-    def description(self, **facts: Any) -> dict[str, Any]:
-        """Provenance, library versions and `facts` as JSON can hold them, with a checksum over all of them."""
-        about = {
+    def metadata(self, **entries: Any) -> dict[str, Any]:
+        """Provenance, library versions and these entries as JSON can hold them, with a checksum over all of them."""
+        metadata = {
             "stage": self.stage,
             "config": dict(self.config),
             "parent": self.parent,
             "versions": versions(),
-            **facts,
+            **entries,
         }
-        return {**about, "seal": digest(about)}
+        return {**metadata, "checksum": digest(metadata)}
 
 
-def unsealed(found: Any, where: str) -> dict[str, Any]:
-    """A description whose seal holds.
+def verified_metadata(stored: Any, path: str) -> dict[str, Any]:
+    """The metadata stored at this path, without its checksum.
 
     Raises:
-      CorruptCheckpoint: it does not.
+      CorruptCheckpoint: the checksum does not match.
     """
-    about = {key: value for key, value in found.items() if key != "seal"} if found else {}
-    if not about or found.get("seal") != digest(about):
-        raise CorruptCheckpoint(f"{where}: its description changed since it was written")
-    return about
+    metadata = {key: value for key, value in stored.items() if key != "checksum"} if stored else {}
+    if not metadata or stored.get("checksum") != digest(metadata):
+        raise CorruptCheckpoint(
+            f"{path}: its metadata changed since it was written, or an older version wrote it"
+        )
+    return metadata
 
 
-def check_provenance(about: Mapping[str, Any], provenance: Provenance, where: str) -> None:
+def check_provenance(metadata: Mapping[str, Any], provenance: Provenance, path: str) -> None:
     """Refuses what another stage, other settings or other parent weights wrote.
 
     Raises:
       CheckpointError: names what differs.
     """
-    if about["stage"] != provenance.stage:
+    if metadata["stage"] != provenance.stage:
         raise CheckpointError(
-            f"{where}: written by stage {about['stage']!r}, this is stage {provenance.stage!r}; "
+            f"{path}: written by stage {metadata['stage']!r}, this is stage {provenance.stage!r}; "
             "use another folder"
         )
-    saved, now = _flat(about["config"]), _flat(json.loads(json.dumps(provenance.config)))
-    keys = [key for key in sorted(saved.keys() | now.keys()) if not _is_free(key, provenance.free)]
+    saved, now = _flat(metadata["config"]), _flat(json.loads(json.dumps(provenance.config)))
+    keys = [
+        key
+        for key in sorted(saved.keys() | now.keys())
+        if not any(key == name or key.startswith(f"{name}.") for name in provenance.resumable)
+    ]
     changed = [key for key in keys if saved.get(key) != now.get(key)]
     if changed:
         shown = "; ".join(
             f"{key}: {saved.get(key)} saved, {now.get(key)} now" for key in changed[:12]
         )
         raise CheckpointError(
-            f"{where}: other settings than this run's: {shown}; use another folder"
+            f"{path}: other settings than this run's: {shown}; use another folder"
         )
-    if about["parent"] != provenance.parent:
+    if metadata["parent"] != provenance.parent:
         raise CheckpointError(
-            f"{where}: started from weights {about['parent']}, this run from {provenance.parent}; "
+            f"{path}: started from weights {metadata['parent']}, this run from {provenance.parent}; "
             "use another folder"
         )
 
@@ -90,7 +96,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
-
-
-def _is_free(key: str, free: tuple[str, ...]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in free)

@@ -1,4 +1,4 @@
-"""Stage: all the loop knows of a method."""
+"""Stage: the only interface between the training loop and a method."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,17 +12,17 @@ Loss = Callable[[Params, Params | None, Batch], tuple[Mean, dict[str, Mean]]]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a training method says: its loss and what moves.
+    """A training method: its loss and which parameters are trained.
 
     The step sums gradients of `loss.total` over micro-batches and divides once by the summed
     weight, so any split of a batch gives the update of the whole batch.
 
     Attributes:
-      name: written into checkpoints; a run refuses to go on from another stage's checkpoint.
-      loss: (student, frozen, batch) -> (mean to be minimised, further means to be logged). Pure and
+      name: stored in checkpoints; a run refuses to resume from another stage's checkpoint.
+      loss: (student, frozen, batch) -> (mean to minimise, further means to log). Pure and
         traceable.
-      trainable: whether the student leaf at this path is trained; the others have no gradient and
-        no optimizer state.
+      trainable: whether the student leaf at this path is trained; other leaves have no gradient
+        and no optimizer state.
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""The final weights of a stage, and the proof of who wrote them: all that passes from one stage to
-the next.
-"""
+"""The final weights of a stage and their provenance: all that one stage passes to the next."""
 
 import dataclasses
 import logging
@@ -16,18 +14,18 @@ from etils import epath
 from orbax.checkpoint import args as ocp_args
 
 from hypenet_jax.axes import Params
-from hypenet_jax.fingerprint import Facts, digest, leaf_facts, leaf_shapes
-from hypenet_jax.train.checkpoint import check_leaves, first_line
+from hypenet_jax.fingerprint import LeafSpecs, digest, leaf_shapes, leaf_specs
+from hypenet_jax.train.checkpoint import first_line
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.fingerprint import verify
-from hypenet_jax.train.provenance import Provenance, unsealed
+from hypenet_jax.train.provenance import Provenance, verified_metadata
+from hypenet_jax.train.verification import check_leaves, verify
 
 log = logging.getLogger("hypenet_jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class StageOutput:
-    """Who wrote a folder of final weights, and what is in it.
+    """Metadata of a folder of final weights: which stage wrote it, and its leaves.
 
     Attributes:
       stage: name of the stage that wrote it.
@@ -41,44 +39,47 @@ class StageOutput:
     fingerprint: str
     parent: str | None
     config: Mapping[str, Any]
-    leaves: Facts
+    leaves: LeafSpecs
 
     def shapes(self) -> Params:
-        """The tree of shapes, from which a caller may plan shardings before loading."""
-        kinds = {
-            tuple(path.split("/")): jax.ShapeDtypeStruct(facts["shape"], jnp.dtype(facts["dtype"]))
-            for path, facts in self.leaves.items()
+        """The tree of shapes, from which a caller may derive shardings before loading."""
+        shapes = {
+            path: jax.ShapeDtypeStruct(spec["shape"], jnp.dtype(spec["dtype"]))
+            for path, spec in self.leaves.items()
         }
-        return flax.traverse_util.unflatten_dict(kinds)
+        return flax.traverse_util.unflatten_dict(shapes, sep="/")
 
 
 def save_params(folder: str | os.PathLike[str], params: Params, provenance: Provenance) -> str:
-    """Writes final weights and their provenance over what was there; returns their fingerprint."""
-    facts = leaf_facts(params)
-    about = provenance.description(fingerprint=digest(facts), leaves=facts)
-    items = ocp_args.Composite(params=ocp_args.StandardSave(params), about=ocp_args.JsonSave(about))
+    """Writes final weights and their metadata, replacing earlier ones; returns their fingerprint."""
+    specs = leaf_specs(params)
+    metadata = provenance.metadata(fingerprint=digest(specs), leaves=specs)
+    items = ocp_args.Composite(
+        params=ocp_args.StandardSave(params), metadata=ocp_args.JsonSave(metadata)
+    )
     with _checkpointer() as checkpointer:
         checkpointer.save(epath.Path(folder).absolute(), args=items, force=True)
-    return about["fingerprint"]
+    return metadata["fingerprint"]
 
 
 def read_stage_output(folder: str | os.PathLike[str], expected_stage: str) -> StageOutput:
-    """What the stage before left in this folder, without its arrays.
+    """Metadata of the final weights in this folder; no arrays are read.
 
     Raises:
-      CheckpointError: nothing there, or another stage wrote it.
+      CheckpointError: the folder does not exist, or another stage wrote it.
       CorruptCheckpoint: it cannot be read.
     """
     if not epath.Path(folder).exists():
         raise CheckpointError(f"{folder}: no final weights; run stage {expected_stage!r} first")
-    about = unsealed(_read(folder, about=ocp_args.JsonRestore())["about"], str(folder))
-    if about["stage"] != expected_stage:
+    stored = _read(folder, metadata=ocp_args.JsonRestore())["metadata"]
+    metadata = verified_metadata(stored, str(folder))
+    if metadata["stage"] != expected_stage:
         raise CheckpointError(
-            f"{folder}: written by stage {about['stage']!r}, "
-            f"wanted are weights of stage {expected_stage!r}"
+            f"{folder}: written by stage {metadata['stage']!r}, "
+            f"expected weights of stage {expected_stage!r}"
         )
     return StageOutput(
-        **{field.name: about[field.name] for field in dataclasses.fields(StageOutput)}
+        **{field.name: metadata[field.name] for field in dataclasses.fields(StageOutput)}
     )
 
 
@@ -89,31 +90,31 @@ def load_params(
     like: Params | None = None,
     shardings: Params | None = None,
 ) -> tuple[Params, StageOutput]:
-    """The final weights of the stage before, checked leaf by leaf.
+    """The final weights in this folder, verified leaf by leaf, and their metadata.
 
     Args:
-      like: shapes and dtypes they must have; None takes what was written.
-      shardings: where they go, a tree like the weights; None is the default device.
+      like: expected shapes and dtypes; None accepts any.
+      shardings: a tree like the weights; None places them on the default device.
     Raises:
-      CheckpointError: nothing there, another stage wrote it, or other leaves than `like`.
+      CheckpointError: the folder does not exist, another stage wrote it, or its leaves differ from `like`.
       CorruptCheckpoint: unreadable, or not what was written.
     """
-    parent_output = read_stage_output(folder, expected_stage)
+    output = read_stage_output(folder, expected_stage)
     if like is not None:
-        check_leaves(parent_output.leaves, leaf_shapes(like), str(folder))
-    shapes = parent_output.shapes()
+        check_leaves(output.leaves, leaf_shapes(like), str(folder))
+    shapes = output.shapes()
     if shardings is None:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda shape: here, shapes)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda shape: device, shapes)
     target = jax.tree.map(
-        lambda shape, where: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where),
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         shardings,
     )
     params = _read(folder, params=ocp_args.StandardRestore(target))["params"]
-    verify(params, parent_output.leaves, str(folder))
-    log.info("weights of %s, fingerprint %s holds", expected_stage, parent_output.fingerprint[:12])
-    return params, parent_output
+    verify(params, output.leaves, str(folder))
+    log.info("weights of %s, fingerprint %s holds", expected_stage, output.fingerprint[:12])
+    return params, output
 
 
 def _read(folder: str | os.PathLike[str], **items: Any) -> Any:
@@ -127,4 +128,4 @@ def _read(folder: str | os.PathLike[str], **items: Any) -> Any:
 
 
 def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("params", "about"))
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("params", "metadata"))

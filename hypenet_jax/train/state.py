@@ -1,4 +1,4 @@
-"""TrainState: what a run remembers between steps, and where it lies on the mesh."""
+"""TrainState: what changes from step to step, and its shardings."""
 
 import functools
 import typing

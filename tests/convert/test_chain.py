@@ -54,7 +54,7 @@ def test_each_stage_names_the_weights_it_started_from(done):
 
 
 def test_a_checkpoint_of_stage_one_holds_its_mixers_and_nothing_of_the_teacher(done):
-    about = done.folder / "align" / "checkpoints" / "2" / "about" / "metadata"
+    about = done.folder / "align" / "checkpoints" / "2" / "metadata" / "metadata"
     paths = json.loads(about.read_text(encoding="utf-8"))["leaves"]
     held = {path.split("/q/")[0] for path in paths if "/q/" in path}
     adam = "opt_state/inner/1/0"

@@ -22,7 +22,9 @@ pytestmark = [
 ]
 
 ORIGIN = Provenance(
-    "toy", {"width": 8, "data": {"seed": 0, "sizes": (1, 2)}, "run_dir": "/a"}, free=("run_dir",)
+    "toy",
+    {"width": 8, "data": {"seed": 0, "sizes": (1, 2)}, "run_dir": "/a"},
+    resumable=("run_dir",),
 )
 
 
@@ -234,7 +236,7 @@ def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
     filled(opened, tmp_path)
     config = {"width": 9, "data": {"seed": 0, "sizes": [1, 2]}, "extra": 1, "run_dir": "/b"}
     with pytest.raises(CheckpointError) as error:
-        opened(tmp_path, Provenance("toy", config, free=("run_dir",))).restore(new_state())
+        opened(tmp_path, Provenance("toy", config, resumable=("run_dir",))).restore(new_state())
     message = str(error.value)
     assert "extra: None saved, 1 now; width: 8 saved, 9 now" in message
     assert "run_dir" not in message
@@ -244,7 +246,9 @@ def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
 def test_another_parent_is_refused(tmp_path, opened):
     filled(opened, tmp_path)
     with pytest.raises(CheckpointError, match="started from weights None, this run from abc"):
-        opened(tmp_path, Provenance("toy", ORIGIN.config, "abc", ORIGIN.free)).restore(new_state())
+        opened(tmp_path, Provenance("toy", ORIGIN.config, "abc", ORIGIN.resumable)).restore(
+            new_state()
+        )
 
 
 def test_other_leaves_are_refused_by_path(tmp_path, opened):
@@ -257,10 +261,10 @@ def test_other_leaves_are_refused_by_path(tmp_path, opened):
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path).restore(create_state(params, trainable, OPTIMIZER))
     for line in (
-        "params/norm/scale: shape [8] saved, [5] wanted",
+        "params/norm/scale: shape [8] saved, [5] expected",
         "params/more/kernel: not in the checkpoint",
-        "params/head/kernel: in the checkpoint, not wanted here",
-        "params/held/kernel: dtype float32 saved, bfloat16 wanted",
+        "params/head/kernel: in the checkpoint, not expected",
+        "params/held/kernel: dtype float32 saved, bfloat16 expected",
     ):
         assert line in str(error.value)
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.fingerprint import digest, leaf_facts, leaf_shapes
+from hypenet_jax.fingerprint import digest, leaf_shapes, leaf_specs
 from hypenet_jax.sharding import MeshConfig, make_mesh, sharding_of
 from hypenet_jax.train.errors import CorruptCheckpoint
-from hypenet_jax.train.fingerprint import differences, verify
+from hypenet_jax.train.verification import differences, verify
 
 TREE = {
     "a": {"kernel": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)},
@@ -24,15 +24,15 @@ def flipped(array: np.ndarray, bit: int) -> np.ndarray:
 
 def test_every_single_flipped_bit_changes_the_fingerprint():
     array = TREE["a"]["kernel"]
-    want = leaf_facts({"x": array})["x"]["fingerprint"]
+    want = leaf_specs({"x": array})["x"]["fingerprint"]
     for bit in range(8 * array.nbytes):
-        assert leaf_facts({"x": flipped(array, bit)})["x"]["fingerprint"] != want
+        assert leaf_specs({"x": flipped(array, bit)})["x"]["fingerprint"] != want
 
 
 def test_exchanged_elements_change_the_fingerprint():
     array = TREE["a"]["kernel"]
-    facts = leaf_facts({"x": array, "y": array[::-1].copy(), "z": array.swapaxes(0, 2).copy()})
-    assert len({leaf["fingerprint"] for leaf in facts.values()}) == 3
+    specs = leaf_specs({"x": array, "y": array[::-1].copy(), "z": array.swapaxes(0, 2).copy()})
+    assert len({leaf["fingerprint"] for leaf in specs.values()}) == 3
 
 
 @pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 4), (1, 2)])
@@ -40,28 +40,28 @@ def test_the_fingerprint_does_not_depend_on_the_mesh(fsdp, tensor):
     mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
     array = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
     cut = jax.device_put(array, sharding_of(("embed", "mlp"), array.shape, mesh))
-    assert leaf_facts({"x": cut}) == leaf_facts({"x": array})
+    assert leaf_specs({"x": cut}) == leaf_specs({"x": array})
 
 
 def test_verify_names_the_leaves_that_changed():
-    facts = leaf_facts(TREE)
-    verify(TREE, facts, "here")
+    specs = leaf_specs(TREE)
+    verify(TREE, specs, "here")
     changed = {**TREE, "count": np.int32(8)}
     with pytest.raises(
         CorruptCheckpoint, match=r"here: content of 1 of 4 leaves changed.*: count$"
     ):
-        verify(changed, facts, "here")
+        verify(changed, specs, "here")
 
 
 def test_differences_list_missing_extra_shape_and_dtype():
-    saved = leaf_facts(TREE)
-    wanted = leaf_shapes({**TREE, "half": np.ones((4,), np.float32), "new": np.ones(1)})
-    del wanted["flag"]
-    lines = differences(saved, wanted)
+    saved = leaf_specs(TREE)
+    expected = leaf_shapes({**TREE, "half": np.ones((4,), np.float32), "new": np.ones(1)})
+    del expected["flag"]
+    lines = differences(saved, expected)
     assert lines == [
-        "flag: in the checkpoint, not wanted here",
-        "half: dtype bfloat16 saved, float32 wanted",
-        "half: shape [5] saved, [4] wanted",
+        "flag: in the checkpoint, not expected",
+        "half: dtype bfloat16 saved, float32 expected",
+        "half: shape [5] saved, [4] expected",
         "new: not in the checkpoint",
     ]
 

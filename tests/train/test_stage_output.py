@@ -69,7 +69,7 @@ def test_missing_weights_say_which_stage_to_run(tmp_path):
 def test_other_shapes_are_refused_by_path(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     wanted = {**params, "norm": {"scale": np.ones((9,), np.float32)}}
-    with pytest.raises(CheckpointError, match=r"norm/scale: shape \[8\] saved, \[9\] wanted"):
+    with pytest.raises(CheckpointError, match=r"norm/scale: shape \[8\] saved, \[9\] expected"):
         load_params(tmp_path / "final", "align", like=wanted)
 
 
@@ -84,11 +84,11 @@ def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, params):
         load_params(tmp_path / "final", "align")
 
 
-def test_a_changed_description_is_noticed(tmp_path, params):
+def test_changed_metadata_is_noticed(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
-    path = tmp_path / "final" / "about" / "metadata"
+    path = tmp_path / "final" / "metadata" / "metadata"
     path.write_text(path.read_text().replace('"teacher"', '"nobody"'))
-    with pytest.raises(CorruptCheckpoint, match="description changed"):
+    with pytest.raises(CorruptCheckpoint, match="metadata changed"):
         read_stage_output(tmp_path / "final", "align")
 
 
