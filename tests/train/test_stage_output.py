@@ -55,7 +55,7 @@ def test_weights_load_onto_a_mesh(tmp_path, params):
 
 def test_weights_of_another_stage_are_refused(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
-    with pytest.raises(CheckpointError, match=r"written by stage 'align', wanted .* 'distill'"):
+    with pytest.raises(CheckpointError, match=r"written by stage 'align', expected .* 'distill'"):
         read_stage_output(tmp_path / "final", "distill")
     with pytest.raises(CheckpointError, match="written by stage 'align'"):
         load_params(tmp_path / "final", "distill")
