@@ -46,7 +46,7 @@ def test_scanned_layers_are_as_single_ones_in_outputs_and_taps(hybrid, tokens, d
 
 def test_recomputing_layers_changes_neither_loss_nor_gradients(differentiated):
     (loss, _, gradients), (again, _, recomputed) = differentiated["none"], differentiated["full"]
-    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    np.testing.assert_allclose(again, loss, rtol=1e-6, atol=1e-7)
     assert_same_tree(recomputed, gradients, atol=1e-6, rtol=1e-4)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
 
