@@ -1,7 +1,6 @@
-"""The arrays that travel with the tokens, and how they follow from the documents of a row.
+"""Batch: tokens and the arrays that accompany them.
 
-`segment_ids` is the only thing that packing decides. Positions and loss weights are functions of
-it, written once here.
+Packing decides `segment_ids` alone; positions and loss weights are functions of it, defined here.
 """
 
 import typing
@@ -20,13 +19,13 @@ RowWeights = Float[np.ndarray, " T"]
 @typing.no_type_check
 @flax.struct.dataclass
 class Batch:
-    """One step's text; all leaves have the same shape "B T".
+    """The text of one step; all leaves have the same shape "B T".
 
     Attributes:
-      tokens: vocabulary numbers; 0 where there is padding.
-      segment_ids: 0 is padding, any other number names a document of its row.
-      positions: how many tokens of the same document came before in this row; 0 for padding.
-      loss_weight: how much the prediction OF this token counts. 0 for padding and for the first
+      tokens: token ids; 0 for padding.
+      segment_ids: 0 is padding, any other number identifies a document of its row.
+      positions: number of earlier tokens of the same document in this row; 0 for padding.
+      loss_weight: weight of the loss of predicting this token. 0 for padding and for the first
         token of a document.
     """
 
@@ -37,7 +36,7 @@ class Batch:
 
 
 class Row(typing.TypedDict):
-    """One row of a Batch before batching: the same four names, each of shape "T"."""
+    """One row of a Batch: the same four arrays, each of shape "T"."""
 
     tokens: RowTokens
     segment_ids: RowTokens
@@ -46,10 +45,10 @@ class Row(typing.TypedDict):
 
 
 def segments_from_lengths(lengths: Int[np.ndarray, " n"], row_length: int) -> RowTokens:
-    """Segment ids 1, 2, ... for documents of these lengths laid end to end, then 0.
+    """Segment ids 1, 2, ... of concatenated documents of these lengths, then 0 to the row's end.
 
     Raises:
-      ValueError: the lengths need more room than the row has.
+      ValueError: the documents are longer than the row.
     """
     used = int(lengths.sum())
     if used > row_length:
@@ -63,7 +62,7 @@ def segments_from_lengths(lengths: Int[np.ndarray, " n"], row_length: int) -> Ro
 
 
 def positions_from_segments(segment_ids: Int[np.ndarray, "*B T"]) -> Int[np.ndarray, "*B T"]:
-    """positions[..., t] = t - (start of the run of equal segment ids that holds t).
+    """positions[..., t] = t - (start of the block of equal segment ids that contains t).
 
     0 for padding.
     """
@@ -75,7 +74,7 @@ def positions_from_segments(segment_ids: Int[np.ndarray, "*B T"]) -> Int[np.ndar
 
 
 def make_row(tokens: RowTokens, segment_ids: RowTokens) -> Row:
-    """The row of these tokens: all count once, but padding and first tokens of documents do not."""
+    """The row of these tokens, with loss weight 1 except for padding and first tokens of documents."""
     positions = positions_from_segments(segment_ids)
     loss_weight = (positions > 0).astype(np.float32)
     return Row(tokens=tokens, segment_ids=segment_ids, positions=positions, loss_weight=loss_weight)

@@ -1,4 +1,4 @@
-"""What to read and how to serve it, as values."""
+"""CorpusConfig and DataConfig: which text is read, and in what rows and order."""
 
 import dataclasses
 import math
@@ -8,19 +8,20 @@ from hypenet_jax.data.synthetic import NeedleRows
 from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
 
 # Rows are shuffled among this many neighbouring blocks of the shuffled text, so that rows of one
-# block part company.
+# block are spread over batches.
 WINDOW_BLOCKS = 64
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusConfig:
     """Text that is tokenised once and shared by all stages.
 
     Attributes:
-      folder: where the prepared rows are kept.
-      block_length: tokens of a stored row. The context length of every stage must divide it, so it
-        is the longest one.
-      heldout_fraction: chance of a document to be held out of training.
+      folder: of the prepared rows.
+      source: of the text.
+      tokenizer: an existing one, or how to train one.
+      block_length: tokens of a stored row; a multiple of the context length of every stage.
+      heldout_fraction: probability that a document is held out of training.
       seed: decides which documents are held out.
     """
 
@@ -40,18 +41,20 @@ class CorpusConfig:
             raise ValueError(f"heldout_fraction {self.heldout_fraction} is not in [0, 1)")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What one stage reads.
+    """Rows of one stage.
 
     Attributes:
+      corpus: the text.
+      context_length: tokens of a row.
       sequences_per_step: rows of a global batch, over all hosts and micro-batches.
-      first_token: where in the shuffled text this stage begins: 0, or `tokens_after` the stage
-        before it.
-      seed: order of the rows and needles; stages that share text must share it.
-      reset_documents: True: documents of a row do not see each other. False: the published form,
-        one segment per row.
-      needles: questions with known answers, planted in part of the rows.
+      first_token: offset into the shuffled text at which this stage starts: 0, or `tokens_after`
+        of the stage before it.
+      seed: of the order of rows and the needles; stages that share text must share it.
+      reset_documents: True: one segment per document, so that documents of a row do not see each
+        other. False: one segment per row, as published.
+      needles: questions with known answers, inserted in part of the rows.
     """
 
     corpus: CorpusConfig
@@ -84,15 +87,15 @@ class DataConfig:
 
 
 def window_tokens(corpus: CorpusConfig) -> int:
-    """Tokens among which rows are shuffled; stages begin at multiples of it."""
+    """Tokens among which rows are shuffled; stages start at multiples of it."""
     return WINDOW_BLOCKS * corpus.block_length
 
 
 def tokens_after(config: DataConfig, steps: int) -> int:
-    """`first_token` for the stage that follows `steps` steps of this one, of any context length.
+    """`first_token` of a stage, of any context length, that follows `steps` steps of this one.
 
-    The tokens read so far, rounded up to a whole shuffle window: no row of one stage is read by
-    the next.
+    The number of tokens read so far, rounded up to a whole shuffle window, so that no row of one
+    stage is read by the next.
     """
     read = config.first_token + steps * config.sequences_per_step * config.context_length
     window = window_tokens(config.corpus)

@@ -1,15 +1,15 @@
-"""This host's slice of the global batches, in an order that one integer resumes.
+"""This host's slice of the global batches, in an order that a single integer resumes.
 
-The order of one epoch, the same for every context length as far as text is concerned:
-  1. The stored rows ("blocks", packed at the longest context length) are shuffled; the padded one
+The order of one epoch, which for blocks is the same at every context length:
+  1. The stored rows ("blocks", packed at the longest context length) are shuffled; a padded one
      stays last.
-  2. Each is cut into rows of `context_length`.
-  3. Rows are shuffled within windows of WINDOW_BLOCKS blocks, so that those of one block part.
-Stages lie one after another along this text: a stage begins at `first_token`, a whole number of
-windows, and takes one row after another. With `tokens_after` of one stage as the `first_token` of
-the next, no stage reads what another read, even at another context length, until the text runs
-out; then a new epoch begins in a new order. Every batch is a function of (config, batch number):
-hosts only decide who loads which rows of it.
+  2. Each is split into rows of `context_length`.
+  3. Rows are shuffled within windows of WINDOW_BLOCKS blocks.
+A stage reads consecutive rows of this sequence from `first_token`, a multiple of the window. If
+`first_token` of each stage is `tokens_after` of the one before it, no two stages read the same
+text, even at different context lengths, until the epoch ends; the next epoch has a new order.
+Every batch is a function of (config, batch number); the number of hosts only decides which of them
+loads which rows.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class RowOrder:
-    """Row number, counted through one epoch after another -> (block, part of that block)."""
+    """Maps a row number, counted over all epochs, to (block, part of that block)."""
 
     num_tokens: int
     block_length: int
@@ -43,12 +43,12 @@ class RowOrder:
 
     @property
     def num_rows(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return -(-self.num_tokens // self.context_length)
 
     @property
     def parts(self) -> int:
-        """Rows of a block."""
+        """Rows per block."""
         return self.block_length // self.context_length
 
     def __call__(self, index: int) -> tuple[int, int]:
@@ -60,7 +60,7 @@ class RowOrder:
 
 @functools.lru_cache(maxsize=16)
 def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
-    """(block, part) of each row of one window, in reading order."""
+    """(block, part) of each row of one window, in the order they are read."""
     first = window * WINDOW_BLOCKS
     rows = np.arange(
         first * order.parts, min((first + WINDOW_BLOCKS) * order.parts, order.num_rows)
@@ -77,7 +77,7 @@ def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
 
 @dataclasses.dataclass(frozen=True)
 class ReadRow:
-    """Row number -> the row, cut from its block."""
+    """Maps a row number to the row, cut from its block."""
 
     blocks: Blocks
     order: RowOrder
@@ -90,10 +90,10 @@ class ReadRow:
 
 
 class Loader:
-    """An endless iterator of this host's share of the global batches, as numpy arrays.
+    """An endless iterator over this host's rows of the global batches, as numpy arrays.
 
     `position` is the number of the next global batch, the same on every host: save it, and set it
-    to resume. The number of hosts may change in between; the global batches stay the same.
+    to resume. The number of hosts may differ then; the global batches stay the same.
     """
 
     def __init__(self, batches: grain.MapDataset, rows_to_epoch_end: int, rows_per_batch: int):
@@ -102,10 +102,11 @@ class Loader:
         self._rows_per_batch = rows_per_batch
         self._position = 0
         self._iterator: grain.DatasetIterator | None = None
-        self._said = False
+        self._warned = False
 
     @property
     def position(self) -> int:
+        """Number of the next global batch."""
         return self._position
 
     @position.setter
@@ -120,21 +121,21 @@ class Loader:
 
     def __next__(self) -> Batch:
         if self._iterator is None:
-            # A few threads and batches: more only delays the first batch and holds memory.
+            # More threads and batches only delay the first batch and use memory.
             options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
             self._iterator = iter(self._batches[self._position :].to_iter_dataset(options))
         batch = next(self._iterator)
         self._position += 1
-        if not self._said and self._position * self._rows_per_batch > self._rows_to_epoch_end:
-            self._said = True
+        if not self._warned and self._position * self._rows_per_batch > self._rows_to_epoch_end:
+            self._warned = True
             logger.warning(
-                "the training text is used up at batch %d: from here rows come again, reshuffled",
+                "all training text has been read at batch %d: from here rows repeat, reshuffled",
                 self._position - 1,
             )
         return batch
 
     def close(self) -> None:
-        """Stops reading ahead."""
+        """Stops prefetching."""
         if self._iterator is not None:
             self._iterator.close()
         self._iterator = None
@@ -144,7 +145,7 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
     """Training batches of one stage: rows [host, host + 1) / hosts of every global batch.
 
     Raises:
-      ValueError: the batch does not divide over the hosts, or the folder was prepared for another
+      ValueError: the batch does not divide over the hosts, or the data was prepared for another
         config.
     """
     _check(config, prepared, host, hosts)
@@ -157,8 +158,8 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
     if config.needles is not None:
         rows = rows.random_map(config.needles, seed=config.seed)
     first_row = config.first_token // length
-    # Batches of one host's size, every hosts-th of them: a host reads its own rows only, and the
-    # global batch is the same rows in the same order for any number of hosts.
+    # Batches of one host's size, of which it takes every hosts-th: a host reads only its own rows,
+    # and the global batch has the same rows in the same order for any number of hosts.
     batches = rows[first_row:].batch(local, batch_fn=stack_rows)[host::hosts]
     return Loader(batches, order.num_rows - first_row % order.num_rows, config.sequences_per_step)
 
@@ -169,7 +170,7 @@ def heldout_batches(
     sequences: int,
     reset_documents: bool,
 ) -> Iterator[Batch]:
-    """All held-out rows once, in stored order; the last batch is filled up with padding."""
+    """All held-out rows once, in stored order; the last batch is padded with empty rows."""
     blocks = prepared.blocks("heldout")
     parts, remainder = divmod(prepared.block_length, context_length)
     if remainder:

@@ -1,9 +1,8 @@
-"""Documents laid end to end into rows of one length.
+"""Packing: documents concatenated into rows of equal length.
 
-Nothing is dropped: a document that does not fit goes on in the next row, as a segment of its own
-there (no state crosses rows), and the last row is padded. A stored row is cut into equal parts for
-shorter context lengths, which gives exactly the rows that packing at the shorter length would have
-given.
+No token is dropped: a document that does not fit continues in the next row, as a segment of its
+own (no state crosses rows), and the last row is padded. For shorter context lengths a stored row
+is split into equal parts, which gives the same rows as packing at the shorter length.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,41 +15,41 @@ from hypenet_jax.data.batch import Row, make_row, segments_from_lengths
 
 
 class PackedRow(NamedTuple):
-    """tokens without padding, and the lengths of the documents (or parts) they are made of."""
+    """Tokens without padding, and the lengths of the documents (or parts of documents) in them."""
 
     tokens: Int[np.ndarray, " n"]
     lengths: Int[np.ndarray, " m"]
 
 
 class Packer:
-    """Fills rows of `row_length` tokens with the documents it is given, in order."""
+    """Fills rows of `row_length` tokens with documents, in order."""
 
     def __init__(self, row_length: int):
         self._row_length = row_length
         self._pieces: list[np.ndarray] = []
-        self._room = row_length
+        self._free = row_length
 
     def add(self, document: Int[np.ndarray, " n"]) -> Iterator[PackedRow]:
-        """Takes one document (its end token included) and yields each row that it fills."""
+        """Adds one document (with its end token) and yields each row that becomes full."""
         start = 0
         while start < len(document):
-            piece = document[start : start + self._room]
+            piece = document[start : start + self._free]
             self._pieces.append(piece)
             start += len(piece)
-            self._room -= len(piece)
-            if self._room == 0:
+            self._free -= len(piece)
+            if self._free == 0:
                 yield from self.finish()
 
     def finish(self) -> Iterator[PackedRow]:
-        """Yields the row that is only partly full, if there is one."""
+        """Yields the partly filled row, if there is one."""
         if self._pieces:
             lengths = np.asarray([len(piece) for piece in self._pieces], np.int32)
             yield PackedRow(np.concatenate(self._pieces), lengths)
-        self._pieces, self._room = [], self._row_length
+        self._pieces, self._free = [], self._row_length
 
 
 def pack(documents: Iterable[Int[np.ndarray, " _"]], row_length: int) -> Iterator[PackedRow]:
-    """Rows of `row_length` tokens that hold every token of every document once, in order."""
+    """Rows of `row_length` tokens with every token of every document once, in order."""
     packer = Packer(row_length)
     for document in documents:
         yield from packer.add(document)
@@ -67,7 +66,7 @@ def row_from_bytes(record: bytes) -> PackedRow:
     """Undoes row_to_bytes.
 
     Raises:
-      ValueError: the record contradicts itself.
+      ValueError: the record is inconsistent.
     """
     words = np.frombuffer(record, "<i4")
     count = int(words[0]) if len(words) else 0
@@ -84,8 +83,8 @@ def cut_row(row: PackedRow, part: int, context_length: int, reset_documents: boo
     """Part number `part` of a stored row, padded with 0 to `context_length`.
 
     Args:
-      reset_documents: True: one segment per document. False: the published form, where text is one
-        segment across documents and positions count from the start of the row.
+      reset_documents: True: one segment per document. False: one segment per row, across
+        documents, with positions from the start of the row, as published.
     """
     start = part * context_length
     tokens = np.zeros(context_length, np.int32)

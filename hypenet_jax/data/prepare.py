@@ -1,8 +1,7 @@
-"""Tokenise a corpus once: documents to packed rows in ArrayRecord shards, with a manifest that
-says what they are.
+"""Tokenise a corpus once: documents to packed rows in ArrayRecord shards, described by a manifest.
 
-A folder appears whole or not at all (written beside its place, then renamed), is reused when its
-manifest matches what is asked for, and is never overwritten without being told to.
+A folder appears complete or not at all (it is written under another name, then renamed), is reused
+if its manifest matches the config, and is overwritten only on request.
 """
 
 import dataclasses
@@ -33,29 +32,29 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(corpus: CorpusConfig, *, rebuild: bool = False) -> Prepared:
-    """The prepared folder of a corpus: the one that is there if it matches, else a new one.
+    """The prepared folder of a corpus: the existing one if it matches, or else a new one.
 
     One process does this; the others wait for it and call `open_prepared`.
 
     Args:
-      rebuild: make it anew and replace what is there.
+      rebuild: prepare again and replace an existing folder.
     Raises:
-      ValueError: a folder is there for another corpus (names the differences), or there is no text
-        at all.
+      ValueError: the folder holds another corpus (the message names the differences), or the
+        source has no text.
     """
     folder = Path(corpus.folder)
-    asked = _asked(corpus)
+    recipe = _recipe(corpus)
     if folder.exists() and any(folder.iterdir()):
         if not (folder / "manifest.json").is_file():
             raise ValueError(
                 f"{folder} holds other files and no manifest.json; name a new or an empty folder"
             )
         if not rebuild:
-            return _reuse(folder, asked)
+            return _reuse(folder, recipe)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder)
     try:
-        manifest = _write(corpus, asked, partial)
+        manifest = _write(corpus, recipe, partial)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -67,36 +66,40 @@ def prepare(corpus: CorpusConfig, *, rebuild: bool = False) -> Prepared:
 
 
 def is_held_out(name: str, fraction: float, seed: int) -> bool:
-    """Whether a document is held out: decided by its name alone, so new text moves no old one."""
+    """Whether a document is held out. Depends on its name alone, so new documents change no other."""
     digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _asked(corpus: CorpusConfig) -> dict[str, Any]:
-    """Everything that decides what the folder holds; where the text lies is not part of it."""
+def _recipe(corpus: CorpusConfig) -> dict[str, Any]:
+    """Everything that the content of the folder depends on; the path of the text is not part of it."""
     source = {key: value for key, value in vars(corpus.source).items() if key != "folder"}
     if isinstance(corpus.tokenizer, TokenizerFile):
-        recipe: Any = load_tokenizer(corpus.tokenizer.path, corpus.tokenizer.end_token).fingerprint
+        tokenizer: Any = load_tokenizer(
+            corpus.tokenizer.path, corpus.tokenizer.end_token
+        ).fingerprint
     else:
-        recipe = dataclasses.asdict(corpus.tokenizer)
-    asked = {
+        tokenizer = dataclasses.asdict(corpus.tokenizer)
+    recipe = {
         "format_version": FORMAT_VERSION,
         "source": {"kind": type(corpus.source).__name__, **source},
         "source_fingerprint": source_fingerprint(corpus.source),
-        "tokenizer": recipe,
+        "tokenizer": tokenizer,
         "block_length": corpus.block_length,
         "heldout_fraction": corpus.heldout_fraction,
         "seed": corpus.seed,
     }
-    return json.loads(json.dumps(asked))
+    return json.loads(json.dumps(recipe))
 
 
 def _partial(folder: Path) -> Path:
-    """A new folder beside its place, named by host and process; what killed ones of this host left is removed."""
+    """A new folder beside the final one, named by host and process; leftovers of killed processes are removed."""
     name = f".{folder.name}.partial-{socket.gethostname()}-"
     for old in folder.parent.iterdir():
         process = old.name.removeprefix(name)
-        if old.name.startswith(name) and (int(process) == os.getpid() or not _lives(int(process))):
+        if old.name.startswith(name) and (
+            int(process) == os.getpid() or not _is_alive(int(process))
+        ):
             logger.warning("removing %s, left by a process that was killed", old)
             shutil.rmtree(old)
     partial = folder.parent / f"{name}{os.getpid()}"
@@ -104,23 +107,24 @@ def _partial(folder: Path) -> Path:
     return partial
 
 
-def _lives(process: int) -> bool:
+def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         pass
     return True
 
 
-def _reuse(folder: Path, asked: dict[str, Any]) -> Prepared:
+def _reuse(folder: Path, recipe: dict[str, Any]) -> Prepared:
     prepared = open_prepared(folder)
-    found = prepared.manifest["asked"]
-    differing = [key for key in asked if key not in found or found[key] != asked[key]]
+    stored = prepared.manifest["recipe"]
+    differing = [key for key in recipe if key not in stored or stored[key] != recipe[key]]
     if differing:
         details = "; ".join(
-            f"{key}: {found.get(key)} there, {asked[key]} asked" for key in differing
+            f"{key}: {stored.get(key)} in the folder, {recipe[key]} in the config"
+            for key in differing
         )
         raise ValueError(
             f"{folder} was prepared differently in {', '.join(differing)} ({details}); "
@@ -129,7 +133,7 @@ def _reuse(folder: Path, asked: dict[str, Any]) -> Prepared:
     return prepared
 
 
-def _write(corpus: CorpusConfig, asked: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     rejected: list[str] = []
     tokenizer = make_tokenizer(corpus.tokenizer, (text for _, text in _texts(corpus, [])))
     tokenizer.save(folder)
@@ -145,7 +149,7 @@ def _write(corpus: CorpusConfig, asked: dict[str, Any], folder: Path) -> dict[st
             "%d documents are not UTF-8 and were left out, first %s", len(rejected), rejected[:5]
         )
     return {
-        "asked": asked,
+        "recipe": recipe,
         "splits": splits,
         "not_utf8": {"count": len(rejected), "first": rejected[:20]},
         "end_token": tokenizer.end_token,
@@ -156,7 +160,7 @@ def _write(corpus: CorpusConfig, asked: dict[str, Any], folder: Path) -> dict[st
 
 
 def _texts(corpus: CorpusConfig, rejected: list[str]) -> Iterator[tuple[str, str]]:
-    """Documents that hold text; the names of those that are not UTF-8 are added to `rejected`."""
+    """Non-empty documents; the names of those that are not UTF-8 are appended to `rejected`."""
     for name, text in documents(corpus.source):
         if text is None:
             rejected.append(name)
@@ -167,7 +171,7 @@ def _texts(corpus: CorpusConfig, rejected: list[str]) -> Iterator[tuple[str, str
 def _tokenised(
     corpus: CorpusConfig, tokenizer: Tokenizer, rejected: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Each document's tokens and end token, in order; groups are encoded on all cores."""
+    """Tokens of each document with its end token, in order; groups of documents are encoded on all cores."""
     end = np.asarray([tokenizer.end_id], np.int32)
     for group in _groups(_texts(corpus, rejected)):
         encoded = tokenizer.encode_all([text for _, text in group])
@@ -188,7 +192,7 @@ def _groups(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 
 class _ShardWriter:
-    """Packs one split's documents and writes them to as many shards as they need."""
+    """Packs the documents of one split and writes them to shards."""
 
     def __init__(self, folder: Path, split: Split, block_length: int):
         self._folder, self._split = folder, split
@@ -225,7 +229,7 @@ class _ShardWriter:
     def _next_shard(self) -> ArrayRecordWriter:
         self._close_shard()
         self._shards.append(f"{self._split}-{len(self._shards):05d}.array_record")
-        # One record per group: any other grouping decompresses neighbours at every random read.
+        # One record per group: larger groups would be decompressed whole at every random read.
         self._writer = ArrayRecordWriter(str(self._folder / self._shards[-1]), "group_size:1")
         return self._writer
 

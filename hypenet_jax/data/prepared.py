@@ -1,4 +1,4 @@
-"""A corpus that was tokenised: what its folder holds, and reading it back."""
+"""Reading a prepared corpus: its manifest and its stored rows."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +26,29 @@ class Prepared:
 
     @property
     def block_length(self) -> int:
-        return self.manifest["asked"]["block_length"]
+        """Tokens of a stored row."""
+        return self.manifest["recipe"]["block_length"]
 
     @property
     def vocab_size(self) -> int:
-        """Smallest vocabulary that a model of this text needs."""
+        """Size of the smallest vocabulary that covers this text."""
         return self.manifest["vocab_size"]
 
     @property
     def text_fingerprint(self) -> str:
-        """Of the files that it was made of."""
-        return self.manifest["asked"]["source_fingerprint"]
+        """Fingerprint of the source files."""
+        return self.manifest["recipe"]["source_fingerprint"]
 
     def num_tokens(self, split: Split) -> int:
+        """Tokens of a split, end tokens included."""
         return self.manifest["splits"][split]["tokens"]
 
     def num_rows(self, split: Split, context_length: int) -> int:
-        """Rows of `context_length` that hold the whole split once; only the last may be padded."""
+        """Rows of `context_length` that cover the split once; only the last may be padded."""
         return -(-self.num_tokens(split) // context_length)
 
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer of this text, read from the folder."""
         return load_tokenizer(self.folder, self.manifest["end_token"])
 
     def blocks(self, split: Split) -> "Blocks":
@@ -53,31 +56,30 @@ class Prepared:
 
         Raises:
           ValueError: the split is empty.
-          FileNotFoundError: a shard that the manifest names is not there.
+          FileNotFoundError: a shard of the manifest is missing.
         """
         shards = self.manifest["splits"][split]["shards"]
         if not shards:
             raise ValueError(
                 f"{self.folder} has no {split} text; prepare it with more documents "
-                f"or another heldout_fraction than {self.manifest['asked']['heldout_fraction']}"
+                f"or another heldout_fraction than {self.manifest['recipe']['heldout_fraction']}"
             )
         rows = self.manifest["splits"][split]["rows"]
         return Blocks(tuple(str(self.folder / name) for name in shards), rows)
 
     def tokens(self, split: Split) -> Int[np.ndarray, " n"]:
-        """All tokens of a split as one array, end tokens included; meant for held-out text."""
+        """All tokens of a split as one array, end tokens included; for held-out text, which is small."""
         blocks = self.blocks(split)
         return np.concatenate([blocks[i].tokens for i in range(len(blocks))])
 
 
 class Blocks:
-    """The stored rows of a split by number; opens its files where it is used, so it can be
-    pickled."""
+    """The stored rows of a split by number."""
 
     def __init__(self, paths: tuple[str, ...], num_rows: int):
         missing = [path for path in paths if not Path(path).is_file()]
         if missing:
-            raise FileNotFoundError(f"shards {missing} are gone; prepare the data again")
+            raise FileNotFoundError(f"shards {missing} are missing; prepare the data again")
         self._paths, self._num_rows = paths, num_rows
         try:
             self._records = ArrayRecordDataSource(paths)
@@ -97,7 +99,7 @@ class Blocks:
 
 
 def open_prepared(folder: str | Path) -> Prepared:
-    """Reads a prepared folder without looking at the text it came from.
+    """Opens a prepared folder; the source text is not needed.
 
     Raises:
       FileNotFoundError: it has no manifest.
@@ -108,9 +110,11 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise FileNotFoundError(f"{folder} holds no prepared data (no manifest.json); prepare it")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["asked"]["format_version"]
+        version = manifest["recipe"]["format_version"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); prepare with rebuild=True") from error
+        raise ValueError(
+            f"{path} is damaged or of an older format ({error!r}); prepare with rebuild=True"
+        ) from error
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, this version reads {FORMAT_VERSION}; "

@@ -1,4 +1,4 @@
-"""Where text comes from: folders of text files, JSON lines or Parquet, read in one fixed order."""
+"""Sources of text: folders of text files, JSON lines or Parquet, read in a fixed order."""
 
 import dataclasses
 import fnmatch
@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-# Whole small files and the heads of large ones: enough to notice new text without reading
-# terabytes.
+# Small files whole and the start of large ones: notices changed text without reading terabytes.
 HASHED_BYTES_PER_FILE = 1 << 20
 
 
@@ -19,8 +18,9 @@ HASHED_BYTES_PER_FILE = 1 << 20
 class TextFiles:
     """Every file below `folder` that matches a glob pattern is one document.
 
-    exclude: patterns of folder or file names; a file is left out if any part of its path below
-      `folder` matches.
+    Attributes:
+      exclude: patterns of folder or file names; a file is excluded if any part of its path below
+        `folder` matches.
     """
 
     folder: str
@@ -50,10 +50,11 @@ Source: TypeAlias = TextFiles | JsonLines | Parquet
 
 
 class Document(NamedTuple):
-    """A text and its name: the path below the source's folder, and line or row where a file holds
-    many.
+    """One document.
 
-    text None: the document is not UTF-8.
+    Attributes:
+      name: its path below the source's folder, with the line or row in files of many documents.
+      text: None if it is not UTF-8.
     """
 
     name: str
@@ -61,9 +62,9 @@ class Document(NamedTuple):
 
 
 def standard_library() -> TextFiles:
-    """The running interpreter's own library, without installed packages and without tests.
+    """Python files of the running interpreter's standard library, without its tests.
 
-    About 730 files and 12 MB for Python 3.11; it changes a little with every minor version.
+    About 730 files and 12 MB in Python 3.11; other minor versions differ a little.
     """
     excluded = ("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test")
     return TextFiles(sysconfig.get_paths()["stdlib"], ("**/*.py",), excluded)
@@ -77,8 +78,8 @@ def source_files(source: Source) -> list[Path]:
     """
     root = Path(source.folder)
     if not root.is_dir():
-        found = "is a file" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"{root} {found}; name a folder of text")
+        problem = "is a file" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"{root} {problem}; name a folder of text")
     excluded = source.exclude if isinstance(source, TextFiles) else ()
     names = {
         path.relative_to(root).as_posix()
@@ -98,13 +99,11 @@ def source_files(source: Source) -> list[Path]:
 def documents(source: Source) -> Iterator[Document]:
     """All documents of a source, always in the same order.
 
-    A document that is not UTF-8 comes with text None, so that the caller can count it.
-
     Raises:
-      FileNotFoundError: nothing to read.
+      FileNotFoundError: the source has no files.
       OSError: a file cannot be read.
       ValueError: a line is no JSON object, or a field or column is missing; the message names the
-        place.
+        file and line.
     """
     root = Path(source.folder)
     for path in source_files(source):
@@ -119,7 +118,7 @@ def documents(source: Source) -> Iterator[Document]:
 
 
 def source_fingerprint(source: Source) -> str:
-    """sha256 over names, sizes and first MiB of all files; where the folder lies is left out."""
+    """sha256 over names, sizes and first MiB of all files; independent of the folder's path."""
     root = Path(source.folder)
     digest = hashlib.sha256()
     for path in source_files(source):
@@ -158,8 +157,8 @@ def _json_field(line: str, place: str, field: str) -> str:
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error}); each line must be one object") from error
     if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
-        found = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
-        raise ValueError(f"{place} has no text field {field!r}; it has {found}")
+        fields = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
+        raise ValueError(f"{place} has no text field {field!r}; it has {fields}")
     return entry[field]
 
 

@@ -1,9 +1,9 @@
-"""Text with known answers: entries of a catalogue planted in ordinary text, and questions.
+"""Synthetic retrieval: needles with known answers inserted in ordinary text.
 
-A needle is `marker entry`; a query is `marker class`, and the one right continuation is the entry
-of that class that was planted earlier in the same row. Entries are drawn anew for every row, so
-knowing the class alone guesses right once in `entries`. One attention hop finds the answer, so
-tiny models learn it in seconds; a state that decays does not hold it over a long distance.
+A needle is `marker entry`; a query is `marker class`, and its correct continuation is the entry of
+that class that appeared earlier in the same row. Entries are drawn anew for every row, so guessing
+from the class alone succeeds once in `entries`. One attention lookup finds the answer, so tiny
+models learn it in seconds; a decaying recurrent state loses it over long distances.
 """
 
 import dataclasses
@@ -14,14 +14,13 @@ from jaxtyping import Int
 
 from hypenet_jax.data.batch import Row, make_row
 
-# A query and its answer: the widest thing that is planted.
+# Tokens of a query with its answer, the longest insertion.
 _SLOT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalogue:
-    """Ids from `first_id` on: one marker, `classes` class tokens, `classes * entries` entry
-    tokens."""
+    """Token ids from `first_id` on: one marker, `classes` classes, `classes * entries` entries."""
 
     first_id: int
     classes: int = 16
@@ -29,18 +28,20 @@ class Catalogue:
 
     @property
     def marker(self) -> int:
+        """Token that starts a needle or a query."""
         return self.first_id
 
     @property
     def num_ids(self) -> int:
+        """Number of token ids in all."""
         return 1 + self.classes + self.classes * self.entries
 
     def class_id(self, c):
-        """Token of class c; c is a number or an array of numbers."""
+        """Token id of class c, a number or an array."""
         return self.first_id + 1 + c
 
     def entry_id(self, c, e):
-        """Token of entry e of class c; numbers or arrays of numbers."""
+        """Token id of entry e of class c, numbers or arrays."""
         return self.first_id + 1 + self.classes + c * self.entries + e
 
     def token_names(self) -> tuple[str, ...]:
@@ -52,15 +53,15 @@ class Catalogue:
 
 @dataclasses.dataclass(frozen=True)
 class NeedleRows:
-    """Plants needles and queries in training rows, over the text that was there.
+    """Writes needles and queries over part of the text of training rows.
 
     Attributes:
-      row_fraction: share of rows that carry needles; such a row becomes one document. Rows with
-        padding are left alone.
-      min_needles, max_needles: needles per row, of different classes; the number is drawn evenly.
-      queries: questions per row, each about a needle before it, drawn with replacement.
-      answer_weight: loss weight of an answer. Markers, classes and planted entries, which nobody
-        can predict, weigh 0.
+      row_fraction: fraction of rows that get needles; such a row becomes one document. Rows with
+        padding stay as they are.
+      min_needles, max_needles: needles per row, of different classes; uniform in between.
+      queries: per row, each about an earlier needle, drawn with replacement.
+      answer_weight: loss weight of an answer. Markers, classes and the entries of needles cannot
+        be predicted and weigh 0.
     """
 
     catalogue: Catalogue
@@ -78,7 +79,7 @@ class NeedleRows:
             )
 
     def check(self, context_length: int) -> None:
-        """Raises ValueError if a row of this length cannot hold all needles and queries."""
+        """Raises ValueError if a row of this length is too short for all needles and queries."""
         needed = _SLOT * (self.max_needles + self.queries + 1)
         if context_length < needed:
             raise ValueError(
@@ -87,7 +88,7 @@ class NeedleRows:
             )
 
     def __call__(self, row: Row, rng: np.random.Generator) -> Row:
-        """The row, with needles or as it was; `rng` decides everything."""
+        """The row with needles, or unchanged; random only through `rng`."""
         if rng.random() >= self.row_fraction or row["segment_ids"][-1] == 0:
             return row
         count = int(rng.integers(self.min_needles, self.max_needles + 1))
@@ -95,14 +96,14 @@ class NeedleRows:
         classes = rng.permutation(self.catalogue.classes)[:count]
         entries = self.catalogue.entry_id(classes, rng.integers(self.catalogue.entries, size=count))
         planted_before = np.cumsum(is_needle)[~is_needle]
-        asked = (rng.random(self.queries) * planted_before).astype(np.int64)
+        target = (rng.random(self.queries) * planted_before).astype(np.int64)
 
         tokens = row["tokens"].copy()
         needle_starts, query_starts = starts[is_needle], starts[~is_needle]
         tokens[starts] = self.catalogue.marker
         tokens[needle_starts + 1] = entries
-        tokens[query_starts + 1] = self.catalogue.class_id(classes[asked])
-        tokens[query_starts + 2] = entries[asked]
+        tokens[query_starts + 1] = self.catalogue.class_id(classes[target])
+        tokens[query_starts + 2] = entries[target]
         planted = make_row(tokens, np.ones_like(tokens))
         planted["loss_weight"][starts] = 0.0
         planted["loss_weight"][starts + 1] = 0.0
@@ -110,7 +111,7 @@ class NeedleRows:
         return planted
 
     def _places(self, length: int, count: int, rng: np.random.Generator):
-        """Starts of all plants in order, and which of them are needles: the first always is."""
+        """Start of every insertion in order, and which of them are needles: the first always is."""
         shift = int(rng.integers(_SLOT))
         slots = rng.permutation((length - shift) // _SLOT)[: count + self.queries]
         slots.sort()
@@ -121,8 +122,7 @@ class NeedleRows:
 
 
 class NeedleQuestion(NamedTuple):
-    """tokens end in a query; what follows is `answer`, one of `choices` (the entries of its
-    class)."""
+    """Tokens that end in a query, its `answer`, and the `choices`: all entries of its class."""
 
     tokens: Int[np.ndarray, " T"]
     answer: int
@@ -140,18 +140,18 @@ def needle_sequence(
     """A test sequence of `length` tokens: text, needles of different classes, one query at the end.
 
     Args:
-      text: ordinary tokens, at least `length`; a stretch of it drawn with `rng` is the haystack.
-      depth: where the needle that is asked for lies: 0 at the start, 1 right before the query. The
-        others lie anywhere.
+      text: ordinary tokens, at least `length`; a random stretch of it is the haystack.
+      depth: of the queried needle: 0 at the start, 1 right before the query. The others are
+        anywhere.
     Raises:
-      ValueError: not enough text, classes or room.
+      ValueError: too little text, too few classes, or too short a length.
     """
     _check_question(catalogue, len(text), length, num_needles, depth)
     tokens = text[int(rng.integers(len(text) - length + 1)) :][:length].astype(np.int32)
     slots = (length - 2) // 2
-    asked_slot = round(depth * (slots - 1))
+    target_slot = round(depth * (slots - 1))
     others = rng.choice(slots - 1, num_needles - 1, replace=False)
-    starts = 2 * np.append(others + (others >= asked_slot), asked_slot)
+    starts = 2 * np.append(others + (others >= target_slot), target_slot)
     classes = rng.permutation(catalogue.classes)[:num_needles]
     entries = catalogue.entry_id(classes, rng.integers(catalogue.entries, size=num_needles))
     tokens[starts], tokens[starts + 1] = catalogue.marker, entries

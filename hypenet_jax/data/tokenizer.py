@@ -1,5 +1,4 @@
-"""Text to numbers and back: a checkpoint's own tokenizer.json, or a small byte-level BPE trained
-here."""
+"""Tokenizers: a checkpoint's tokenizer.json, or a small byte-level BPE trained on the corpus."""
 
 import dataclasses
 import hashlib
@@ -18,9 +17,11 @@ END_OF_TEXT = "<|endoftext|>"
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerFile:
-    """Use an existing tokenizer.json (or the folder that holds one).
+    """An existing tokenizer.
 
-    end_token None takes the `eos_token` of the tokenizer_config.json beside it.
+    Attributes:
+      path: of a tokenizer.json, or of its folder.
+      end_token: None takes the `eos_token` of the tokenizer_config.json in the same folder.
     """
 
     path: str
@@ -29,8 +30,7 @@ class TokenizerFile:
 
 @dataclasses.dataclass(frozen=True)
 class TrainedTokenizer:
-    """Train byte-level BPE on the corpus: `vocab_size` tokens (end token included), then
-    `reserved`."""
+    """Byte-level BPE trained on the corpus: `vocab_size` tokens, end token included, then `reserved`."""
 
     vocab_size: int
     reserved: tuple[str, ...] = ()
@@ -40,8 +40,8 @@ class TrainedTokenizer:
 class Tokenizer:
     """A tokenizer and the token that ends a document; `config` is its tokenizer_config.json.
 
-    Text that happens to spell a special token is read as plain text, so no document can forge an
-    end.
+    Special tokens spelled out in text are encoded as plain text, so no document can contain an end
+    token.
     """
 
     backend: tokenizers.Tokenizer
@@ -50,11 +50,12 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Smallest vocabulary a model needs for these tokens: the largest id plus one."""
+        """Size of the smallest vocabulary with these tokens: the largest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def end_id(self) -> int:
+        """Id of the end token."""
         return self.id_of(self.end_token)
 
     @property
@@ -63,7 +64,7 @@ class Tokenizer:
         return hashlib.sha256((self.backend.to_str() + self.end_token).encode()).hexdigest()
 
     def id_of(self, token: str) -> int:
-        """The id of one exact token.
+        """The id of a token, given by its exact text.
 
         Raises:
           ValueError: the vocabulary has no such token.
@@ -76,20 +77,20 @@ class Tokenizer:
         return token_id
 
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Token ids of `text`, without beginning or end tokens."""
+        """Token ids of `text`, without begin or end tokens."""
         return self.encode_all([text])[0]
 
     def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
-        """Token ids of each text; the texts are shared out over the cores."""
+        """Token ids of each text, computed on all cores."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int] | Int[Array | np.ndarray, " n"]) -> str:
-        """The text of these ids, special tokens spelled out."""
+        """The text of these ids, with special tokens spelled out."""
         return self.backend.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
 
     def save(self, folder: str | Path) -> None:
-        """Writes tokenizer.json and tokenizer_config.json, as Hugging Face folders carry them."""
+        """Writes tokenizer.json and tokenizer_config.json in the layout of Hugging Face folders."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
@@ -102,7 +103,7 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
     """Byte-level BPE: id 0 is the end token, then 256 bytes, merges, and the reserved tokens.
 
     Raises:
-      ValueError: the vocabulary cannot hold bytes and end token, or the text cannot fill it.
+      ValueError: the vocabulary is too small for bytes and end token, or larger than the text yields.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if recipe.vocab_size <= len(alphabet):
@@ -131,11 +132,11 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
-    """Reads a tokenizer.json, or the one in a folder.
+    """Reads a tokenizer.json, given its path or its folder.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is no tokenizer, or nothing says which token ends a document.
+      ValueError: the file is no tokenizer, or no end token is known.
     """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
@@ -156,7 +157,7 @@ def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
 
 
 def make_tokenizer(recipe: TokenizerFile | TrainedTokenizer, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer a recipe describes; `texts` is read only when it must be trained."""
+    """The tokenizer of this config; `texts` is only read to train one."""
     if isinstance(recipe, TokenizerFile):
         return load_tokenizer(recipe.path, recipe.end_token)
     return train_tokenizer(texts, recipe)

@@ -176,10 +176,10 @@ def test_running_out_of_text_is_said_once(load, config, prepared, caplog):
     batches = load(config)
     with caplog.at_level(logging.WARNING):
         take(batches, full)
-        assert "used up" not in caplog.text
+        assert "has been read" not in caplog.text
         take(batches, 2 * full)
-    assert caplog.text.count("used up") == 1
-    assert f"used up at batch {full}" in caplog.text
+    assert caplog.text.count("has been read") == 1
+    assert f"has been read at batch {full}" in caplog.text
 
 
 def test_without_reset_a_row_is_one_segment(load, config):

@@ -87,7 +87,7 @@ def test_changed_text_is_refused_and_rebuilt_when_asked(small):
     with pytest.raises(ValueError, match="prepared differently in source_fingerprint"):
         prepare(small)
     second = prepare(small, rebuild=True)
-    assert second.manifest["asked"] != first.manifest["asked"]
+    assert second.manifest["recipe"] != first.manifest["recipe"]
     assert prepare(small).manifest == second.manifest
 
 
