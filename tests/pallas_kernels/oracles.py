@@ -34,7 +34,7 @@ def scalar(outputs):
 
 
 def recurrence(q, k, v, state, log_decay, segment_ids, scale):
-    """Lightning attention token by token: outputs and last memory."""
+    """Lightning attention token by token: outputs and last state."""
     q, k, v, memory = (np.asarray(x, np.float64).copy() for x in (q, k, v, state))
     decay = np.exp(np.asarray(log_decay, np.float64))[:, None, None]
     out = np.zeros_like(q)
@@ -54,12 +54,10 @@ def lightning(q, k, v, state, log_decay, segment_ids, scale):
     """The recurrence unrolled: each output a sum over the tokens its memory still holds."""
     written, kept = _factors(np.asarray(log_decay, np.float64), segment_ids, q.shape[:2])
     real = np.ones(q.shape[:2]) if segment_ids is None else segment_ids != 0
-    memories = (
+    states = (
         jnp.einsum("btsn,bsnk,bsnv->btnkv", written, k, v) + kept[..., None, None] * state[:, None]
     )
-    return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], memories), memories[
-        :, -1
-    ]
+    return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], states), states[:, -1]
 
 
 def _factors(log_decay, segment_ids, shape):

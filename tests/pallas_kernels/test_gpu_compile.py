@@ -98,15 +98,15 @@ def test_the_projections_of_a_layer_compile_to_one_kernel_each(dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=str)
-def test_steps_of_lightning_attention_never_copy_a_memory_given_away(dtype):
-    """Eight tokens in a loop, with marks of padding and of new documents."""
+def test_steps_of_lightning_attention_never_copy_a_donated_state(dtype):
+    """Eight tokens in a loop, with padding and new segments."""
     heads, scale = array(1, HEADS, WIDTH, dtype=dtype), array(WIDTH, dtype=jnp.float32)
     memory = array(1, HEADS, WIDTH, WIDTH, dtype=jnp.float32)
     angles = array(1, WIDTH // 2, dtype=jnp.float32)
 
     def write(memory, q, k, v, scale, angles, real):
         norms = HeadNorms(scale, scale, 1e-6)
-        options = {"scale": 0.1, "norms": norms, "angles": angles, "real": real, "fresh": ~real}
+        options = {"scale": 0.1, "norms": norms, "angles": angles, "real": real, "reset": ~real}
         one = functools.partial(lightning_step, implementation="gpu", **options)
         log_decay = -jnp.exp2(-8 * jnp.arange(1, HEADS + 1) / HEADS)
         step = lambda _, carry: one(carry[0], k, v, log_decay, carry[1])  # noqa: E731

@@ -100,9 +100,9 @@ def test_every_call_says_what_it_costs(monkeypatch):
     monkeypatch.setattr(pl, "pallas_call", spy)
     with on():
         lowered(attention, *shapes())
-    tensor, memories = 2 * 16384 * 16 * 128, 4 * 16 * 128 * 128
+    tensor, states = 2 * 16384 * 16 * 128, 4 * 16 * 128 * 128
     assert costs["calls"] == 2
-    assert costs["bytes"] == pytest.approx(6 * tensor + 18 * memories, rel=1e-3)
+    assert costs["bytes"] == pytest.approx(6 * tensor + 18 * states, rel=1e-3)
     assert costs["flops"] == 2 * 16384 * 16 * 128 * (2 * 128 + 4 * 64 + 4 * 128)
 
 

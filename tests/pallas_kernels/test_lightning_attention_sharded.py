@@ -22,12 +22,12 @@ from pallas_kernels import (
 
 sharded = functools.partial(lightning_attention, mesh_axes=AXES)
 
-TOKENS, MEMORY = ("data", "sequence", "tensor"), ("data", "tensor")
+TOKENS, STATE = ("data", "sequence", "tensor"), ("data", "tensor")
 KINDS = (AxisType.Auto,) * 3
 
 
 def with_gradients(op, arrays, log_decay, segments):
-    """Outputs, last memory, and the gradients of both."""
+    """Outputs, last state, and the gradients of both."""
 
     def run(q, k, v, state):
         return op(q, k, v, log_decay, state, segments, scale=SCALE)
@@ -71,12 +71,12 @@ def test_the_parts_of_several_devices_equal_one_device(implementation, sizes, pa
     with dispatch.interpreted(), jax.set_mesh(mesh):
         got = with_gradients(parts, *arguments(packed_rows))
     oracles.assert_close(got, on_one_device(packed_rows), 5e-6)
-    for x, names in zip(got, (TOKENS, MEMORY), strict=False):
+    for x, names in zip(got, (TOKENS, STATE), strict=False):
         where = NamedSharding(mesh, PartitionSpec(*names))
         assert x.sharding.is_equivalent_to(where, 4)
 
 
-def test_only_memories_are_exchanged_along_the_sequence():
+def test_only_states_are_exchanged_along_the_sequence():
     def exchanged(length):
         q, k, v, state = inputs(batch=1, length=length, heads=2, width=8)
         run = functools.partial(sharded, scale=SCALE, implementation="chunked")
@@ -85,12 +85,12 @@ def test_only_memories_are_exchanged_along_the_sequence():
 
     with jax.set_mesh(mesh_of(1, 4, 1)):
         short, long = exchanged(128), exchanged(1024)
-    memory, factors, documents_open = 2 * 8 * 8, 2, 2
-    assert short == long == {"all-gather": 4 * 4 * (memory + factors + documents_open)}
+    state_numbers, factors, documents_open = 2 * 8 * 8, 2, 2
+    assert short == long == {"all-gather": 4 * 4 * (state_numbers + factors + documents_open)}
 
 
-def halo(log_decay, state_factor=1.0, segments=None, short=True):
-    """Outputs, last memory and gradients on four devices with 32 tokens each."""
+def exchange(log_decay, state_factor=1.0, segments=None, short=True):
+    """Outputs, last state and gradients on four devices with 32 tokens each."""
     q, k, v, state = inputs(batch=4, length=128, heads=4, width=8)
     arrays, run = (q, k, v, state_factor * state), sharded
     context = neighbor_exchange() if short else contextlib.nullcontext()
@@ -99,16 +99,16 @@ def halo(log_decay, state_factor=1.0, segments=None, short=True):
 
 
 @pytest.mark.parametrize("packed_rows", [False, True])
-def test_memories_of_neighbours_are_enough_where_parts_fade(packed_rows):
+def test_states_of_neighbors_are_enough_where_parts_decay(packed_rows):
     segments = jnp.asarray(documents(128)[[0, 0, 0, 0]]) if packed_rows else None
-    near, whole = (halo(-1.0, segments=segments, short=short) for short in (True, False))
+    near, whole = (exchange(-1.0, segments=segments, short=short) for short in (True, False))
     oracles.assert_close(near, whole, 5e-6)
 
 
-def test_what_a_halo_leaves_out_is_no_more_than_its_bound():
+def test_what_neighbor_exchange_leaves_out_is_no_more_than_its_bound():
     """A first state so large that what the first part leaves of it shows in the second."""
     log_decay, factor = -0.55, 2.0**24
-    near, whole = (halo(log_decay, factor, short=short)[0] for short in (True, False))
+    near, whole = (exchange(log_decay, factor, short=short)[0] for short in (True, False))
     q, _, _, state = inputs(batch=4, length=128, heads=4, width=8)
     faded = jnp.exp(log_decay * jnp.arange(33, 65))[None, :, None, None]
     left_out = SCALE * jnp.einsum("btnk,bnkv->btnv", faded * q[:, 32:64], factor * state)
@@ -122,24 +122,24 @@ def test_what_a_halo_leaves_out_is_no_more_than_its_bound():
     [(-0.5, np.ones(128)), (-0.6, np.repeat([1, 0, 1, 1], 32))],
     ids=["too slow", "padding"],
 )
-def test_parts_that_fade_too_little_exchange_all_memories(log_decay, row):
+def test_parts_that_decay_too_little_exchange_all_states(log_decay, row):
     segments = jnp.asarray(np.tile(row.astype(np.int32), (4, 1)))
-    near, whole = (halo(log_decay, segments=segments, short=short) for short in (True, False))
+    near, whole = (exchange(log_decay, segments=segments, short=short) for short in (True, False))
     for one, other in zip(near, whole, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_halo_is_one_memory_however_many_devices():
+def test_neighbor_exchange_is_one_state_however_many_devices():
     q, k, v, state = inputs(batch=1, length=128, heads=2, width=8)
     run = functools.partial(sharded, scale=SCALE, implementation="chunked")
-    memory, factors, open_documents, choice = 2 * 8 * 8, 2, 2, 1
+    state_numbers, factors, open_documents, choice = 2 * 8 * 8, 2, 2, 1
     for devices in (4, 8):
         with jax.set_mesh(mesh_of(1, devices, 1)), neighbor_exchange():
             program = jax.jit(run).lower(q, k, v, decays(2), state).compile()
         assert collectives(program.as_text()) == {
-            "collective-permute": 4 * (memory + 1),
-            "all-reduce": 4 * (memory + choice),
-            "all-gather": 4 * devices * (memory + factors + open_documents),  # the other way
+            "collective-permute": 4 * (state_numbers + 1),
+            "all-reduce": 4 * (state_numbers + choice),
+            "all-gather": 4 * devices * (state_numbers + factors + open_documents),  # the other way
         }
 
 

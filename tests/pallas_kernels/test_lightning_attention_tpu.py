@@ -24,7 +24,7 @@ def on_tpu(kind="TPU v5 lite", axes=()):
 
 @functools.partial(jax.jit, static_argnames=("precision", "save_states"))
 def results(q, k, v, state, log_decay, segment_ids=None, precision="split", save_states=True):
-    """Outputs, last memory, and the gradients of both in q, k, v and the first memory."""
+    """Outputs, last state, and the gradients of both in q, k, v and the first state."""
 
     def function(*arrays):
         q, k, v, state = arrays
