@@ -65,22 +65,15 @@ def checks() -> tuple[Check, ...]:
     )
 
 
-# A statement that does not hold is shown, and the command succeeds.
+# What does not hold is shown, and the command succeeds.
 shown = functools.partial(Check, required=False)
 
 
-def needle(
-    text: str,
-    model: str,
-    length: int,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-) -> Check:
+def needle(text: str, model: str, length: int, **bound: float) -> Check:
+    at_least, at_most = bound.get("at_least"), bound.get("at_most")
     text = f"Figure 8: {text}; accuracy"
-    return shown(
-        text=text, metric="needle", model=model, length=length, at_least=at_least, at_most=at_most
-    )
+    row = functools.partial(shown, metric="needle", model=model, length=length)
+    return row(text=text, at_least=at_least, at_most=at_most)
 
 
 def more(text: str, other: str) -> Check:
@@ -88,19 +81,10 @@ def more(text: str, other: str) -> Check:
     return shown(text=text, metric="needle", model=LOG, length=LONGEST, minus=minus, at_least=0.02)
 
 
-def growth(
-    text: str, model: str, *, at_least: float | None = None, at_most: float | None = None
-) -> Check:
-    text, over = f"{text}; ratio", (model, LENGTHS[0])
-    return shown(
-        text=text,
-        metric="perplexity",
-        model=model,
-        length=LONGEST,
-        over=over,
-        at_least=at_least,
-        at_most=at_most,
-    )
+def growth(text: str, model: str, **bound: float) -> Check:
+    at_least, at_most = bound.get("at_least"), bound.get("at_most")
+    row = functools.partial(shown, metric="perplexity", model=model, length=LONGEST)
+    return row(text=f"{text}; ratio", over=(model, LENGTHS[0]), at_least=at_least, at_most=at_most)
 
 
 def speed(text: str, metric: str, length: int, at_least: float) -> Check:

@@ -20,7 +20,7 @@ READ_PART = 4096
 
 
 def hidden_parts(
-    subject: EvalModel,
+    model: EvalModel,
     tokens: Int[np.ndarray, "B T"],
     first: int,
     segment_ids: Int[np.ndarray, "B T"] | None = None,
@@ -39,10 +39,10 @@ def hidden_parts(
     """
     length = tokens.shape[1]
     if length <= READ_PART:
-        yield first, _whole(subject.decoder, subject.params, tokens, segment_ids, first)
+        yield first, _whole(model.decoder, model.params, tokens, segment_ids, first)
         return
-    check_memory(subject.decoder, len(tokens), length)
-    single = subject.with_single_layers()
+    check_memory(model.decoder, len(tokens), length)
+    single = model.with_single_layers()
     state = _empty(single.decoder, len(tokens), length)
     for start, stop in _spans(length, first):
         part = np.s_[:, start:stop]
@@ -55,10 +55,10 @@ def hidden_parts(
 
 
 def last_hidden(
-    subject: EvalModel, tokens: Int[np.ndarray, "B T"], count: int
+    model: EvalModel, tokens: Int[np.ndarray, "B T"], count: int
 ) -> Float[Array, "B W D"]:
     """Hidden states of the last `count` positions."""
-    parts = [hidden for _, hidden in hidden_parts(subject, tokens, tokens.shape[1] - count)]
+    parts = [hidden for _, hidden in hidden_parts(model, tokens, tokens.shape[1] - count)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 

@@ -72,8 +72,8 @@ class Evaluator:
 
     @property
     def active(self) -> bool:
-        """Whether anything is to be measured; for instance not without any length."""
-        return True
+        """Whether anything is to be measured: not with an empty tuple of `lengths`."""
+        return getattr(self, "lengths", None) != ()
 
     @property
     def presentations(self) -> tuple[Presentation, ...]:
@@ -82,8 +82,8 @@ class Evaluator:
 
     @property
     def text_tokens(self) -> int:
-        """Tokens of text that its longest context takes."""
-        return 0
+        """Tokens of text that its longest context takes: the longest of its `lengths`, where it has such a field."""
+        return max(getattr(self, "lengths", ()), default=0)
 
     def check(self, models: Sequence[ModelSource]) -> None:
         """Refuses these models before anything is measured: mistakes that would show after hours, or not at all.

@@ -14,24 +14,24 @@ from hypenet_jax.model.cost import state_bytes
 from hypenet_jax.model.decoder import Decoder, decode_state
 
 
-def bytes_rows(subject: EvalModel, length: int) -> tuple[Row, Row]:
+def bytes_rows(model: EvalModel, length: int) -> tuple[Row, Row]:
     """What one row's state takes at a context of `length`: its arrays added up, and by formula."""
-    config, dtype = subject.decoder.config, subject.decoder.dtype
+    config, dtype = model.decoder.config, model.decoder.dtype
     state = jax.eval_shape(lambda: decode_state(config, 1, length, dtype))
     measured = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     formula = state_bytes(config, length, dtype)
     return (
-        Row("state_bytes", subject.name, float(measured), 1, length),
-        Row("state_bytes_formula", subject.name, float(formula), 1, length),
+        Row("state_bytes", model.name, float(measured), 1, length),
+        Row("state_bytes_formula", model.name, float(formula), 1, length),
     )
 
 
-def peak_rows(subject: EvalModel, length: int, *, new_tokens: int) -> tuple[Row, Row]:
+def peak_rows(model: EvalModel, length: int, *, new_tokens: int) -> tuple[Row, Row]:
     """Most bytes a device holds while it reads a context of `length`, and while it writes into it.
 
     Parameters, state, results and what the compiler sets aside between them, by its own account.
     """
-    decoder, params = subject.decoder, subject.params
+    decoder, params = model.decoder, model.params
     assert isinstance(decoder, Decoder)
     context = jax.eval_shape(functools.partial(start_context, decoder, 1, length))
     tokens = jax.ShapeDtypeStruct((1, min(length, PREFILL_PART)), jnp.int32)
@@ -42,7 +42,7 @@ def peak_rows(subject: EvalModel, length: int, *, new_tokens: int) -> tuple[Row,
         "decode": decode_until.lower(decoder, params, start, keys, new_tokens, GREEDY, ()),
     }
     first, second = (
-        Row(f"{name}_peak_bytes", subject.name, _peak_bytes(program.compile()), 1, length)
+        Row(f"{name}_peak_bytes", model.name, _peak_bytes(program.compile()), 1, length)
         for name, program in programs.items()
     )
     return first, second

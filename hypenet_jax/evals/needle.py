@@ -70,17 +70,9 @@ class NeedleEvaluator(Evaluator):
         check_positive(self, "lengths", "needles", "sequences", "long_sequences")
 
     @property
-    def active(self) -> bool:
-        return bool(self.lengths)
-
-    @property
     def presentations(self) -> tuple[Presentation, ...]:
         chance = (1 / self.catalogue.entries, "chance")
         return (dataclasses.replace(PRESENTATIONS[0], reference=chance), *PRESENTATIONS[1:])
-
-    @property
-    def text_tokens(self) -> int:
-        return max(self.lengths, default=0)
 
     def run(self, model: EvalModel, session: Session) -> Report:
         report = Report()

@@ -64,16 +64,8 @@ class PasskeyEvaluator(Evaluator):
         check_positive(self, "lengths", "rows", "statements")
 
     @property
-    def active(self) -> bool:
-        return bool(self.lengths)
-
-    @property
     def presentations(self) -> tuple[Presentation, ...]:
         return PRESENTATIONS
-
-    @property
-    def text_tokens(self) -> int:
-        return max(self.lengths, default=0)
 
     def run(self, model: EvalModel, session: Session) -> Report:
         report = Report()

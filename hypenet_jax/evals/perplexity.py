@@ -75,10 +75,6 @@ class PerplexityEvaluator(Evaluator):
     def active(self) -> bool:
         return bool(self.lengths or self.position_length or self.sliding_length)
 
-    @property
-    def text_tokens(self) -> int:
-        return max(self.lengths, default=0)
-
     def check(self, models: Sequence[ModelSource]) -> None:
         """Perplexities compare where they are of the same tokens."""
         words = {m.label: load_tokenizer(m.folder).backend.get_vocab() for m in models}

@@ -20,28 +20,28 @@ BLOCK = 256
 
 
 def final_losses(
-    subject: EvalModel,
+    model: EvalModel,
     rows: Int[np.ndarray, "R T"],
     num_targets: int,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Float[np.ndarray, "R W"]:
     """-log p of the last `num_targets` tokens of each row, in nats, float64; no other logits are formed."""
     parts = [
-        token_losses(subject, batch, batch.shape[1] - num_targets)[:real]
+        token_losses(model, batch, batch.shape[1] - num_targets)[:real]
         for batch, real in batches_of(rows, tokens_per_batch)
     ]
     return np.concatenate(parts)
 
 
 def token_losses(
-    subject: EvalModel, rows: Int[np.ndarray, "B T"], first: int = 1
+    model: EvalModel, rows: Int[np.ndarray, "B T"], first: int = 1
 ) -> Float[np.ndarray, "B W"]:
     """-log p of the tokens at positions `first` .. T - 1 of each row, in nats, float64; `first` is at least 1."""
-    head = output_head(subject.params, subject.decoder.config)
+    head = output_head(model.params, model.decoder.config)
     labels = np.pad(rows[:, 1:], ((0, 0), (0, 1)))
     parts = [
         np.asarray(_losses(head, hidden, labels[:, start : start + hidden.shape[1]]))
-        for start, hidden in hidden_parts(subject, rows, first - 1)
+        for start, hidden in hidden_parts(model, rows, first - 1)
     ]
     # Nothing is known to follow the last token.
     return np.concatenate(parts, axis=1)[:, :-1].astype(np.float64)

@@ -109,10 +109,6 @@ class SpeedEvaluator(Evaluator):
         check_positive(self, "lengths", "rounds")
 
     @property
-    def active(self) -> bool:
-        return bool(self.lengths)
-
-    @property
     def presentations(self) -> tuple[Presentation, ...]:
         return PRESENTATIONS + ROOFLINE
 

@@ -41,10 +41,6 @@ class RulerEvaluator(Evaluator):
     def presentations(self) -> tuple[Presentation, ...]:
         return PRESENTATIONS
 
-    @property
-    def text_tokens(self) -> int:
-        return max(self.lengths, default=0)
-
     def check(self, models: Sequence[ModelSource]) -> None:
         check_known("tasks", self.tasks, tuple(TASKS))
 
