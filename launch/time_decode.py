@@ -17,7 +17,7 @@ import tyro
 from hypenet_jax import runtime
 from hypenet_jax.evals.model import EvalModel, random_model
 from hypenet_jax.evals.report import Report, failure
-from hypenet_jax.evals.roofline import floors, over_floors
+from hypenet_jax.evals.roofline import relative_to_roofline, roofline_rows
 from hypenet_jax.evals.speed import decode_times
 from hypenet_jax.model import presets
 from launch.errors import CODES
@@ -55,36 +55,36 @@ class Arguments:
 def main(args: Arguments) -> None:
     if not args.models:
         raise ValueError("no model is named; for instance qwen3_1p7b hypenet_2b")
-    subjects = [
+    timed = [
         random_model(name, getattr(presets, name)(), jnp.dtype(args.dtype)) for name in args.models
     ]
     report = Report()
     for length in args.lengths:
-        found = _floors(subjects, length, args) + _times(subjects, length, args)
-        report += found + over_floors(found)
+        rows = _roofline(timed, length, args) + _times(timed, length, args)
+        report += rows + relative_to_roofline(rows)
         print(report.select(length=length).table(), flush=True)
         if args.out is not None:
             args.out.write_text(report.to_json_lines())
 
 
-def _floors(subjects: list[EvalModel], length: int, args: Arguments) -> Report:
+def _roofline(timed: list[EvalModel], length: int, args: Arguments) -> Report:
     if args.chip is None:
         return Report()
-    found = Report()
-    for subject in subjects:
-        config, dtype = subject.decoder.config, subject.decoder.dtype
-        found += floors(subject.name, config, (length,), args.chip, dtype=dtype)
-    return found.select("decode_seconds_floor")
+    rows = Report()
+    for model in timed:
+        config, dtype = model.decoder.config, model.decoder.dtype
+        rows += roofline_rows(model.name, config, (length,), args.chip, dtype=dtype)
+    return rows.select("decode_seconds_roofline")
 
 
-def _times(subjects: list[EvalModel], length: int, args: Arguments) -> Report:
+def _times(timed: list[EvalModel], length: int, args: Arguments) -> Report:
     try:
-        return decode_times(subjects, length, rounds=args.rounds, steps=args.steps)
+        return decode_times(timed, length, rounds=args.rounds, steps=args.steps)
     except jax.errors.JaxRuntimeError as error:
         if not runtime.out_of_memory(error):
             raise
         why = str(error).splitlines()[0]
-        return Report(tuple(failure(s.name, "decode", why, length) for s in subjects))
+        return Report(tuple(failure(s.name, "decode", why, length) for s in timed))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ _NOTE = (
 )
 PRESENTATIONS = (
     Presentation(
-        metric="prefill_seconds_floor",
+        metric="prefill_seconds_roofline",
         title="Roofline of prefill",
         note=_NOTE,
         unit="seconds",
@@ -28,7 +28,7 @@ PRESENTATIONS = (
         section="Least times of chips",
     ),
     Presentation(
-        metric="decode_seconds_floor",
+        metric="decode_seconds_roofline",
         title="Roofline of decode, per token",
         note=_NOTE,
         unit="seconds",
@@ -38,7 +38,7 @@ PRESENTATIONS = (
 )
 
 
-def floors(
+def roofline_rows(
     name: str,
     config: ModelConfig,
     lengths: tuple[int, ...],
@@ -49,7 +49,7 @@ def floors(
     """Least seconds to read `length` tokens, and to write one after them, of a model by name.
 
     Returns:
-      Rows "prefill_seconds_floor" and "decode_seconds_floor", labelled with the chip.
+      Rows "prefill_seconds_roofline" and "decode_seconds_roofline", labelled with the chip.
     Raises:
       ValueError: no such chip.
     """
@@ -60,21 +60,22 @@ def floors(
         for metric, work in (("prefill", prefill_work), ("decode", decode_work)):
             seconds = _seconds(work(config, length, dtype), CHIPS[chip])
             report = report.add(
-                Row(f"{metric}_seconds_floor", name, seconds, 1, length, label=chip)
+                Row(f"{metric}_seconds_roofline", name, seconds, 1, length, label=chip)
             )
     return report
 
 
-def over_floors(report: Report) -> Report:
-    """Rows "decode_over_floor" of a report of times and floors: how many times its floor each model took."""
-    rows = []
-    for floor in report.select("decode_seconds_floor").rows:
-        taken = report.select("decode_seconds", floor.model, floor.length).rows
-        rows += [
-            dataclasses.replace(floor, metric="decode_over_floor", value=time.value / floor.value)
-            for time in taken
-        ]
-    return Report(tuple(rows))
+def relative_to_roofline(report: Report) -> Report:
+    """Rows "decode_relative_to_roofline": the measured time per token over the least one, where a report has both."""
+    return Report(
+        tuple(
+            dataclasses.replace(
+                least, metric="decode_relative_to_roofline", value=time.value / least.value
+            )
+            for least in report.select("decode_seconds_roofline").rows
+            for time in report.select("decode_seconds", least.model, least.length).rows
+        )
+    )
 
 
 def _seconds(work: Work, chip: Chip) -> float:

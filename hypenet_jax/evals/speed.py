@@ -24,7 +24,7 @@ from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.units import length_text
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.roofline import PRESENTATIONS as ROOFLINE
-from hypenet_jax.evals.roofline import floors
+from hypenet_jax.evals.roofline import roofline_rows
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.generation.prefill import Context, start_context
@@ -118,7 +118,7 @@ class SpeedEvaluator(Evaluator):
     def compare(self, models: Sequence[EvalModel], session: Session) -> Report:
         report = Report()
         for model, chip in itertools.product(models, self.chips):
-            report += floors(model.name, model.decoder.config, self.lengths, chip)
+            report += roofline_rows(model.name, model.decoder.config, self.lengths, chip)
         for length in self.lengths:
             prefill = length <= self.longest_prefill
             measure = functools.partial(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hypenet_jax.chips import CHIPS
-from hypenet_jax.evals.roofline import floors
+from hypenet_jax.evals.roofline import roofline_rows
 from hypenet_jax.evals.speed import cursor_at, decode_times, efficiency, filled_state
 from hypenet_jax.model.cost import decode_work, prefill_work, state_bytes
 from hypenet_jax.model.decoder import decode_state
@@ -89,12 +89,12 @@ def test_floors_count_weights_caches_and_products_once():
 
 
 def test_floors_are_the_longer_of_moving_and_multiplying():
-    report = floors("teacher", qwen3_1p7b(), (2**10, 2**16), "h200")
+    report = roofline_rows("teacher", qwen3_1p7b(), (2**10, 2**16), "h200")
     work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), CHIPS["h200"]
-    seconds = report.value("decode_seconds_floor", "teacher", 2**16, "h200")
+    seconds = report.value("decode_seconds_roofline", "teacher", 2**16, "h200")
     assert seconds == work.bytes / chip.bandwidth
     work = prefill_work(qwen3_1p7b(), 2**16, jnp.bfloat16)
-    seconds = report.value("prefill_seconds_floor", "teacher", 2**16, "h200")
+    seconds = report.value("prefill_seconds_roofline", "teacher", 2**16, "h200")
     assert seconds == work.flops / chip.flops
     with pytest.raises(ValueError, match=r"'M4' is not known; there are v4, .*h200"):
-        floors("teacher", qwen3_1p7b(), (1,), "M4")
+        roofline_rows("teacher", qwen3_1p7b(), (1,), "M4")

@@ -153,7 +153,7 @@ def test_sliding_windows_and_the_least_times_of_chips_are_on_the_page(results):
     report = Report(
         (
             Row("perplexity_sliding", "student & co", 17.25, 8, 2048, label="stride 512"),
-            Row("decode_seconds_floor", "student & co", 2.5e-4, 1, 2048, label="v5e"),
+            Row("decode_seconds_roofline", "student & co", 2.5e-4, 1, 2048, label="v5e"),
         )
     )
     page = render_page(dataclasses.replace(results, report=results.report + report))

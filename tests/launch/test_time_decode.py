@@ -38,8 +38,8 @@ def test_every_length_gets_times_their_ratio_and_how_far_the_floor_is(arguments,
             report.value("decode_seconds", name, length) for name in reversed(arguments.models)
         )
         assert report.value("decode_speedup", "hypenet_2b", length) == pytest.approx(theirs / ours)
-        floor = report.value("decode_seconds_floor", "hypenet_2b", length)
-        assert report.value("decode_over_floor", "hypenet_2b", length) == ours / floor > 1
+        floor = report.value("decode_seconds_roofline", "hypenet_2b", length)
+        assert report.value("decode_relative_to_roofline", "hypenet_2b", length) == ours / floor > 1
 
 
 def test_a_length_that_does_not_fit_is_a_row_and_the_others_are_timed(arguments, monkeypatch):

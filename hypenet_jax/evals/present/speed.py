@@ -68,7 +68,7 @@ def _floors(results: Results) -> str:
     """The least times of the chips that were asked for: a line per model and chip."""
     parts = []
     for metric, title in (("prefill", "Reading the context"), ("decode", "Writing one more token")):
-        rows = results.report.select(f"{metric}_seconds_floor")
+        rows = results.report.select(f"{metric}_seconds_roofline")
         if rows.rows:
             parts.append(f"<div>{figure(labelled_table(rows, seconds_text), title)}</div>")
     if not parts:
