@@ -263,3 +263,22 @@ def test_stages_of_equal_fields_resolve_to_different_values():
         resolved(DistillConfig(start_from="a"))["kind"]
         != resolved(FinetuneConfig(start_from="a"))["kind"]
     )
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if kind(path) is HaloConfig])
+def test_the_evaluation_reads_what_the_stages_export_and_its_fields_can_be_set(path):
+    config = load(path, HaloConfig, ["--evaluation.speed.rounds", "3"])
+    folders = {stage.teacher_folder for stage in config.stages}
+    folders |= {str(stage.hf_folder) for stage in config.stages if stage.export}
+    assert config.evaluation.out == f"{config.run_dir}/report"
+    assert {source.folder for source in config.evaluation.models} <= folders
+    assert config.evaluation.measurements["speed"].rounds == 3
+    for evaluator in config.evaluation.measurements.values():
+        evaluator.selected(config.evaluation.models)
+
+
+def test_the_quickstart_requires_its_quality_and_shows_its_speed():
+    checks = load("configs/quickstart.py", HaloConfig).evaluation.checks
+    assert len(checks) == 13
+    shown = [check.metric for check in checks if not check.required]
+    assert shown == ["prefill_speedup", "decode_speedup"]
