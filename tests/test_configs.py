@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name not in ("__init__.py", "published.py", "mesh.py") and "evals" not in path.parts
+    if path.name not in ("__init__.py", "published.py", "mesh.py")
+    and "evals" not in path.relative_to(ROOT).parts
 )
 SERVED = [path for path in FILES if path.endswith(("decode_256k.py", "prefill_1m.py"))]
 FILES = [path for path in FILES if path not in SERVED]

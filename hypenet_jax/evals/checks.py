@@ -36,12 +36,14 @@ class Check:
             if self.over is not None:
                 value /= report.value(self.metric, *self.over)
         except KeyError:
-            return CheckResult(self.name, "not measured", self.bound, False, self.required)
-        return CheckResult(self.name, f"{value:.4g}", self.bound, self._holds(value), self.required)
+            return CheckResult(self.statement, "not measured", self.bound, False, self.required)
+        return CheckResult(
+            self.statement, f"{value:.4g}", self.bound, self._holds(value), self.required
+        )
 
     @property
-    def name(self) -> str:
-        """The statement."""
+    def statement(self) -> str:
+        """The text, or the row in words."""
         if self.text is not None:
             return self.text
         at = "" if self.length is None else f" at {self.length}"

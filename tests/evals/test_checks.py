@@ -41,5 +41,5 @@ def test_a_check_that_is_not_required_is_shown_and_fails_nothing():
 def test_a_check_is_named_by_its_text_or_by_its_row():
     assert Check(metric="gap", model="a", at_most=1.0).result(REPORT).name == "gap of a"
     check = Check(metric="needle", model="a", length=16, minus=("b", 16), at_least=0.0)
-    assert check.name == "needle of a at 16, minus that of b"
-    assert Check(metric="gap", model="a", text="a keeps up").name == "a keeps up"
+    assert check.statement == "needle of a at 16, minus that of b"
+    assert Check(metric="gap", model="a", text="a keeps up").statement == "a keeps up"

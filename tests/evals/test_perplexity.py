@@ -7,6 +7,7 @@ import pytest
 
 from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
+from hypenet_jax.evals import chunked_forward
 from hypenet_jax.evals.chunked_forward import last_hidden
 from hypenet_jax.evals.heldout import held_out
 from hypenet_jax.evals.perplexity import (
@@ -63,7 +64,7 @@ def test_long_rows_are_read_in_parts_and_lose_nothing(student, text, monkeypatch
     rows = text[:96].reshape(2, 48)
     losses, hidden = token_losses(student, rows), last_hidden(student, rows, 20)
     assert losses.shape == (2, 47)
-    monkeypatch.setattr(reading, "READ_PART", 16)
+    monkeypatch.setattr(chunked_forward, "READ_PART", 16)
     np.testing.assert_allclose(token_losses(student, rows), losses, atol=1e-5)
     np.testing.assert_allclose(token_losses(student, rows, 33), losses[:, 32:], atol=1e-5)
     np.testing.assert_allclose(last_hidden(student, rows, 20), hidden, atol=1e-5)
