@@ -21,7 +21,7 @@ from hypenet_jax.model.layers import (
     RMSNorm,
     unroll_layers,
 )
-from hypenet_jax.model.mixers import MixerSpec, MixerState
+from hypenet_jax.model.mixers.spec import MixerSpec, MixerState
 from hypenet_jax.model.stacking import group_names
 from hypenet_jax.model.token_layout import (
     CachePosition,

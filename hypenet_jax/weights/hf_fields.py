@@ -38,7 +38,7 @@ FIXED: Mapping[str, Any] = {
 # These say nothing about the computation: bookkeeping, token ids, initial values, switches of the
 # official training code, and code that is never run here (auto_map).
 HARMLESS = frozenset(
-    (
+    [
         "_name_or_path",
         "architectures",
         "auto_map",
@@ -68,7 +68,7 @@ HARMLESS = frozenset(
         "loss_fn",
         "shift_labels",
         "rand_init",
-    )
+    ]
 )
 # Fields of the official mixers, harmless while the plan names none of them.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")

@@ -7,7 +7,7 @@ import pytest
 
 from hypenet_jax.losses import next_token
 from hypenet_jax.model.decoder import Decoder, Layer, decode_state, output_head
-from hypenet_jax.model.mixers import LightningState
+from hypenet_jax.model.mixers.lightning import LightningState
 from hypenet_jax.model.stacking import stack_layers
 
 TOLERANCE = 3e-4

@@ -49,6 +49,11 @@ def test_without_layers_it_copies_and_proves_it(run, source, tmp_path, capsys):
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(second[path]))
 
 
+def test_a_mixer_that_is_not_listed_is_refused_by_name(run, source, tmp_path, capsys):
+    assert run(source, str(tmp_path / "new"), "--softmax-layers", "1", "--mixer", "rnn") == 2
+    assert "no mixer 'rnn'; there are softmax, lightning" in capsys.readouterr().err
+
+
 def test_with_layers_it_writes_a_student_of_the_teachers_weights(run, source, tmp_path):
     target = str(tmp_path / "target")
     assert run(source, target, "--softmax-layers", "1") == 0

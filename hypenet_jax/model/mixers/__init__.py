@@ -2,23 +2,11 @@
 
 from collections.abc import Iterable
 
-from hypenet_jax.model.mixers.lightning import LightningSpec, LightningState
-from hypenet_jax.model.mixers.softmax import KVState, SoftmaxSpec
-from hypenet_jax.model.mixers.spec import MixerSpec, MixerState
+from hypenet_jax.model.mixers.lightning import LightningSpec
+from hypenet_jax.model.mixers.softmax import SoftmaxSpec
+from hypenet_jax.model.mixers.spec import MixerSpec
 
 MIXERS: tuple[type[MixerSpec], ...] = (SoftmaxSpec, LightningSpec)
-
-__all__ = [
-    "MIXERS",
-    "KVState",
-    "LightningSpec",
-    "LightningState",
-    "MixerSpec",
-    "MixerState",
-    "SoftmaxSpec",
-    "check_listed",
-    "mixer_kind",
-]
 
 
 def mixer_kind(name: str) -> type[MixerSpec]:
