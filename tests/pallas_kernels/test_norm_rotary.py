@@ -128,7 +128,8 @@ def test_none_chooses_one_kernel_forward_and_one_backward(platform):
     def kernels(length, dtype, kind=None, **axes):
         x, scale, angles = inputs(length, width=128, dtype=dtype)
         with dispatch._interpreting(False), on(platform, kind, **axes):
-            traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, scale, angles)
+            # With the value: newer JAX leaves out a forward kernel whose results nothing reads.
+            traced = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(x, scale, angles)
             text = traced.lower(lowering_platforms=(platform,)).as_text()
         return text.count(CALL[platform])
 
