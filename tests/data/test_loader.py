@@ -4,6 +4,7 @@ import logging
 import pickle
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -42,10 +43,6 @@ def take(batches, count):
     return list(itertools.islice(batches, count))
 
 
-def assert_same(ours, theirs):
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
-
-
 @pytest.mark.parametrize("length", [16, 32])
 def test_an_epoch_holds_every_training_token_once(load, config, prepared, length):
     config = dataclasses.replace(config, context_length=length, sequences_per_step=1)
@@ -74,7 +71,9 @@ def test_global_batches_are_the_same_for_any_number_of_hosts(load, config, hosts
     shares = [take(load(config, h, hosts, position), 6) for h in range(hosts)]
     for number, whole in enumerate(alone):
         parts = [share[number] for share in shares]
-        assert_same(jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), whole)
+        chex.assert_trees_all_equal(
+            jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts), whole
+        )
 
 
 def test_over_three_epochs_with_changing_hosts_no_row_is_skipped_or_repeated(
@@ -105,7 +104,7 @@ def test_over_three_epochs_with_changing_hosts_no_row_is_skipped_or_repeated(
 def test_resuming_at_a_position_equals_going_on(load, config, position):
     config = dataclasses.replace(config, needles=NEEDLES)
     whole = take(load(config), position + 3)[position:]
-    assert_same(take(load(config, position=position), 3), whole)
+    chex.assert_trees_all_equal(take(load(config, position=position), 3), whole)
 
 
 def test_position_counts_batches_given_out_and_can_go_back(load, config):
@@ -113,7 +112,7 @@ def test_position_counts_batches_given_out_and_can_go_back(load, config):
     first = take(batches, 3)
     assert batches.position == 3
     batches.position = 1
-    assert_same(next(batches), first[1])
+    chex.assert_trees_all_equal(next(batches), first[1])
     assert batches.position == 2
     with pytest.raises(ValueError, match="negative"):
         batches.position = -1
@@ -162,7 +161,7 @@ def test_beginning_later_equals_skipping_the_batches_before(load, config):
     later = dataclasses.replace(config, needles=NEEDLES, first_token=window_tokens(config.corpus))
     skipped = window_tokens(config.corpus) // (config.context_length * BATCH)
     whole = load(dataclasses.replace(config, needles=NEEDLES), position=skipped)
-    assert_same(take(load(later), 3), take(whole, 3))
+    chex.assert_trees_all_equal(take(load(later), 3), take(whole, 3))
 
 
 def test_rows_of_one_block_are_spread_over_batches():
@@ -198,7 +197,7 @@ def test_needles_are_planted_in_part_of_the_rows(load, config):
 def test_the_pipeline_can_be_pickled(load, config):
     batches = load(dataclasses.replace(config, needles=NEEDLES))
     again = pickle.loads(pickle.dumps(batches._batches))
-    assert_same(again[5], take(batches, 6)[5])
+    chex.assert_trees_all_equal(again[5], take(batches, 6)[5])
 
 
 def test_what_cannot_be_loaded_is_refused(load, config, prepared):

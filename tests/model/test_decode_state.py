@@ -2,7 +2,7 @@
 
 import itertools
 
-import jax
+import chex
 import numpy as np
 import pytest
 from tiny_decoders import BATCH, CAPACITY, TIME
@@ -101,6 +101,4 @@ def test_a_row_past_its_capacity_gives_nan_and_the_others_go_on(model, tokens):
 def test_the_state_keeps_its_types_and_shapes(model, tokens):
     before = model.empty()
     _, after = model.go_on(before, tokens, np.ones_like(tokens))
-    assert jax.tree.structure(before) == jax.tree.structure(after)
-    for have, want in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
-        assert (have.shape, have.dtype) == (want.shape, want.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, before)

@@ -1,5 +1,6 @@
 """One model in several forms: stacked or single layers, recomputed or kept, tied or untied, tokens or embeddings."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +9,6 @@ from tiny_decoders import BATCH, CAPACITY, TIME, random_params, tiny_hybrid, tin
 
 from hypenet_jax.model.decoder import Decoder, decode_state, init_params, output_head
 from hypenet_jax.model.stacking import is_stacked, stack_layers, unstack_layers
-
-
-def assert_same_tree(have, want, **tolerance):
-    assert jax.tree.structure(have) == jax.tree.structure(want)
-    for one, other in zip(jax.tree.leaves(have), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(one, other, **tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +42,7 @@ def test_scanned_layers_are_as_single_ones_in_outputs_and_taps(hybrid, tokens, d
 def test_recomputing_layers_changes_neither_loss_nor_gradients(differentiated):
     (loss, _, gradients), (again, _, recomputed) = differentiated["none"], differentiated["full"]
     np.testing.assert_allclose(again, loss, rtol=1e-6, atol=1e-7)
-    assert_same_tree(recomputed, gradients, atol=1e-6, rtol=1e-4)
+    chex.assert_trees_all_close(recomputed, gradients, atol=1e-6, rtol=1e-4)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
 
 
@@ -59,7 +54,7 @@ def test_scanned_layers_decode_as_single_ones(hybrid, tokens):
     output = run(jnp.asarray(tokens), jnp.asarray(half), hybrid.empty())
     hidden, state = hybrid.go_on(hybrid.empty(), tokens, half)
     np.testing.assert_allclose(output.hidden[:, :12], hidden[:, :12], atol=1e-5)
-    assert_same_tree(output.state, state, atol=1e-5)
+    chex.assert_trees_all_close(output.state, state, atol=1e-5)
 
 
 def test_embeddings_in_are_as_tokens_in(hybrid, tokens):
@@ -72,7 +67,7 @@ def test_stacking_and_unstacking_are_inverse(hybrid):
     assert is_stacked(stacked)
     assert {"layers_0_0", "layers_1_2", "layers_3_3"} <= set(stacked)
     assert stack_layers(stacked, hybrid.config) is stacked
-    assert_same_tree(dict(unstack_layers(stacked)), dict(hybrid.params))
+    chex.assert_trees_all_equal(dict(unstack_layers(stacked)), dict(hybrid.params))
 
 
 @pytest.mark.parametrize("scan", [True, False])

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +68,7 @@ def test_two_calls_place_tokens_as_one_call():
     for name in ("segment_ids", "cache_slots", "positions"):
         joined = np.concatenate([getattr(first, name), getattr(second, name)], axis=1)
         np.testing.assert_array_equal(joined[real], np.asarray(getattr(whole, name))[real])
-    for have, want in zip(jax.tree.leaves(cache_position), jax.tree.leaves(after), strict=True):
-        np.testing.assert_array_equal(have, want)
+    chex.assert_trees_all_equal(cache_position, after)
 
 
 def test_padding_costs_no_slot():
