@@ -20,6 +20,7 @@ THETA, RATE, BETAS, DECAY = 1e6, 1e-3, (0.9, 0.95), 0.1
 
 
 def parse() -> argparse.Namespace:
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(description="Training throughput, ours and PyTorch's.")
     for name, value in (
         ("rounds", 15),
@@ -105,6 +106,7 @@ def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
 
 
 def main() -> None:
+    """Times both sides in turn and prints the ratio of their throughputs."""
     arguments = parse()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     size = (arguments.rows, arguments.length)

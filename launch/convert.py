@@ -19,6 +19,8 @@ from hypenet_jax.weights.verify import our_logits, their_logits, transformers_ca
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Arguments of the command."""
+
     source: tyro.conf.Positional[pathlib.Path]
     """Checkpoint folder: config.json and .safetensors."""
     target: tyro.conf.Positional[pathlib.Path]
@@ -34,6 +36,7 @@ class Arguments:
 
 
 def convert(args: Arguments) -> None:
+    """Writes the target folder: a copy, or the source with all but some layers converted."""
     config, params = read_hf(args.source)
     dtype = "bfloat16" if params["embed"]["embedding"].dtype == "bfloat16" else "float32"
     if args.softmax_layers is not None:
@@ -44,6 +47,7 @@ def convert(args: Arguments) -> None:
 
 
 def verify(args: Arguments) -> None:
+    """Compares the logits of source and target, and of transformers where it can read the source."""
     source, result = our_logits(args.source), our_logits(args.target)
     print(f"largest difference of logits, source and result: {np.abs(source - result).max():.3g}")
     if transformers_can_read(args.source):

@@ -26,6 +26,7 @@ CHECK_FAILED = 6
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     if not arguments or arguments[0].startswith("-"):
         print(__doc__)
         return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG

@@ -24,6 +24,8 @@ from launch.errors import CODES
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Arguments of the command."""
+
     model: tyro.conf.Positional[pathlib.Path]
     """Folder with config.json, .safetensors and tokenizer.json."""
     prompt: tuple[str, ...] = ()
@@ -45,6 +47,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
+    """Runs the command; returns its exit code."""
     interactive = not args.prompt and args.prompts is None
     if interactive and not sys.stdin.isatty():
         raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")

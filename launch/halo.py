@@ -28,6 +28,8 @@ BOUND_MISSED = 6
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Arguments of the command."""
+
     only: str | None = None
     """Run this stage alone; "evaluation" is the last one."""
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -35,6 +37,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     with runtime.main_guard(CODES):
         words = (arguments, HaloConfig, Options, runtime.Cluster)
         config, options, cluster = parse(*words, usage=__doc__)

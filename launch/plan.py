@@ -25,6 +25,8 @@ from pallas_kernels.compile import ENVIRONMENT
 
 @dataclasses.dataclass(frozen=True)
 class Options:
+    """Arguments of the command."""
+
     topology: str | None = None
     """TPU slice or GPU nodes, such as v5p:2x4x4 or h200:4x8."""
     devices: int | None = None
@@ -32,6 +34,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     with runtime.main_guard(CODES):
         config, options = parse(arguments, (StageConfig, ServeConfig), Options, usage=__doc__)
         if options.topology or options.devices:

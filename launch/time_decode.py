@@ -37,6 +37,8 @@ Preset = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
+    """Arguments of the command."""
+
     models: tyro.conf.Positional[tuple[Preset, ...]]
     """The first is what the others are compared with."""
     lengths: tuple[int, ...] = (65_536,)
@@ -53,6 +55,7 @@ class Arguments:
 
 
 def main(args: Arguments) -> None:
+    """Runs the command."""
     if not args.models:
         raise ValueError("no model is named; for instance qwen3_1p7b hypenet_2b")
     timed = [

@@ -17,6 +17,7 @@ from launch.errors import CODES
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     with runtime.main_guard(CODES):
         config, cluster = parse(arguments, StageConfig, runtime.Cluster, usage=__doc__)
         runtime.join_processes(cluster)

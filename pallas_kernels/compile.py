@@ -71,6 +71,7 @@ HEAD = ("chip", "op", "shape", "mode", "kernels", "VMEM MiB", "temp MiB", "relay
 
 
 def main() -> None:
+    """Runs the command."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(

@@ -167,6 +167,7 @@ def _unknown_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> str | No
 
 
 def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
+    """Raises ValueError if a row has more tokens than the state has slots."""
     longest = np.asarray(lengths).max(initial=0)
     if longest > capacity:
         raise ValueError(

@@ -114,12 +114,14 @@ def keep_layers(importance: LayerScores, k: int) -> tuple[int, ...]:
 
 
 def select(retrieval: LayerScores, commonsense: LayerScores, *, keep: int, eps: float) -> Selection:
+    """The `keep` layers of the largest importance (`halo_importance`), with all scores."""
     importance = halo_importance(retrieval, commonsense, eps=eps)
     scores = (tuple(float(x) for x in each) for each in (retrieval, commonsense, importance))
     return Selection(*scores, softmax_layers=keep_layers(importance, keep), eps=eps)
 
 
 def write_selection(path: pathlib.Path, selection: Selection) -> None:
+    """Writes a selection as JSON."""
     path.write_text(json.dumps(dataclasses.asdict(selection), indent=2) + "\n", encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ def group_names(config: ModelConfig, scan: bool) -> list[tuple[str, range]]:
 
 
 def is_stacked(params: Params) -> bool:
+    """Whether parameters are stacked into groups of equal layers."""
     return any(name.startswith("layers_") for name in params)
 
 

@@ -34,6 +34,7 @@ logger = logging.getLogger("pallas_kernels.bench")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
     options = _parse(arguments)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)

@@ -15,6 +15,7 @@ SHAPES_ON_CPU = ((32, 128, 128, 4, 2, 32), (1, 2048, 2048, 4, 2, 32), (1, 1, 819
 
 
 def cases() -> list[Case]:
+    """Every shape and dtype to time."""
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     return [_case(dtype, shape) for shape in shapes for dtype in inputs.dtypes()]
 

@@ -17,6 +17,7 @@ SHAPES_ON_CPU = ((1, 8192, 8, 4, 16), (1, 65536, 16, 8, 128))
 
 
 def cases() -> list[Case]:
+    """Every shape and dtype to time."""
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     return [_case(dtype, shape) for shape in shapes for dtype in inputs.dtypes()]
 

@@ -33,6 +33,7 @@ TUNING = {"warmup": 5, "rep": 20}
 
 
 def main() -> None:
+    """Answers one JSON request per line of standard input."""
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # of what the libraries print
         worker = _start(answers)

@@ -18,6 +18,7 @@ DEFINITIONS = ("recurrent", "reference", "dense")  # at an accelerator's shapes:
 
 
 def on_cpu() -> bool:
+    """Whether the bench runs on a CPU."""
     return dispatch.platform() == "cpu"
 
 
@@ -27,10 +28,12 @@ def dtypes() -> tuple[str, ...]:
 
 
 def worth_timing(implementations: Collection[str]) -> tuple[str, ...]:
+    """The implementations to time: definitions only on a CPU."""
     return tuple(name for name in implementations if on_cpu() or name not in DEFINITIONS)
 
 
 def random(seed: int, dtype: str, *shapes: tuple[int, ...]) -> list[Float[Array, "..."]]:
+    """Normally distributed arrays of these shapes."""
     keys = jax.random.split(jax.random.key(seed), len(shapes))
     return [jax.random.normal(k, s, dtype) for k, s in zip(keys, shapes, strict=True)]
 

@@ -21,6 +21,7 @@ CHUNK = 64  # of the products that the definition needs at least
 
 
 def cases() -> list[Case]:
+    """Every shape and dtype to time, whole rows and one part of a row."""
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     names = {dtype: _names(dtype) for dtype in inputs.dtypes()}
     whole_rows = [case(dtype, shape, names[dtype]) for shape in shapes for dtype in names]
@@ -40,6 +41,7 @@ def _names(dtype):
 
 
 def case(dtype: str, shape: tuple[int, int, int, int], names: tuple[str, ...]) -> Case:
+    """One shape in one dtype, with these implementations."""
     batch, length, heads, width = shape
     log_decay, scale = _slopes(heads), width**-0.5
 

@@ -19,14 +19,17 @@ K, LISTED = 64, 0.9  # tokens of the top-k teacher, and their share of its mass
 
 
 def cross_entropy_cases() -> list[Case]:
+    """Every shape and dtype of `linear_cross_entropy`."""
     return [_cross_entropy(dtype, *shape) for shape in _shapes() for dtype in inputs.dtypes()]
 
 
 def kl_cases() -> list[Case]:
+    """Every shape and dtype of `linear_kl`."""
     return [_kl(dtype, *shape) for shape in _shapes() for dtype in inputs.dtypes()]
 
 
 def kl_top_k_cases() -> list[Case]:
+    """Every shape and dtype of `linear_kl` with the teacher's top k."""
     return [_kl_top_k(dtype, *shape) for shape in _shapes() for dtype in inputs.dtypes()]
 
 
@@ -36,6 +39,7 @@ def kl_cpu_bar() -> list[Case]:
 
 
 def cross_entropy_cpu_bar() -> list[Case]:
+    """On a CPU the definition takes at least as long as the chunks."""
     return [_chunked_first(_cross_entropy("float32", *BAR_ON_CPU))]
 
 

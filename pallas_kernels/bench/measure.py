@@ -22,6 +22,8 @@ BEYOND_CACHES = 256 << 20  # bytes of inputs that no accelerator's cache holds
 
 
 class Inputs(NamedTuple):
+    """Arrays of one call of an op."""
+
     arrays: tuple[jax.Array, ...]
     cotangent: Any  # of the outputs that are differentiated: an array, or a tuple of them
 
@@ -108,6 +110,7 @@ class Machine:
 
 
 def measure_machine(rounds: int | None) -> Machine:
+    """Bandwidth and multiplication rates of this device."""
     small = dispatch.platform() == "cpu"
     words, side = (16 << 20, 1024) if small else (256 << 20, 8192)
     array = jnp.ones(words, jnp.float32)

@@ -19,6 +19,7 @@ MAPS = 8  # of a layer: queries, keys, values, gate, output; gate, up and down o
 
 
 def cases() -> list[Case]:
+    """Every shape and dtype to time."""
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     return [_case(dtype, shape) for shape in shapes for dtype in inputs.dtypes()]
 

@@ -14,6 +14,7 @@ EPS = 1e-6
 
 
 def cases() -> list[Case]:
+    """Every shape and dtype to time."""
     shapes = SHAPES_ON_CPU if inputs.on_cpu() else SHAPES
     return [_case(dtype, shape) for shape in shapes for dtype in inputs.dtypes()]
 

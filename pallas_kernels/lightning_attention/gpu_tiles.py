@@ -103,6 +103,7 @@ def inner(
 def outer(
     packed: Segments | None, log_decay: Float[Array, ""], start: Int[Array, ""], plan: GpuPlan
 ) -> Outer:
+    """Decay factors of the tokens of a chunk up to its end, and of the state across it."""
     count, end = counts_through(packed, start, plan), start + plan.chunk
     before, after = count_before(packed, start, plan), count_before(packed, end, plan)
     leaving, across = (
@@ -137,6 +138,7 @@ def counts_through(
 def is_real(
     packed: Segments | None, start: Int[Array, ""], counts: Int[Array, "C"], plan: GpuPlan
 ) -> Bool[Array, "C"]:
+    """Which tokens of a chunk are no padding."""
     if packed is None:
         return start + jnp.arange(plan.chunk) < plan.length
     return counts > packed.real_before[pl.ds(start, plan.chunk)]
@@ -152,6 +154,7 @@ def belongs(
 
 
 def chunks_here(span: Int[Array, ""], plan: GpuPlan) -> Int[Array, ""]:
+    """Number of chunks of a span; the last span may have fewer."""
     return jnp.minimum(plan.chunks, pl.cdiv(plan.length, plan.chunk) - span * plan.chunks)
 
 
@@ -223,6 +226,7 @@ def read_state(
 
 
 def write_state(ref: Ref, x: Float[Array, "V H"], plan: GpuPlan, part: Int[Array, ""]) -> None:
+    """Stores one part of a recurrent state, in the layout [V H]."""
     at, inside = _state(ref, plan, part, transposed=False)
     triton.store(at, x, mask=inside)
 

@@ -88,6 +88,7 @@ def by_length(
 
 
 def plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """An HTML table; the first cell of each line is its header."""
     top = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in head)
     body = "".join(
         f"<tr><th scope='row'>{html.escape(first)}</th>"
@@ -101,15 +102,18 @@ def plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def section(title: str, note: str, body: str) -> str:
+    """A titled section of the page."""
     said = f"<p class='note'>{html.escape(note)}</p>" if note else ""
     return f"<section><h2>{html.escape(title)}</h2>{said}{body}</section>"
 
 
 def beside(chart: str, table: str) -> str:
+    """A chart and a table in two columns."""
     return f"<div class='columns'><div>{figure(chart)}</div><div>{table}</div></div>"
 
 
 def figure(chart: str, title: str = "") -> str:
+    """A chart with an optional caption."""
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if title else ""
     return f"<figure>{caption}{chart}</figure>"
 

@@ -17,6 +17,7 @@ from hypenet_jax.evals.report import Report, Row
 
 
 def speed(results: Results) -> str:
+    """The section on time and memory by context length."""
     shown = (
         ("prefill_seconds", "Reading the context", "time", seconds_text, "faster"),
         ("decode_seconds", "Writing one more token", "time per token", seconds_text, "faster"),
