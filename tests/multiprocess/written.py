@@ -11,10 +11,9 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.ruler.scoring import write
 from hypenet_jax.evals.ruler.tasks import TASKS, questions
 from hypenet_jax.evals.ruler.text import Haystacks, sentences_of
+from hypenet_jax.generation.generate import GenerationConfig, generate_batches
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import load_hf
 
@@ -29,11 +28,18 @@ def main(folder: str, text: str, out: str, data: str, sequence: str) -> None:
         asked.tokens[start:]
         for start, asked in enumerate(questions(TASK, haystacks, LENGTH, count=5, seed=0))
     ]
-    subject = EvalModel("student", *load_hf(folder, mesh=mesh))
+    decoder, params = load_hf(folder, mesh=mesh)
+    budget = TASKS[TASK].budget
+    config = GenerationConfig(
+        max_new_tokens=budget, max_length=LENGTH, stop_tokens=(tokenizer.end_id,)
+    )
     with on_mesh(mesh):
-        found = write(subject, prompts, LENGTH, TASKS[TASK].budget, stop=(tokenizer.end_id,))
+        batches = generate_batches(decoder, params, prompts, config, width=LENGTH - budget)
+        written = {row: result for batch in batches for row, result in batch.items()}
     if jax.process_index() == 0:
-        pathlib.Path(out).write_text(json.dumps([row.tolist() for row in found]))
+        pathlib.Path(out).write_text(
+            json.dumps([written[i].tokens.tolist() for i in range(len(prompts))])
+        )
 
 
 if __name__ == "__main__":
