@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import tyro
 
 from hypenet_jax import runtime
+from hypenet_jax.evals.efficiency.roofline import relative_to_roofline, roofline_rows
+from hypenet_jax.evals.efficiency.speed import decode_times
 from hypenet_jax.evals.model import EvalModel, random_model
 from hypenet_jax.evals.report import Report, failure
-from hypenet_jax.evals.roofline import relative_to_roofline, roofline_rows
-from hypenet_jax.evals.speed import decode_times
 from hypenet_jax.model import presets
 from launch.errors import CODES
 

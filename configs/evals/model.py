@@ -9,15 +9,15 @@ from typing import Literal
 
 from hypenet_jax.data.sources import JsonLines, Source, TextFiles, standard_library
 from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.evaluator import Evaluator
 from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.language.samples import SamplesEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.passkey import PasskeyEvaluator
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.ruler.tasks import TASKS
-from hypenet_jax.evals.samples import SamplesEvaluator
-from hypenet_jax.evals.speed import SpeedEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.evals.text import HeldOut
 

@@ -12,11 +12,11 @@ from configs.quickstart import CATALOGUE, TRAINED_LENGTH
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.needle import NeedleEvaluator
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.present.presentation import Document
-from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.evals.text import HeldOut
 

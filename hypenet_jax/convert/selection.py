@@ -13,7 +13,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.evals import EvalModel, Report, held_out, retrieval
-from hypenet_jax.evals.passkey import passkey_retrieval
+from hypenet_jax.evals.retrieval.passkey import passkey_retrieval
 from hypenet_jax.sharding import on_mesh
 from hypenet_jax.train.errors import Preempted
 from hypenet_jax.train.provenance import Provenance, check_provenance, verified_metadata

@@ -2,11 +2,11 @@
 shows it.
 """
 
-from hypenet_jax.evals.heldout import held_out
+from hypenet_jax.evals.language.heldout import held_out
+from hypenet_jax.evals.language.perplexity import perplexity_by_length
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.needle import needle_accuracy, retrieval
-from hypenet_jax.evals.perplexity import perplexity_by_length
 from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.retrieval.needle import needle_accuracy, retrieval
 
 __all__ = [
     "EvalModel",

@@ -11,12 +11,12 @@ from hypenet_jax.data.tokenizer import TrainedTokenizer
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
-from hypenet_jax.evals.heldout import HeldOutEvaluator
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
+from hypenet_jax.evals.language.heldout import HeldOutEvaluator
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.language.samples import SamplesEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.needle import NeedleEvaluator
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
-from hypenet_jax.evals.samples import SamplesEvaluator
-from hypenet_jax.evals.speed import SpeedEvaluator
+from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from hypenet_jax.chips import CHIPS
-from hypenet_jax.evals.roofline import roofline_rows
-from hypenet_jax.evals.speed import cursor_at, decode_times, efficiency, filled_state
+from hypenet_jax.evals.efficiency.roofline import roofline_rows
+from hypenet_jax.evals.efficiency.speed import cursor_at, decode_times, efficiency, filled_state
 from hypenet_jax.model.cost import decode_work, prefill_work, state_bytes
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b

@@ -7,9 +7,9 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals import chunked_forward
 from hypenet_jax.evals.harness.generation import GenerationRequest, continuations
 from hypenet_jax.evals.harness.likelihood import LikelihoodRequest, likelihoods
+from hypenet_jax.evals.language import chunked_forward
 from hypenet_jax.generation import GenerationConfig, Sampling, generate
 from hypenet_jax.generation.decode import stream_span
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh

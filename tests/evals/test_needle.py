@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from hypenet_jax.evals.needle import (
+from hypenet_jax.evals.retrieval.needle import (
     last_logits,
     needle_accuracy,
     questions,

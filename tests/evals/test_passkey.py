@@ -9,7 +9,7 @@ import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.passkey import _row, passkey_retrieval
+from hypenet_jax.evals.retrieval.passkey import _row, passkey_retrieval
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Output
 from hypenet_jax.model.mixers import SoftmaxSpec

@@ -7,17 +7,17 @@ import pytest
 
 from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
-from hypenet_jax.evals import chunked_forward
-from hypenet_jax.evals.chunked_forward import last_hidden
-from hypenet_jax.evals.heldout import held_out
-from hypenet_jax.evals.perplexity import (
+from hypenet_jax.evals.language import chunked_forward
+from hypenet_jax.evals.language.chunked_forward import last_hidden
+from hypenet_jax.evals.language.heldout import held_out
+from hypenet_jax.evals.language.perplexity import (
     _perplexity,
     perplexity_by_length,
     perplexity_by_position,
     perplexity_of_text,
     window_ends,
 )
-from hypenet_jax.evals.predictions import _losses, final_losses, token_losses
+from hypenet_jax.evals.language.predictions import _losses, final_losses, token_losses
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 
 pytestmark = pytest.mark.brief

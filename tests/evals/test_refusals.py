@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import check_evaluation
-from hypenet_jax.evals.speed import SpeedEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.weights import CheckpointError

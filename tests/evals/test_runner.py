@@ -15,16 +15,16 @@ from hypenet_jax.data.synthetic import Catalogue
 from hypenet_jax.evals.cache import ResultCache, attempt
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
-from hypenet_jax.evals.needle import NeedleEvaluator
-from hypenet_jax.evals.passkey import PasskeyEvaluator
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.present.presentation import Document
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
+from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
+from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import evaluate
-from hypenet_jax.evals.speed import SpeedEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator, write_scale
 from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.sharding import MeshConfig, make_mesh

@@ -14,13 +14,13 @@ from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
 
 from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.chunked_forward import READ_PART
 from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
+from hypenet_jax.evals.language.chunked_forward import READ_PART
+from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.needle import NeedleEvaluator
-from hypenet_jax.evals.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
-from hypenet_jax.evals.speed import SpeedEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder, init_params

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Mask, Params, Tokens
-from hypenet_jax.evals.chunked_forward import hidden_parts
+from hypenet_jax.evals.language.chunked_forward import hidden_parts
+from hypenet_jax.evals.language.predictions import BLOCK
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.predictions import BLOCK
 from hypenet_jax.generation.batching import (
     TOKENS_PER_BATCH,
     TokenRow,

@@ -19,10 +19,10 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
-from hypenet_jax.evals.chunked_forward import last_hidden
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
+from hypenet_jax.evals.language.chunked_forward import last_hidden
+from hypenet_jax.evals.language.predictions import top_tokens
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, failure, scored, share
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Tokens
-from hypenet_jax.evals.chunked_forward import hidden_parts
+from hypenet_jax.evals.language.chunked_forward import hidden_parts
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, batches_of
 from hypenet_jax.generation.model import Model

@@ -16,9 +16,9 @@ from hypenet_jax.data.batch import Batch
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
+from hypenet_jax.evals.language.perplexity import exp
+from hypenet_jax.evals.language.predictions import top_tokens
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.perplexity import exp
-from hypenet_jax.evals.predictions import top_tokens
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.generation.model import Model

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
+from hypenet_jax.evals.language.predictions import final_losses
 from hypenet_jax.evals.model import EvalModel, ModelSource
-from hypenet_jax.evals.predictions import final_losses
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, failure
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypenet_jax.chips import CHIPS
+from hypenet_jax.evals.efficiency.memory import bytes_rows, peak_rows
+from hypenet_jax.evals.efficiency.roofline import PRESENTATIONS as ROOFLINE
+from hypenet_jax.evals.efficiency.roofline import roofline_rows
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_known, check_positive
-from hypenet_jax.evals.memory import bytes_rows, peak_rows
 from hypenet_jax.evals.model import EvalModel, ModelSource, random_like
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.units import length_text
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.evals.roofline import PRESENTATIONS as ROOFLINE
-from hypenet_jax.evals.roofline import roofline_rows
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.generation.prefill import Context, start_context

@@ -1,0 +1,1 @@
+"""Time, memory, and the least that a chip needs."""

@@ -1,0 +1,1 @@
+"""How text is predicted, and what models write: perplexity, held-out numbers, samples."""
