@@ -197,14 +197,14 @@ def _missing(make: Any, words: list[str]) -> bool:
 
 
 def _fields(config: Any, arguments: Collection[str]) -> Iterator[Field]:
-    """What can be set of a config, but for what the arguments of its function are named like."""
+    """What can be set of a config, except a field, not a section, with the name of one of the arguments."""
     kinds = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if _is_named(value):
             for i, one in enumerate(value):
                 yield f"{field.name}_{i}", Annotated[type(one), tyro.conf.arg(name=one.name)], one
-        elif field.init and field.name not in arguments:
+        elif field.init and (field.name not in arguments or dataclasses.is_dataclass(value)):
             yield field.name, kinds[field.name], value
 
 

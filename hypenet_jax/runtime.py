@@ -3,7 +3,6 @@
 Imports nothing of ours.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -50,7 +49,9 @@ class Cluster:
     """How this process finds the others.
 
     Attributes:
-      coordinator, num_processes, process_id: all three, or none where they can be detected; host:port of process 0.
+      coordinator: HOST:PORT of process 0; this and the next two together, or none where they can be detected.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
       join_seconds: how long a process waits for the others at the start.
       heartbeat_seconds: silence after which a process counts as lost and the others end.
     """
@@ -68,20 +69,6 @@ class Cluster:
                 f"{self}: coordinator, num_processes and process_id must be given together, "
                 "or none of them"
             )
-
-
-def take_cluster(arguments: Sequence[str]) -> tuple[Cluster, list[str]]:
-    """The cluster that the flags of a command line say, and the arguments that are left.
-
-    Flags are named like the fields of Cluster: `--coordinator HOST:PORT --num-processes N --process-id I`.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for field in dataclasses.fields(Cluster):
-        kind = str if field.name == "coordinator" else int
-        flag = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(flag, type=kind, default=field.default)
-    known, rest = parser.parse_known_args(arguments)
-    return Cluster(**vars(known)), rest
 
 
 def join_processes(cluster: Cluster) -> None:

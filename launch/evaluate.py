@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from hypenet_jax import runtime
-from hypenet_jax.config_file import load, resolved
+from hypenet_jax.config_file import parse, resolved
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.runner import evaluate
 from launch.errors import CODES
@@ -27,12 +27,8 @@ CHECK_FAILED = 6
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns its exit code."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return runtime.FINISHED if "--help" in arguments else runtime.BAD_CONFIG
     with runtime.main_guard(CODES):
-        cluster, words = runtime.take_cluster(arguments)
-        config = config_of(words)
+        config, cluster = config_of(arguments)
         runtime.join_processes(cluster)
         runtime.set_up_logging()
         runtime.check_agreement(config=resolved(config), code=runtime.code_version())
@@ -41,16 +37,10 @@ def main(arguments: list[str]) -> int:
     return runtime.FINISHED if passed else CHECK_FAILED
 
 
-def config_of(words: list[str]) -> EvaluationConfig:
+def config_of(arguments: list[str]) -> tuple[EvaluationConfig, runtime.Cluster]:
     """The config of a command line that begins with a config file or a model folder."""
-    first = pathlib.Path(words[0])
-    if first.is_dir():
-        return load(str(OF_A_MODEL), EvaluationConfig, ["--model", *words])
-    if not first.is_file():
-        raise ValueError(
-            f"{first} is neither a folder nor a file; name a Hugging Face folder, or a file like configs/evals/model.py"
-        )
-    return load(words[0], EvaluationConfig, words[1:])
+    model = (str(OF_A_MODEL), "--model")
+    return parse(arguments, EvaluationConfig, runtime.Cluster, usage=__doc__, of_a_folder=model)
 
 
 if __name__ == "__main__":

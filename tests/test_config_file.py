@@ -39,6 +39,13 @@ def test_fields_follow_the_name_of_their_stage_and_others_stay():
         assert (before == after) == (after.name not in changed)
 
 
+def test_an_argument_and_a_section_may_share_a_name_and_a_field_yields_to_the_argument():
+    words = ["--data", "here", "--data.context-length", "64", "--run-dir", "there"]
+    config = load(ALIGN, StageConfig, words)
+    assert (config.data.corpus.source.folder, config.data.context_length) == ("here", 64)
+    assert config.run_dir == "there"
+
+
 def test_stages_of_one_chain_share_their_run_directory():
     with pytest.raises(ConfigError, match=r"'elsewhere'.*not in runs/halo_2b"):
         load(CHAIN, HaloConfig, ["--align.run-dir", "elsewhere"])

@@ -150,13 +150,6 @@ def test_a_single_task_of_slurm_stays_alone_and_keeps_all_devices(joined, monkey
     assert not joined
 
 
-def test_cluster_flags_are_taken_from_a_command_line_and_the_rest_is_left():
-    words = ["a.py", "--coordinator", "h:1", "--text=x", "--num-processes=2", "--process-id", "0"]
-    cluster, rest = runtime.take_cluster([*words, "--steps", "-3"])
-    assert cluster == runtime.Cluster("h:1", 2, 0)
-    assert rest == ["a.py", "--text=x", "--steps", "-3"]
-
-
 def test_a_single_process_agrees_with_itself():
     runtime.check_agreement(config={"a": 1})
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from hypenet_jax.config import HaloConfig, StageConfig
+from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.stage import run_stage
 from hypenet_jax.evals.runner import evaluate
 
-EVALUATE = "evaluate"
+EVALUATION = "evaluation"
 
 
 def convert(
@@ -19,24 +20,26 @@ def convert(
     """Runs the stages in order, then the evaluation.
 
     Args:
-      only: run this stage alone ("evaluate" is the last one).
+      only: run this stage alone ("evaluation" is the last one).
       start: skip the stages before this one; what they left is still checked by the stages that need it.
-      stop: asked after every training step, every layer of a selection and before every part of the evaluation; True
+      stop: called after every training step, every layer of a selection and before every part of the evaluation; True
         saves what is to save and raises Preempted.
     Returns:
       Whether every required check of the evaluation holds; True where there is none.
     Raises:
       ConfigError: an unknown stage.
     """
+    if "evaluate" in (only, start):
+        raise ConfigError("evaluate has a new name: evaluation")
     for stage in _chosen(config, only, start):
         run_stage(stage, stop=stop)
-    if config.evaluation is None or only not in (None, EVALUATE):
+    if config.evaluation is None or only not in (None, EVALUATION):
         return True
     return evaluate(config.evaluation, stop=stop).passed
 
 
 def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[StageConfig, ...]:
-    if EVALUATE in (only, start):
+    if EVALUATION in (only, start):
         return ()
     if only is not None:
         return (config.stage(only),)

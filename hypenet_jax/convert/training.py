@@ -39,7 +39,7 @@ def train(
         evaluate = heldout_loss(stage, weights.teacher, config.data, inputs.prepared, mesh)
     batches = loader(config.data, inputs.prepared, *row_parts(mesh))
     checkpoints = Checkpoints(config.folder / "checkpoints", provenance)
-    metrics = _metrics(inputs)
+    metrics = _metrics(inputs, method.loss_name)
     try:
         state = fit(
             stage,
@@ -61,11 +61,11 @@ def train(
     return state.params
 
 
-def _metrics(inputs: Inputs) -> Metrics:
+def _metrics(inputs: Inputs, loss_name: str) -> Metrics:
     config = inputs.config
     assert config.training is not None
     sinks: list[Sink] = [
-        MetricsFile(config.folder / "metrics.jsonl"),
+        MetricsFile(config.folder / "metrics.jsonl", loss_name=loss_name),
         progress(config.training.loop.steps, config.name),
     ]
     if config.training.tensorboard:

@@ -105,7 +105,7 @@ def training_rows(folder: pathlib.Path) -> Report:
     if not records:
         return Report()
     first, last = _errors(records[0]), _errors(records[-1])
-    rows = [*_curve(stage, records, _loss_name(records[0]))]
+    rows = [*_curve(stage, records)]
     for when, errors in (("first step", first), ("last step", last)):
         rows += [
             Row("alignment_error", stage, error, 1, label=f"layer {layer}", task=when)
@@ -132,19 +132,12 @@ def selection_rows(folder: pathlib.Path) -> Report:
     return Report(tuple(rows))
 
 
-def _curve(stage: str, records: Sequence[dict[str, Any]], loss: str) -> Iterator[Row]:
-    size = -(-len(records) // CURVE_POINTS)
+def _curve(stage: str, records: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    name, size = records[0].get("loss_name", "loss"), -(-len(records) // CURVE_POINTS)
     for start in range(0, len(records), size):
         part = records[start : start + size]
         value = sum(record["loss"] for record in part) / len(part)
-        yield Row("training_loss", stage, value, len(part), task=loss, step=part[-1]["step"])
-
-
-def _loss_name(record: dict[str, Any]) -> str:
-    """What the loss of a stage is, by what else the stage recorded."""
-    if _errors(record):
-        return "mean squared error"
-    return "KL, nats" if "kl" in record else "cross entropy, nats"
+        yield Row("training_loss", stage, value, len(part), task=name, step=part[-1]["step"])
 
 
 def _errors(record: dict[str, Any]) -> dict[int, float]:

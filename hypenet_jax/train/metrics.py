@@ -34,14 +34,14 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line with `step`, `kind` and the values; non-finite numbers
+    """metrics.jsonl: one JSON object per line with `step`, `kind`, `notes`, values; non-finite numbers
     become null.
 
     `resume(step)` drops the records after that step, so a resumed run has every step exactly once.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
+    def __init__(self, path: str | os.PathLike[str], **notes: str) -> None:
+        self.path, self._notes = pathlib.Path(path), notes
         self._file: TextIO | None = None
 
     def resume(self, step: int) -> None:
@@ -57,7 +57,8 @@ class MetricsFile:
 
     def write(self, step: int, kind: str, values: Values) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._opened().write(json.dumps({"step": step, "kind": kind, **finite}) + "\n")
+        record = {"step": step, "kind": kind, **self._notes, **finite}
+        self._opened().write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
         """Forces the records to disk: a checkpoint may only follow the records of its steps."""

@@ -36,7 +36,7 @@ def config(done, place):
 def said(config):
     """(whether all required checks hold, what was printed)."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        passed = convert(config, only="evaluate")
+        passed = convert(config, only="evaluation")
     return passed, printed.getvalue()
 
 
@@ -56,7 +56,7 @@ def test_a_check_that_is_not_required_does_not_make_the_answer_no(config, tmp_pa
     changes = {"out": str(tmp_path), "checks": CHECKS[2:], "measurements": {}}
     only = dataclasses.replace(config.evaluation, **changes)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert convert(dataclasses.replace(config, evaluation=only), only="evaluate")
+        assert convert(dataclasses.replace(config, evaluation=only), only="evaluation")
     assert "missed, not required decode_speedup of student" in printed.getvalue()
 
 

@@ -59,7 +59,7 @@ def test_scores_of_another_sweep_are_refused(copy):
 def test_an_evaluation_that_is_asked_to_stop_says_that_the_same_command_goes_on(copy):
     config = dataclasses.replace(copy, evaluation=evaluation(pathlib.Path(copy.run_dir)))
     with pytest.raises(Preempted, match=r"stopped before needle of teacher; .* goes on"):
-        convert(config, only="evaluate", stop=lambda part: True)
+        convert(config, only="evaluation", stop=lambda part: True)
 
 
 @pytest.mark.parametrize("after", ["select", "distill"])

@@ -13,6 +13,8 @@ from hypenet_jax.plan import here, plan
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import read_stage_output
 
+pytestmark = pytest.mark.brief
+
 CONFIG = """
 from tiny_chain import chain
 

@@ -41,7 +41,7 @@ class FollowConfig(TrainedMethod):
         return abstract_params(models.student)
 
     def parent(self, models):
-        return aligned_mixers(models.teacher)
+        return aligned_mixers(models.teacher, models.aligned_spec)
 
     def initial_weights(self, models, weights, keys, shardings):
         teacher, student, key = models.teacher.config, models.student.config, keys("follow")

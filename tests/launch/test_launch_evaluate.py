@@ -60,14 +60,14 @@ def test_a_folder_is_measured_and_a_length_too_long_for_the_text_is_said(folder,
 def test_a_folder_and_its_teacher_become_the_shipped_suite(folder, tmp_path):
     config = evaluate.config_of(
         [str(folder), "--teacher", "teacher", "--lengths", "64", "--ruler.samples", "3"]
-    )
+    )[0]
     ruler, speed = config.measurements["ruler"], config.measurements["speed"]
     assert [one.label for one in config.models] == ["teacher", "model"]
     assert ruler.tasks == tuple(TASKS)
     assert (ruler.samples, speed.lengths, config.mesh.data) == (3, (64,), -1)
     assert isinstance(config.text, TextFiles)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    config = evaluate.config_of([str(folder), "--text", str(tmp_path)])
+    config = evaluate.config_of([str(folder), "--text", str(tmp_path)])[0]
     assert isinstance(config.text, JsonLines)
 
 
@@ -103,10 +103,10 @@ def test_every_check_of_the_results_is_about_a_number_that_is_measured():
 
 def test_a_sweep_is_decided_by_perplexity_or_by_the_tasks(folder):
     words = [str(folder), "--sweep.constants", "64", "128", "--sweep.by.lengths", "4096"]
-    sweep = evaluate.config_of(words).measurements["sweep"]
+    sweep = evaluate.config_of(words)[0].measurements["sweep"]
     assert (sweep.constants, sweep.metric, sweep.maximize) == ((64, 128), "perplexity", False)
     assert (sweep.by.lengths, sweep.models) == ((4096,), ("model",))
-    sweep = evaluate.config_of([str(folder), "--sweep-by", "ruler"]).measurements["sweep"]
+    sweep = evaluate.config_of([str(folder), "--sweep-by", "ruler"])[0].measurements["sweep"]
     assert (sweep.by.tasks, sweep.metric, sweep.maximize) == (tuple(TASKS), "ruler_mean", True)
     assert not sweep.active
 
@@ -122,8 +122,10 @@ def test_a_required_check_that_fails_has_its_exit_code(folder, monkeypatch, pass
 
 
 def test_without_a_model_the_use_is_said(capsys):
-    assert evaluate.main([]) == BAD_CONFIG
-    assert evaluate.main(["--help"]) == FINISHED
+    for words, code in (([], BAD_CONFIG), (["--help"], FINISHED)):
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.main(words)
+        assert stopped.value.code == code
     assert "python -m launch.evaluate MODEL" in capsys.readouterr().out
 
 

@@ -2,11 +2,13 @@
 
 import sys
 
+import tyro
+
 from hypenet_jax import runtime
 
 if __name__ == "__main__":
     with runtime.main_guard({OSError: runtime.BAD_DATA}):
-        cluster, _ = runtime.take_cluster(sys.argv[1:])
+        cluster, _ = tyro.cli(runtime.Cluster, args=sys.argv[1:], return_unknown_args=True)
         runtime.join_processes(cluster)
         runtime.meet("both are here")
         if cluster.process_id == 1:

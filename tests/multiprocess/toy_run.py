@@ -9,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+import tyro
 from jax.experimental import multihost_utils
 from train_toy import AXES, OPTIMIZER, Stream, init, run, trainable
 
@@ -59,6 +60,8 @@ def main(folder: pathlib.Path, steps: int, every: int) -> None:
 
 if __name__ == "__main__":
     with runtime.main_guard({}):
-        cluster, (where, last, every) = runtime.take_cluster(sys.argv[1:])
+        cluster, (where, last, every) = tyro.cli(
+            runtime.Cluster, args=sys.argv[1:], return_unknown_args=True
+        )
         runtime.join_processes(cluster)
         main(pathlib.Path(where), int(last), int(every))

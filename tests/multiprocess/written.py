@@ -8,6 +8,7 @@ import pathlib
 import sys
 
 import jax
+import tyro
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import load_tokenizer
@@ -44,6 +45,6 @@ def main(folder: str, text: str, out: str, data: str, sequence: str) -> None:
 
 if __name__ == "__main__":
     with runtime.main_guard({}):
-        cluster, words = runtime.take_cluster(sys.argv[1:])
+        cluster, words = tyro.cli(runtime.Cluster, args=sys.argv[1:], return_unknown_args=True)
         runtime.join_processes(cluster)
         main(*words)
