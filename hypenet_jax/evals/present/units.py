@@ -1,6 +1,6 @@
 """Numbers as people say them."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from hypenet_jax.evals.report import Row
@@ -12,11 +12,6 @@ Unit = Literal["number", "share", "seconds", "bytes", "ratio", "count"]
 def number_text(value: Number) -> str:
     """Three digits, and before the point all: 0.0123, 47.5, 1,370; 4.2e+07 of a model that diverged."""
     return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def share_text(value: Number) -> str:
-    """0.98."""
-    return f"{value:.2f}"
 
 
 def seconds_text(seconds: Number) -> str:
@@ -33,16 +28,6 @@ def bytes_text(count: Number) -> str:
     return f"{number_text(count / 1024**power)} {units[power]}"
 
 
-def ratio_text(value: Number) -> str:
-    """3.3×."""
-    return f"{value:.1f}\u00d7"
-
-
-def count_text(value: Number) -> str:
-    """3,000."""
-    return f"{value:,.0f}"
-
-
 def length_text(length: Number) -> str:
     """512, 2K, 128K, 1M: powers of two as people say them."""
     whole = int(length)
@@ -52,22 +37,16 @@ def length_text(length: Number) -> str:
     return f"{whole}"
 
 
-def range_text(counts: Collection[int]) -> str:
-    """32, or 32 to 256."""
-    least, most = min(counts), max(counts)
-    return f"{least}" if least == most else f"{least} to {most}"
-
-
-def interval_text(row: Row) -> str:
-    """0.893 to 1; nothing where no interval was computed."""
-    return "{:.3g} to {:.3g}".format(*row.interval) if row.interval else ""
-
-
 TEXTS: Mapping[Unit, Callable[[Number], str]] = {
     "number": number_text,
-    "share": share_text,
+    "share": "{:.2f}".format,
     "seconds": seconds_text,
     "bytes": bytes_text,
-    "ratio": ratio_text,
-    "count": count_text,
+    "ratio": "{:.1f}\u00d7".format,
+    "count": "{:,.0f}".format,
 }
+
+
+def interval_text(row: Row, unit: Unit) -> str:
+    """0.89 to 1.00; nothing where no interval was computed."""
+    return " to ".join(map(TEXTS[unit], row.interval or ()))

@@ -1,0 +1,76 @@
+import pytest
+
+from hypenet_jax.evals.checks import CheckResult
+from hypenet_jax.evals.present.presentation import Presentation
+from hypenet_jax.evals.report import Report, Row, failure, share
+from hypenet_jax.evals.results import Results
+
+MODELS = ("teacher <RoPE>", "student & co")
+
+
+@pytest.fixture
+def results() -> Results:
+    """Rows of every kind of presentation, with text that would be markup if it were not escaped."""
+    report = Report()
+    for hits, model in enumerate(MODELS, start=3):
+        for length in (128, 2048):
+            report = report.add(
+                share("needle", model, hits, 8, length=length),
+                share("needle_by_depth", model, hits, 8, length=length, depth=0.25),
+                Row("decode_seconds", model, length / 1e7 / hits, 3, length),
+                share("ruler", model, hits, 4, length=length, task="niah <1>"),
+            )
+        report = report.add(
+            share("harness/acc", model, hits, 10, task="arc"),
+            Row("sample", model, 3.0, 1, label="<i>and</i> so on", task="Once"),
+        )
+    report = report.add(
+        Row("decode_speedup", MODELS[1], 7.0, 3, 2048),
+        Row("tokens", "align", 1000.0, 1),
+        Row("tokens", "distill", 2000.0, 1),
+        *(Row("loss", "distill", 1 / (1 + i), 1, step=i, task="KL") for i in range(100)),
+        *(Row("error", "align", 1.0, 1, label=f"layer {i}", task="first step") for i in range(3)),
+        Row("error", "align", 0.1, 1, label="layer 0", task="last step"),
+        failure(MODELS[1], "vt", "too <long>", 4096, 2),
+    )
+    return Results(
+        title="A <title> & more",
+        lead="What was done.",
+        models=MODELS,
+        summary=(("needles", "<b>1.00</b>"),),
+        report=report,
+        presentations=(
+            Presentation(
+                metric="needle",
+                title="Needles",
+                note="{counts} texts",
+                unit="share",
+                label="accuracy",
+                reference=(1 / 16, "chance"),
+            ),
+            Presentation(metric="needle_by_depth", title="Depth", unit="share", kind="heat map"),
+            Presentation(metric="ruler", title="Tasks", unit="share", kind="table"),
+            Presentation(metric="harness/*", title="Harness", kind="list"),
+            Presentation(
+                metric="decode_seconds",
+                title="Decode",
+                unit="seconds",
+                label="time per token",
+                better="faster",
+                ratio="decode_speedup",
+            ),
+            Presentation(metric="loss", title="Loss", kind="curves", section="Conversion"),
+            Presentation(
+                metric="error", title="Error", kind="bars", label="error", section="Conversion"
+            ),
+            Presentation(
+                metric="tokens", title="Tokens", unit="count", kind="list", section="Conversion"
+            ),
+            Presentation(metric="sample", title="Samples", kind="texts"),
+            Presentation(metric="absent", title="Never measured"),
+        ),
+        checks=(
+            CheckResult("finds <needles>", "0.5", "at least 0.9", False),
+            CheckResult("is fast", "1.9", "at least 2", False, required=False),
+        ),
+    )
