@@ -140,6 +140,10 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Evalu
         checks=checks(),
         title="Results",
         document=Document(
-            path="docs/results.md", title="Results", about=ABOUT, trained_length=TRAINED_LENGTH
+            path="docs/results.md",
+            title="Results",
+            about=ABOUT,
+            trained_length=TRAINED_LENGTH,
+            figure="docs/figures/needle_and_speed.svg",
         ),
     )

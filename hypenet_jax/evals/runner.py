@@ -19,7 +19,6 @@ from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator, Session
 from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
 from hypenet_jax.evals.present.units import length_text
-from hypenet_jax.evals.present.write import write_results
 from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Results
 from hypenet_jax.evals.text import check_tokenizer
@@ -170,6 +169,9 @@ def _summary(
 
 def _write(config: EvaluationConfig, results: Results) -> None:
     """All files of an evaluation."""
+    # Imported here: matplotlib and jinja2 take half a second, and only this process draws.
+    from hypenet_jax.evals.present.write import write_results
+
     folder = pathlib.Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.jsonl").write_text(results.report.to_json_lines(), encoding="utf-8")

@@ -68,6 +68,7 @@ class HarnessEvaluator(Evaluator):
             self._length(pathlib.Path(source.folder))
 
     def run(self, model: EvalModel, session: Session) -> Report:
+        """Every metric of the tasks as "harness/acc" and so on: one of them is called "perplexity", as is one of ours."""
         # Imported here: only who measures its tasks has the harness.
         from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
@@ -89,7 +90,11 @@ class HarnessEvaluator(Evaluator):
                 seed=session.seed,
             )
             report += session.keep(task, measure)
-        return report
+        named = (
+            r if r.metric == "failed" else dataclasses.replace(r, metric=f"harness/{r.metric}")
+            for r in report.rows
+        )
+        return Report(tuple(named))
 
     def responses_file(self, model: EvalModel, seed: int) -> pathlib.Path | None:
         """Where responses of this very model are kept; other weights, tokenizers or settings have another file."""
