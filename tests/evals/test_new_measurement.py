@@ -81,7 +81,7 @@ def test_it_runs_is_kept_and_stands_on_the_page(config, monkeypatch):
         raise KeyboardInterrupt
 
     with contextlib.redirect_stdout(io.StringIO()) as printed, monkeypatch.context() as patch:
-        patch.setattr("hypenet_jax.evals.runner.write_results", stopped)
+        patch.setattr("hypenet_jax.evals.present.write.write_results", stopped)
         with pytest.raises(KeyboardInterrupt):
             evaluate(config)
         patch.undo()

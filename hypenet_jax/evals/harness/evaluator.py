@@ -68,7 +68,7 @@ class HarnessEvaluator(Evaluator):
             self._length(pathlib.Path(source.folder))
 
     def run(self, model: EvalModel, session: Session) -> Report:
-        """Every metric of the tasks as "harness/acc" and so on: one of them is called "perplexity", as is one of ours."""
+        """Rows "harness/acc" and so on: the harness has metrics of names that ours have too, such as "perplexity"."""
         # Imported here: only who measures its tasks has the harness.
         from hypenet_jax.evals.harness.scores import evaluate_with_harness
 

@@ -89,7 +89,7 @@ def _lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[st
     rows = sorted((row for row in rows if not log or row.value > 0), key=lambda row: row.key)
     for slot, model in enumerate(models):
         line = [row for row in rows if row.model == model]
-        x, y = [row.length for row in line], [row.value for row in line]
+        x, y = [row.length or 0 for row in line], [row.value for row in line]
         look = {"color": _color(slot), "linestyle": DASHES[slot % 6], "marker": MARKERS[slot % 4]}
         ends = [row.interval for row in line if row.interval and math.isfinite(row.interval[1])]
         if line:

@@ -30,7 +30,7 @@ SERIES = [COLORS[f"s{slot}"] for slot in range(6)]
 # What follows in the id of an artist is said when it is pointed at.
 TIP = "tip:"
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hypenet_jax",  # files are the same bytes each time
     "pdf.fonttype": 42,
