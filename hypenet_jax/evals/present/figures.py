@@ -99,9 +99,8 @@ def _lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[st
             axes.vlines(x, lows, highs, color=_color(slot), alpha=0.5, linewidth=1.4)
     for row in rows:  # last, so that they lie above all else
         tip = f"{row.model}, {length_text(row.length or 0)}: {_told(p, row)}"
-        axes.plot(
-            row.length, row.value, "o", color=COLORS["ink"], markersize=14, alpha=0, gid=TIP + tip
-        )
+        spot: Any = {"color": COLORS["ink"], "markersize": 14, "alpha": 0, "gid": TIP + tip}
+        axes.plot(row.length or 0, row.value, "o", **spot)
     if p.reference is not None:
         height, name = p.reference
         axes.axhline(height, color=COLORS["soft"], linestyle=":", linewidth=1.2)
