@@ -1,14 +1,17 @@
+import pathlib
+
 import pytest
 
 from hypenet_jax.evals.checks import CheckResult
-from hypenet_jax.evals.present.presentation import Presentation
+from hypenet_jax.evals.present.presentation import Document, Presentation
+from hypenet_jax.evals.present.write import write_results
 from hypenet_jax.evals.report import Report, Row, failure, share
 from hypenet_jax.evals.results import Results
 
 MODELS = ("teacher <RoPE>", "student & co")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def results() -> Results:
     """Rows of every kind of presentation, with text that would be markup if it were not escaped."""
     report = Report()
@@ -74,3 +77,18 @@ def results() -> Results:
             CheckResult("is fast", "1.9", "at least 2", False, required=False),
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def written(results, tmp_path_factory) -> pathlib.Path:
+    """A folder with what `write_results` wrote: the page in new/page, the document in new/docs."""
+    folder = tmp_path_factory.mktemp("present") / "new"
+    document = Document(
+        path=str(folder / "docs" / "results.md"),
+        title="Results",
+        about="These models.",
+        trained_length=128,
+        figure=str(folder / "docs" / "figures" / "figure.svg"),
+    )
+    write_results(folder / "page", results, document)
+    return folder

@@ -4,27 +4,13 @@ import re
 
 import pytest
 
-from hypenet_jax.evals.present.presentation import Document, Presentation
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.tables import tables
-from hypenet_jax.evals.present.write import write_results
 from hypenet_jax.evals.report import Report, Row, share
 
 
-@pytest.fixture
-def folder(results, tmp_path):
-    document = Document(
-        path=str(tmp_path / "docs" / "results.md"),
-        title="Results",
-        about="These models.",
-        trained_length=128,
-        figure=str(tmp_path / "docs" / "figures" / "figure.svg"),
-    )
-    write_results(tmp_path / "out", results, document)
-    return tmp_path / "docs"
-
-
-def test_the_document_has_the_tables_checks_and_failures(folder):
-    text = (folder / "results.md").read_text(encoding="utf-8")
+def test_the_document_has_the_tables_checks_and_failures(written):
+    text = (written / "docs" / "results.md").read_text(encoding="utf-8")
     for line in (
         "# Results",
         "| context | 128 (1x) | 2K (16x) |",
@@ -39,8 +25,8 @@ def test_the_document_has_the_tables_checks_and_failures(folder):
     assert "\n\n\n" not in text
 
 
-def test_the_figure_of_the_document_is_needle_accuracy_beside_time_per_token(folder):
-    svg = (folder / "figures" / "figure.svg").read_text(encoding="utf-8")
+def test_the_figure_of_the_document_is_needle_accuracy_beside_time_per_token(written):
+    svg = (written / "docs" / "figures" / "figure.svg").read_text(encoding="utf-8")
     assert svg.startswith("<svg")
     assert 'xmlns="http://www.w3.org/2000/svg"' in svg
     assert "prefers-color-scheme:dark" in svg
