@@ -68,7 +68,6 @@ class HarnessEvaluator(Evaluator):
             self._length(pathlib.Path(source.folder))
 
     def run(self, model: EvalModel, session: Session) -> Report:
-        """Rows "harness/acc" and so on: the harness has metrics of names that ours have too, such as "perplexity"."""
         # Imported here: only who measures its tasks has the harness.
         from hypenet_jax.evals.harness.scores import evaluate_with_harness
 
@@ -90,11 +89,7 @@ class HarnessEvaluator(Evaluator):
                 seed=session.seed,
             )
             report += session.keep(task, measure)
-        named = (
-            r if r.metric == "failed" else dataclasses.replace(r, metric=f"harness/{r.metric}")
-            for r in report.rows
-        )
-        return Report(tuple(named))
+        return report
 
     def responses_file(self, model: EvalModel, seed: int) -> pathlib.Path | None:
         """Where responses of this very model are kept; other weights, tokenizers or settings have another file."""
