@@ -4,7 +4,6 @@ All trees here are in single layers (`unstack_layers`). Source: arXiv 2601.22156
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +34,19 @@ def transfer(
         student.pop("head", None)
     for i, spec in enumerate(student_config.mixers):
         layer = student[f"layer_{i}"]
-        mixer = transfer_mixer(layer["mixer"], spec, jax.random.fold_in(key, i))
+        mixer = spec.params_from_softmax(layer["mixer"], jax.random.fold_in(key, i))
         student[f"layer_{i}"] = {**layer, "mixer": mixer}
     return student
-
-
-def transfer_mixer(params: Params, target: MixerSpec, key: jax.Array) -> dict[str, Any]:
-    """The parameters of softmax attention, float32, as those of the mixer that replaces it."""
-    return target.params_from_softmax(jax.tree.map(_master, params), key)
 
 
 def transfer_mixers(
     teacher_config: ModelConfig, teacher: Params, spec: MixerSpec, key: jax.Array
 ) -> Params:
-    """A mixer of this kind for EVERY layer of the teacher, stacked on axis 0: what stage 1 trains."""
-    mixers = [
-        transfer_mixer(teacher[f"layer_{i}"]["mixer"], spec, jax.random.fold_in(key, i))
-        for i in range(teacher_config.num_layers)
-    ]
+    """A mixer of this spec for EVERY layer of the teacher, float32, stacked on axis 0: what stage 1 trains."""
+    mixers = []
+    for i in range(teacher_config.num_layers):
+        attention = jax.tree.map(_master, teacher[f"layer_{i}"]["mixer"])
+        mixers.append(spec.params_from_softmax(attention, jax.random.fold_in(key, i)))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixers)
 
 
