@@ -1,6 +1,6 @@
 """Sums over tokens of next-token, distillation and alignment losses, each with the weight to divide by.
 
-A loss is a pair (total, weight), so that micro-batches and devices can be added up before the one division.
+A loss is a pair (total, weight), so that micro-batches and devices can be summed before a single division.
 All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
@@ -30,14 +30,14 @@ from pallas_kernels import (
 class Mean:
     """A weighted sum over tokens and the sum of the weights; their ratio is the mean.
 
-    Kept apart so that micro-batches, batches and devices can be added before the one division.
+    Separate, so that micro-batches, batches and devices can be summed before a single division.
     """
 
     total: Scalar
     weight: Scalar
 
     def value(self) -> Scalar:
-        """total / weight, and 0 where nothing was counted."""
+        """total / weight, or 0 if the weight is 0."""
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)
 
 
@@ -47,8 +47,8 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
     Args:
       hidden: final hidden states; position t - 1 predicts token t.
       head: output matrix.
-      tokens: the text itself; shifted here.
-      weights: how much the prediction of each token counts; the first token of a row is never predicted.
+      tokens: token ids; shifted here.
+      weights: loss weight of predicting each token; the first token of a row is never predicted.
     """
     # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
     targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
@@ -109,7 +109,7 @@ def _op_axes(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> MeshAxe
 
 
 def _flat(sharded: MeshAxes, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
-    """[B*T ...] of [B T ...], tokens in the order of the devices that hold them, so that none moves."""
+    """[B*T ...] of [B T ...], tokens ordered by device, so that no data moves."""
     merge = lambda *own: [x.reshape(-1, *x.shape[2:]) for x in own]  # noqa: E731
     specs = PartitionSpec(sharded.batch, sharded.sequence), PartitionSpec(sharded.tokens)
     return on_each_device(merge, *specs)(*arrays)
@@ -131,7 +131,7 @@ def norm_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
 
 
 def token_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
-    """Sum over tokens of |imitation - target|^2 / |target|^2, each token by itself, so that parts of a batch add up."""
+    """Sum over tokens of |imitation - target|^2 / |target|^2, normalised per token, so that micro-batches sum up."""
     wide = target.astype(jnp.float32)
     gap = jnp.mean(jnp.square(imitation.astype(jnp.float32) - wide), axis=-1)
     per_token = gap / (jnp.mean(jnp.square(wide), axis=-1) + jnp.finfo(jnp.float32).tiny)
@@ -139,7 +139,7 @@ def token_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
 
 
 def relative_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
-    """Squared gap over tokens, and the target's own variance as its weight: 0 is perfect, 1 is predicting the mean."""
+    """Squared gap over tokens with the target's variance as its weight: 0 is perfect, 1 is predicting the mean."""
     real = weights[..., None]
     count = jnp.maximum(jnp.sum(weights), 1.0)
     wide = target.astype(jnp.float32)

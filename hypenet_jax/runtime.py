@@ -31,9 +31,9 @@ FINISHED, BUG, BAD_CONFIG, DOES_NOT_FIT, NUMERICS, BAD_DATA, PREEMPTED = 0, 1, 2
 """Exit codes. 42 asks the scheduler for a restart with the same command; the others do not."""
 
 LOST = 134
-"""Another process is gone; also what JAX ends with when it notices that by itself (SIGABRT)."""
+"""Another process was lost; also the code that JAX exits with when it notices this itself (SIGABRT)."""
 
-# A process that fails alone must not wait for the others: they wait for it.
+# A process that fails alone must not wait long for the others: they wait for it.
 SECONDS_TO_LEAVE = 10
 _NAME_BYTES, _DIGEST_BYTES = 64, 32
 
@@ -44,9 +44,9 @@ class ProcessesDiffer(ValueError):
     """The processes of a run were not started with the same config, code or data."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """How this process finds the others.
+    """How this process finds the other processes.
 
     Attributes:
       coordinator: HOST:PORT of process 0; this and the next two together, or none where they can be detected.
@@ -72,12 +72,12 @@ class Cluster:
 
 
 def join_processes(cluster: Cluster) -> None:
-    """Joins the processes of this run, before any other use of JAX; a single process stays alone.
+    """Joins the processes of this run, before any other use of JAX; does nothing for a single process.
 
     Given addresses are used as they are; otherwise JAX detects the cluster (SLURM, TPU pod, GKE, Open MPI).
 
     Raises:
-      RuntimeError: the others did not come in time.
+      RuntimeError: the other processes did not connect in time.
     """
     if cluster.coordinator is None:
         coordinator, count, process, devices = _detected(cluster.join_seconds)
@@ -86,7 +86,7 @@ def join_processes(cluster: Cluster) -> None:
         devices = None
     if coordinator is None or count == 1:
         return
-    # Said beforehand, because JAX ends the whole process when the time is up.
+    # Printed beforehand, because JAX ends the whole process on a timeout.
     _say(
         f"process {process} of {count}: waiting up to {cluster.join_seconds} s "
         f"for all {count} processes at {coordinator}"
@@ -105,7 +105,7 @@ def join_processes(cluster: Cluster) -> None:
 
 def _detected(seconds: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
     """Address of process 0, number of processes, ours, our devices (None: all); None where there is no cluster."""
-    # JAX's own detection, asked for its values: `initialize` would use them without saying them.
+    # JAX's own detection, called for its values: `initialize` uses them without reporting them.
     from jax._src.clusters import ClusterEnv
 
     return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
@@ -117,13 +117,13 @@ def reason(error: Exception) -> str:
 
 
 def meet(where: str) -> None:
-    """Returns when every process has come here."""
+    """Barrier: returns when every process has called it."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(where)
 
 
 def broadcast(value: Any) -> Any:
-    """What process 0 holds, on every process; anything that pickle can write, of a class that all know."""
+    """The value of process 0, on every process; anything that pickle can serialise."""
     if jax.process_count() == 1:
         return value
     sent = pickle.dumps(value) if jax.process_index() == 0 else b""
@@ -133,28 +133,28 @@ def broadcast(value: Any) -> Any:
     return pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
-def check_agreement(**facts: Any) -> None:
-    """Refuses to go on unless all processes hold the same facts, anything that JSON can hold; one hash of each travels.
+def check_agreement(**values: Any) -> None:
+    """Checks that all processes hold the same values, anything JSON can hold, by exchanging their hashes.
 
     Raises:
-      ProcessesDiffer: on every process, naming the processes that differ from process 0, their hosts and the facts.
+      ProcessesDiffer: on every process, naming those that differ from process 0, their hosts and the values.
     """
     if jax.process_count() == 1:
         return
     digests = [
-        hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest()
-        for fact in facts.values()
+        hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+        for value in values.values()
     ]
     name = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
-    mine = np.frombuffer(name + b"".join(digests), np.uint8)
-    everyone = np.asarray(multihost_utils.process_allgather(mine))
+    local = np.frombuffer(name + b"".join(digests), np.uint8)
+    everyone = np.asarray(multihost_utils.process_allgather(local))
     hosts = [bytes(row[:_NAME_BYTES]).rstrip(b"\0").decode() for row in everyone]
-    parts = everyone[:, _NAME_BYTES:].reshape(len(everyone), len(facts), _DIGEST_BYTES)
+    parts = everyone[:, _NAME_BYTES:].reshape(len(everyone), len(values), _DIGEST_BYTES)
     lines = [
         f"process {process} on {hosts[process]} has another {' and '.join(different)} "
         f"than process 0 on {hosts[0]}"
         for process, same in enumerate((parts == parts[0]).all(axis=-1))
-        if (different := [fact for fact, equal in zip(facts, same, strict=True) if not equal])
+        if (different := [key for key, equal in zip(values, same, strict=True) if not equal])
     ]
     if lines:
         raise ProcessesDiffer(
@@ -163,7 +163,7 @@ def check_agreement(**facts: Any) -> None:
 
 
 def code_version() -> dict[str, str]:
-    """What the code of this process is: a hash of our own sources, and the versions below them."""
+    """Identifies the code of this process: a hash of our sources, and versions of Python and JAX."""
     here = pathlib.Path(__file__).parent
     sources = hashlib.sha256()
     for package in (here, here.parent / "pallas_kernels"):
@@ -189,16 +189,16 @@ def set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        where = "" if first else f" process {jax.process_index()}"
-        handler.setFormatter(logging.Formatter(f"%(asctime)s{where} %(levelname)s %(message)s"))
+        process = "" if first else f" process {jax.process_index()}"
+        handler.setFormatter(logging.Formatter(f"%(asctime)s{process} %(levelname)s %(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO if first else logging.WARNING)
     log.propagate = False
 
 
 def keys(seed: int) -> Callable[[str], jax.Array]:
-    """Named random keys of one seed: keys(0)("init") is the same on every machine and independent
-    of other names.
+    """Random keys by name: keys(0)("init") is the same on every machine and independent of other
+    names.
     """
     root = jax.random.key(seed)
     return lambda name: jax.random.fold_in(root, zlib.crc32(name.encode()))
@@ -206,14 +206,14 @@ def keys(seed: int) -> Callable[[str], jax.Array]:
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
-    """Gives stop(step): has this run been asked to end? Single process: SIGTERM was received here.
+    """Yields stop(step), which returns True once this process has received SIGTERM.
 
-    With several processes JAX's preemption service catches the signal and all of them answer True
-    at the same step.
+    With several processes JAX's preemption service receives the signal, and all processes return
+    True at the same step.
     """
     if jax.process_count() > 1:
-        # Steps begin anew with every stage, but the service counts on: a signal late in one stage stops the next. It
-        # takes 0 for what came before the first call.
+        # Steps restart with every stage, but the service needs increasing numbers, so that a signal late in one stage
+        # stops the next. It treats 0 as before the first call.
         calls = itertools.count(1)
         yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
         return
@@ -227,9 +227,9 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Ends a main: known exceptions become one screen without traceback and their exit code, others
-    stay bugs (1). With several processes, a known error that only this one meets ends it after
-    SECONDS_TO_LEAVE, and an unknown one that comes of the loss of another becomes LOST.
+    """Ends a command: known exceptions print a message without traceback and exit with their code,
+    others are bugs (1). With several processes, a known error of this one alone ends it after
+    SECONDS_TO_LEAVE, and an unknown one caused by the loss of another process exits with LOST.
 
     Args:
       codes: exception class to exit code; subclasses count, the first match wins.
@@ -248,12 +248,12 @@ def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device had no room for what it was given."""
+    """Whether a device ran out of memory."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _left(code: int) -> int:
-    """The exit code of a process alone; one of several ends here, once the others end too or time is up."""
+    """The exit code of a process alone; one of several exits here, once the others exit or time is up."""
     if not jax.distributed.is_initialized():
         return code
     failures: list[Exception] = []

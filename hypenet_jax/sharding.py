@@ -1,7 +1,7 @@
-"""The mesh, the one table from logical axis names to mesh axes, and placing arrays by it.
+"""The mesh, the table from logical axis names to mesh axes, and shardings derived from it.
 
-Only this file knows the names of mesh axes: `data` (copies of the model), `fsdp` (parameters and batch cut),
-`sequence` (time cut) and `tensor` (heads, mlp and vocabulary cut).
+Only this file knows the names of mesh axes: `data` (replicas of the model), `fsdp` (shards parameters and batch),
+`sequence` (shards time) and `tensor` (shards heads, mlp and vocabulary).
 """
 
 import contextlib
@@ -37,10 +37,10 @@ LogicalAxes = Sequence[str | None] | PartitionSpec
 
 
 class ShardingError(ValueError):
-    """A mesh, an array or a batch that does not fit the others; the message says what would."""
+    """A mesh, an array or a batch that does not divide; the message says what would work."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Sizes of the mesh axes; one of them may be -1, which takes the devices the others leave."""
 
@@ -79,7 +79,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh | None):
-    """Traces inside see this mesh (`constrain`, `mesh_axes`, choice of kernels). None changes nothing."""
+    """Sets the mesh that traces inside see (`constrain`, `mesh_axes`, choice of kernels); None changes nothing."""
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         yield
 
@@ -87,27 +87,27 @@ def on_mesh(mesh: Mesh | None):
 def sharding_of(
     logical_axes: LogicalAxes, shape: Sequence[int], mesh: Any, path: str = "array"
 ) -> NamedSharding:
-    """Where an array with these logical axes lies on a mesh (or AbstractMesh).
+    """Sharding of an array with these logical axes on a mesh (or AbstractMesh).
 
     Raises:
-      ShardingError: a name without a rule, one mesh axis asked for twice, or a size that does not
+      ShardingError: a name without a rule, one mesh axis used twice, or a size that does not
         divide.
     """
     names = tuple(logical_axes)
     if len(names) != len(shape):
         raise ShardingError(f"{path}: {len(names)} axis names {names} for shape {tuple(shape)}")
     spec = [_mesh_axes(name, mesh, path) for name in names]
-    asked: dict[str, int] = {}
+    used: dict[str, int] = {}
     for dimension, (size, wanted) in enumerate(zip(shape, spec, strict=True)):
         for axis in wanted:
-            if axis in asked:
-                first = asked[axis]
+            if axis in used:
+                first = used[axis]
                 raise ShardingError(
                     f"{path}: dimensions {first} ({names[first]!r}) and {dimension} "
                     f"({names[dimension]!r}) both ask for mesh axis {axis!r}; "
                     "give one of them a name that maps elsewhere"
                 )
-            asked[axis] = dimension
+            used[axis] = dimension
         parts = math.prod(mesh.shape[axis] for axis in wanted)
         if size % parts:
             what = f"{path}: dimension {dimension}"
@@ -116,8 +116,7 @@ def sharding_of(
 
 
 def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
-    """Tree of NamedSharding for a tree of arrays (or shapes) and the like tree of logical axis
-    names.
+    """Tree of NamedSharding for a tree of arrays (or shapes) and a matching tree of logical axes.
 
     The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's
     metadata gives).
@@ -137,9 +136,9 @@ def replicated(mesh: Any) -> NamedSharding:
 
 
 def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Array, "..."]:
-    """Asks the compiler to lay x out by its logical names; x itself without a mesh.
+    """Constrains the sharding of x by its logical axis names; returns x unchanged without a mesh.
 
-    A hint for activations: what `mesh_axes` leaves whole (a batch of one row) stays whole.
+    For activations: axes that `mesh_axes` does not shard (a batch of one row) stay replicated.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -148,10 +147,10 @@ def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Arr
 
 
 def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
-    """The axes of the mesh in force that cut an array's axis of this logical name and size.
+    """The axes of the current mesh that shard an array axis of this logical name and size.
 
-    None without a mesh (`on_mesh`), and none along which `jax.shard_map` has cut already. Rows and times that do not
-    divide stay whole on every device.
+    Empty without a mesh (`on_mesh`), and without axes that are manual inside `jax.shard_map`. Batch and time axes that
+    do not divide stay replicated.
 
     Raises:
       ShardingError: any other axis that does not divide.
@@ -159,31 +158,31 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     wanted = _mesh_axes(name, mesh, "activation")
-    cutting = tuple(axis for axis in wanted if kinds[axis] == AxisType.Auto)
-    parts = math.prod(mesh.shape[axis] for axis in cutting)
+    automatic = tuple(axis for axis in wanted if kinds[axis] == AxisType.Auto)
+    parts = math.prod(mesh.shape[axis] for axis in automatic)
     if size % parts == 0:
-        return cutting
+        return automatic
     if name in (axes.BATCH, axes.TIME):
         return ()
-    raise ShardingError(_indivisible("an activation's axis", name, size, cutting, parts))
+    raise ShardingError(_indivisible("an activation's axis", name, size, automatic, parts))
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """This process's rows, "B T" numpy arrays, as global arrays of all processes' rows; mesh None:
-    the default device.
+    """Global arrays made of the local "B T" numpy rows of every process; mesh None: on the default
+    device.
     """
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
     spec = PartitionSpec(
         *(_entry(_mesh_axes(name, mesh, "batch")) for name in (axes.BATCH, axes.TIME))
     )
-    where = NamedSharding(mesh, spec)
+    sharding = NamedSharding(mesh, spec)
 
     def place(path: Any, local: Any) -> Array:
         name = "batch" + jax.tree_util.keystr(path)
         rows, time = local.shape[0] * row_parts(mesh)[1], local.shape[1]
         sharding_of((axes.BATCH, axes.TIME), (rows, time), mesh, name)
-        return jax.make_array_from_process_local_data(where, local, (rows, time))
+        return jax.make_array_from_process_local_data(sharding, local, (rows, time))
 
     return jax.tree_util.tree_map_with_path(place, batch)
 
@@ -194,21 +193,21 @@ def row_parts(mesh: Mesh) -> tuple[int, int]:
     Processes that differ only along `sequence` or `tensor` load the same rows.
     """
     grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    mine = [i for i, row in enumerate(grid) if any(_is_mine(device) for device in row)]
+    local = [i for i, row in enumerate(grid) if any(_is_local(device) for device in row)]
     if (
-        len(grid) % len(mine)
-        or mine != list(range(mine[0], mine[0] + len(mine)))
-        or mine[0] % len(mine)
+        len(grid) % len(local)
+        or local != list(range(local[0], local[0] + len(local)))
+        or local[0] % len(local)
     ):
         raise ShardingError(
-            f"process {jax.process_index()} holds batch parts {mine} of {len(grid)}, "
+            f"process {jax.process_index()} holds batch parts {local} of {len(grid)}, "
             "not one aligned range; make data * fsdp a multiple of the number of processes, "
             "or a divisor of it"
         )
-    return mine[0] // len(mine), len(grid) // len(mine)
+    return local[0] // len(local), len(grid) // len(local)
 
 
-def _is_mine(device: Any) -> bool:
+def _is_local(device: Any) -> bool:
     return device.process_index == jax.process_index()
 
 

@@ -24,7 +24,7 @@ def test_options_of_the_command_and_of_the_cluster_may_stand_anywhere():
     words = ["--only", "align", CHAIN, *cluster, "--teacher", "T", "--align.seed", "7"]
     config, options, found = parse(words, HaloConfig, Options, runtime.Cluster)
     assert (options.only, options.start) == ("align", None)
-    assert found == runtime.Cluster("host:1", 2, 1)
+    assert found == runtime.Cluster(coordinator="host:1", num_processes=2, process_id=1)
     assert config.stage("align").teacher_folder == "T"
     assert [stage.seed for stage in config.stages] == [7, 0, 0]
 

@@ -87,7 +87,11 @@ def test_one_process_joins_nobody(joined):
 
 
 def test_given_processes_are_joined_with_their_times(joined, capsys):
-    runtime.join_processes(runtime.Cluster("host:1", 2, 1, join_seconds=7, heartbeat_seconds=8))
+    runtime.join_processes(
+        runtime.Cluster(
+            coordinator="host:1", num_processes=2, process_id=1, join_seconds=7, heartbeat_seconds=8
+        )
+    )
     ((where, options),) = joined
     assert where == ("host:1", 2, 1)
     assert options["initialization_timeout"] == 7
