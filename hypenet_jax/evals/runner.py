@@ -89,7 +89,7 @@ class _Measuring:
     mesh: Mesh
     stop: Callable[[int], bool]
 
-    @property
+    @functools.cached_property
     def cache(self) -> ResultCache:
         """Rows depend on the code, on the mesh, and on what `_session` adds."""
         key = f"{runtime.code_version()}\n{self.config.mesh}\n{self.config.seed}"
