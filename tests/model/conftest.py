@@ -2,15 +2,9 @@
 
 import numpy as np
 import pytest
-from tiny_decoders import (
-    BATCH,
-    TIME,
-    VOCABULARY,
-    Model,
-    random_params,
-    tiny_hybrid,
-    tiny_teacher,
-)
+from tiny_decoders import BATCH, TEACHER, TIME, VOCABULARY, Model, tiny_hybrid
+
+from hypenet_jax.testing import random_params
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +14,7 @@ def hybrid() -> Model:
 
 @pytest.fixture(scope="session")
 def teacher() -> Model:
-    return Model(tiny_teacher(), random_params(tiny_teacher()))
+    return Model(TEACHER, random_params(TEACHER))
 
 
 @pytest.fixture(scope="session", params=["teacher", "hybrid"])

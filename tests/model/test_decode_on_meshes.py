@@ -6,11 +6,12 @@ import math
 import jax
 import numpy as np
 import pytest
-from tiny_decoders import BATCH, TIME, Model, random_params, tiny_hybrid
+from tiny_decoders import BATCH, TIME, Model, tiny_hybrid
 
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
+from hypenet_jax.testing import random_params
 
 NEW = 8
 MESHES = (

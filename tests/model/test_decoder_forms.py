@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_decoders import BATCH, CAPACITY, TIME, random_params, tiny_hybrid, tiny_teacher
+from tiny_decoders import BATCH, CAPACITY, TIME, VOCABULARY, tiny_hybrid
 
 from hypenet_jax.model.decoder import Decoder, decode_state, init_params, output_head
 from hypenet_jax.model.stacking import is_stacked, stack_layers, unstack_layers
+from hypenet_jax.testing import random_params, tiny_teacher
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,9 @@ def test_initial_parameters_have_the_grouping_of_the_decoder(scan, key):
 
 def test_a_tied_head_is_an_untied_one_with_the_embedding_copied(key):
     hidden = jax.random.normal(key, (BATCH, TIME, 32))
-    tied, untied = (tiny_teacher(1, tied=tied) for tied in (True, False))
+    tied, untied = (
+        tiny_teacher(VOCABULARY, layers=1, tie_embeddings=tied) for tied in (True, False)
+    )
     params = random_params(tied)
     copied = {**params, "head": {"kernel": params["embed"]["embedding"]}}
     logits = [

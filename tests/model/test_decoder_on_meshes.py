@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
-from tiny_decoders import BATCH, TIME, Model, random_params
+from tiny_decoders import BATCH, TIME, Model
 
 from hypenet_jax import axes
 from hypenet_jax.model.config import ModelConfig, hypenet
@@ -21,6 +21,7 @@ from hypenet_jax.model.layers import Initialization, look_up
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import MESH_AXES, MeshConfig, constrain, make_mesh, on_mesh
+from hypenet_jax.testing import random_params
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 

@@ -1,7 +1,7 @@
 import dataclasses
 
 import pytest
-from tiny_decoders import tiny_hybrid, tiny_teacher
+from tiny_decoders import TEACHER, tiny_hybrid
 
 from hypenet_jax.model.config import hypenet, with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
@@ -9,21 +9,21 @@ from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 
 
 def test_named_layers_keep_softmax_without_positions_and_with_a_gate():
-    student = hypenet(tiny_teacher(), (3, 1))
+    student = hypenet(TEACHER, (3, 1))
     assert student.softmax_layers == (1, 3)
     assert student.mixers[1] == SoftmaxSpec(4, 2, 8, rope_theta=None, output_gate=True)
     assert student.mixers[0] == LightningSpec(4, 8, rope_theta=1e4)
-    assert dataclasses.replace(student, mixers=tiny_teacher().mixers) == tiny_teacher()
+    assert dataclasses.replace(student, mixers=TEACHER.mixers) == TEACHER
 
 
 def test_rotary_positions_stay_in_softmax_layers_where_asked():
-    assert hypenet(tiny_teacher(), (0,), rope_in_softmax=True).mixers[0].rope_theta == 1e4
+    assert hypenet(TEACHER, (0,), rope_in_softmax=True).mixers[0].rope_theta == 1e4
 
 
 @pytest.mark.parametrize("layers", [(4,), (-1,), (0, 0)])
 def test_layers_out_of_range_or_named_twice_are_refused(layers):
     with pytest.raises(ValueError, match="distinct indices from 0 to 3"):
-        hypenet(tiny_teacher(), layers)
+        hypenet(TEACHER, layers)
 
 
 def test_a_student_is_no_teacher():
@@ -33,7 +33,7 @@ def test_a_student_is_no_teacher():
 
 def test_runs_are_maximal_ranges_of_equal_mixers():
     assert tiny_hybrid().layer_groups == (range(1), range(1, 3), range(3, 4))
-    assert tiny_teacher().layer_groups == (range(4),)
+    assert TEACHER.layer_groups == (range(4),)
 
 
 def test_the_logit_scale_is_set_in_softmax_layers_alone():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_decoders import VOCABULARY, random_params, tiny_teacher
+from tiny_decoders import VOCABULARY
 
 from hypenet_jax.generation.decode import decode, decode_until, init_carry, row_keys
 from hypenet_jax.generation.generate import generate
@@ -23,12 +23,13 @@ from hypenet_jax.generation.saved_context import load_context, save_context
 from hypenet_jax.model.config import hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import LogLengthScale
+from hypenet_jax.testing import random_params, tiny_teacher
 
 LENGTH, WIDTH, NEW = 200, 9, 4
 ROOM = WIDTH + NEW
 CLOSE = 1e-5
 # One softmax and one lightning layer; a strong logit scale, so that positions show in both.
-CONFIG = with_logit_scale(hypenet(tiny_teacher(2), (0,)), LogLengthScale(4.0))
+CONFIG = with_logit_scale(hypenet(tiny_teacher(VOCABULARY, layers=2), (0,)), LogLengthScale(4.0))
 DECODER = Decoder(CONFIG, jnp.float32, scan=False)
 
 
@@ -86,7 +87,9 @@ def test_a_text_read_in_two_calls_of_any_lengths_is_the_text_read_in_one(
     softmax_layers, text, monkeypatch
 ):
     """Each call reads in parts of eight tokens and what is left: eight programs do for all places of the cut."""
-    config = with_logit_scale(hypenet(tiny_teacher(2), softmax_layers), LogLengthScale(4.0))
+    config = with_logit_scale(
+        hypenet(tiny_teacher(VOCABULARY, layers=2), softmax_layers), LogLengthScale(4.0)
+    )
     decoder, params = DECODER.clone(config=config), random_params(config)
     whole = prefill(decoder, params, start_context(decoder, 1, LENGTH), text[None])
     monkeypatch.setattr(sys.modules[prefill.__module__], "PREFILL_PART", 8)

@@ -9,12 +9,13 @@ import numpy as np
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
-from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state, init_params
+from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.testing import tiny_teacher
 
 BATCH, TIME, CAPACITY, VOCABULARY = 3, 24, 40, 61
+TEACHER = tiny_teacher(VOCABULARY, layers=4)
 WIDE_START = Initialization(std=0.2)
 
 
@@ -51,24 +52,6 @@ def _array(x):
     return None if x is None else jnp.asarray(x)
 
 
-def tiny_teacher(layers: int = 4, *, tied: bool = True) -> ModelConfig:
-    return ModelConfig(VOCABULARY, 32, 48, (SoftmaxSpec(4, 2, 8, 1e4),) * layers, tied)
-
-
 def tiny_hybrid() -> ModelConfig:
     """Softmax, two lightning layers, softmax; a strong logit scale, so that positions show in every layer."""
-    return with_logit_scale(hypenet(tiny_teacher(), (0, 3)), LogLengthScale(4.0))
-
-
-def random_params(config: ModelConfig, seed: int = 0) -> Params:
-    """Weights that are all random, norms too, so that one that is ignored shows. Nothing is compiled."""
-    decoder, draws = Decoder(config, scan=False), np.random.default_rng(seed)
-    paths, tree = jax.tree_util.tree_flatten_with_path(
-        jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
-    )
-    spread = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1)}
-    leaves = [
-        jnp.asarray(draws.normal(*spread[path[-1].key], leaf.shape), jnp.float32)
-        for path, leaf in paths
-    ]
-    return jax.tree.unflatten(tree, leaves)
+    return with_logit_scale(hypenet(TEACHER, (0, 3)), LogLengthScale(4.0))

@@ -3,8 +3,9 @@
 import pathlib
 
 import pytest
-from tiny_models import QWEN3, random_params
+from tiny_models import QWEN3
 
+from hypenet_jax.testing import random_params
 from hypenet_jax.weights import save_hf
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from tiny_models import HYPENET, QWEN3, random_params
+from tiny_models import HYPENET, QWEN3
 
 from hypenet_jax.model.stacking import stack_layers
+from hypenet_jax.testing import random_params
 from hypenet_jax.weights import export, read_hf, save_hf
 from hypenet_jax.weights.names import flatten
 

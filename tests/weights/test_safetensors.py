@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_models import HYPENET, QWEN3, random_params
+from tiny_models import HYPENET, QWEN3
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.decoder import Decoder, logical_axes
 from hypenet_jax.sharding import MeshConfig, make_mesh, sharding_of
+from hypenet_jax.testing import random_params
 from hypenet_jax.weights import CheckpointError, load_hf, read_hf, save_hf
 from hypenet_jax.weights.names import flatten
 
@@ -32,7 +33,7 @@ def assert_bit_equal(first: Params, second: Params) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("config", [QWEN3, TIED, HYPENET, TIED_HYPENET])
 def test_export_then_import_is_bit_equal(tmp_path, config, dtype, max_shard_bytes):
-    params = random_params(config, jnp.dtype(dtype))
+    params = random_params(config, dtype=jnp.dtype(dtype))
     save_hf(tmp_path / "out", config, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
     assert (tmp_path / "out" / "model.safetensors").exists() == (max_shard_bytes == 2**30)
     read_config, read = read_hf(tmp_path / "out")
@@ -47,7 +48,7 @@ def test_import_then_export_then_import_is_bit_equal(tmp_path, checkpoint):
 
 
 def test_the_type_is_kept_per_tensor_unless_another_is_asked_for(tmp_path):
-    params = random_params(TIED, jnp.bfloat16)
+    params = random_params(TIED, dtype=jnp.bfloat16)
     save_hf(tmp_path / "out", TIED, params, dtype="bfloat16")
     file = tmp_path / "out" / "model.safetensors"
     stored = load_file(file)

@@ -9,8 +9,9 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_models import QWEN3, random_params
+from tiny_models import QWEN3
 
+from hypenet_jax.testing import random_params
 from hypenet_jax.weights import read_hf, save_hf
 from hypenet_jax.weights.names import flatten
 

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tiny_models import HYPENET, QWEN3, random_params
+from tiny_models import HYPENET, QWEN3
 
+from hypenet_jax.testing import random_params
 from hypenet_jax.weights import read_hf, save_hf
 from hypenet_jax.weights.verify import our_logits, their_logits, transformers_can_read
 

@@ -1,0 +1,102 @@
+"""A tiny teacher, its student, a tokenizer, and folders of them: for tests of this package and of yours.
+
+Everything is made in about a second, without a download. Nothing here is trained: outputs are finite
+and depend on every weight, and mean nothing.
+
+    def test_my_command(tmp_path):
+        folder = tiny_teacher_folder(tmp_path / "teacher")
+        decoder, params = load_hf(folder)
+"""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hypenet_jax.axes import Params
+from hypenet_jax.data.tokenizer import Tokenizer, TrainedTokenizer, train_tokenizer
+from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.weights import save_hf
+
+VOCABULARY = 272
+"""The end of a text, 256 bytes and 15 merges."""
+
+SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1)}
+"""Mean and standard deviation of random weights, by the last name of their path."""
+
+
+def tiny_teacher(
+    vocab_size: int = VOCABULARY, *, layers: int = 2, tie_embeddings: bool = True
+) -> ModelConfig:
+    """A Qwen3 of width 32 with grouped heads: the number of key heads divides that of query heads."""
+    mixer = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4)
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=32,
+        d_mlp=48,
+        mixers=(mixer,) * layers,
+        tie_embeddings=tie_embeddings,
+    )
+
+
+def tiny_student(vocab_size: int = VOCABULARY, *, layers: int = 2) -> ModelConfig:
+    """The HypeNet of `tiny_teacher`: its last layer keeps softmax attention."""
+    return hypenet(tiny_teacher(vocab_size, layers=layers), softmax_layers=(layers - 1,))
+
+
+def random_params(config: ModelConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Weights of single layers that are all random, norms too, so that one that is ignored shows.
+
+    Nothing is compiled, and equal arguments give equal bits in every process.
+    """
+    decoder, random = Decoder(config, scan=False), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(random.normal(*SPREAD[path[-1].key], leaf.shape), dtype),
+        shapes,
+    )
+
+
+def tiny_tokenizer(vocab_size: int = VOCABULARY, reserved: tuple[str, ...] = ()) -> Tokenizer:
+    """Byte-level BPE: every text can be written with it.
+
+    Args:
+      vocab_size: 257 to 280; `reserved` tokens come after these.
+    """
+    text = "the quick brown fox jumps over the lazy dog while the other fox sleeps"
+    return train_tokenizer([text] * 3, TrainedTokenizer(vocab_size, reserved))
+
+
+def tiny_teacher_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes `tiny_teacher` with random weights and its tokenizer as a Hugging Face folder.
+
+    Returns: the folder, as a path.
+    """
+    return write_folder(path, tiny_teacher())
+
+
+def tiny_student_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The same of `tiny_student`."""
+    return write_folder(path, tiny_student(), seed=1)
+
+
+def write_folder(
+    path: str | os.PathLike[str],
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> pathlib.Path:
+    """Writes any small model with `random_params` in float32 as a Hugging Face folder.
+
+    Args:
+      path: must not exist, or be empty.
+      tokenizer: `tiny_tokenizer` unless given; needs no more ids than `config` has.
+    """
+    save_hf(path, config, random_params(config, seed), dtype="float32")
+    (tokenizer or tiny_tokenizer()).save(path)
+    return pathlib.Path(path)
