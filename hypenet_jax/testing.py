@@ -14,6 +14,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, TrainedTokenizer, train_tokenizer
@@ -48,7 +49,7 @@ def tiny_student(vocab_size: int = VOCABULARY, *, layers: int = 2) -> ModelConfi
     return hypenet(tiny_teacher(vocab_size, layers=layers), softmax_layers=(layers - 1,))
 
 
-def random_params(config: ModelConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Params:
+def random_params(config: ModelConfig, seed: int = 0, dtype: DTypeLike = jnp.float32) -> Params:
     """Weights of single layers that are all random, norms too, so that one that is ignored shows.
 
     Nothing is compiled, and equal arguments give equal bits in every process.

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
-from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.generation import (
     GenerationConfig,
     Sampling,
@@ -29,28 +28,19 @@ from hypenet_jax.generation.completions import (
 )
 from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.generation.throughput import COMPILING, Pace, Throughput
-from hypenet_jax.model.config import ModelConfig, hypenet
-from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.weights import CheckpointError, save_hf
+from hypenet_jax.testing import tiny_student_folder, tiny_teacher_folder
+from hypenet_jax.weights import CheckpointError
 from launch import generate
 
 pytestmark = pytest.mark.brief
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEACHER = ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True)
 PROMPTS = ["a cat", "the dog sat", "x" * 40]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("generate") / "model"
-    config = hypenet(TEACHER, (1,))
-    decoder = Decoder(config, jnp.float32, start=Initialization(std=0.5, embedding_std=1.0))
-    save_hf(path, config, init_params(decoder, jax.random.key(0)), dtype="float32")
-    train_tokenizer(["the cat sat on the mat"] * 3, TrainedTokenizer(260)).save(path)
-    return path
+    return tiny_student_folder(tmp_path_factory.mktemp("generate") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +232,7 @@ def test_a_batch_that_the_device_has_no_room_for_fails_and_the_others_go_on(gene
 
 
 def test_a_folder_without_tokenizer_is_an_error(tmp_path):
-    save_hf(
-        tmp_path / "bare",
-        TEACHER,
-        init_params(Decoder(TEACHER), jax.random.key(0)),
-        dtype="float32",
-    )
+    (tiny_teacher_folder(tmp_path / "bare") / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         open_generator(tmp_path / "bare", GenerationConfig(max_new_tokens=1))
     with pytest.raises(CheckpointError, match=r"absent.*a checkpoint folder holds config\.json"):

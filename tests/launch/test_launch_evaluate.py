@@ -3,30 +3,24 @@
 import json
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
-from hypenet_jax.data.tokenizer import TrainedTokenizer, load_tokenizer, train_tokenizer
+from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.report import report_from_json_lines
 from hypenet_jax.evals.ruler.tasks import TASKS
 from hypenet_jax.evals.text import text_tokens
-from hypenet_jax.model.config import ModelConfig, hypenet
-from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.runtime import BAD_CONFIG, FINISHED
-from hypenet_jax.weights import save_hf
+from hypenet_jax.testing import tiny_student_folder
 from launch import evaluate
 
 pytestmark = pytest.mark.brief
 
 ROOT = pathlib.Path(__file__).parents[2]
 RESULTS = str(ROOT / "configs/evals/results.py")
-CONFIG = hypenet(ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True), (1,))
 
 
 @pytest.fixture(autouse=True)
@@ -36,11 +30,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> pathlib.Path:
-    path = tmp_path_factory.mktemp("evaluate") / "model"
-    decoder = Decoder(CONFIG, jnp.float32)
-    save_hf(path, CONFIG, init_params(decoder, jax.random.key(0)), dtype="float32")
-    train_tokenizer(["the cat sat on the mat"] * 3, TrainedTokenizer(260)).save(path)
-    return path
+    return tiny_student_folder(tmp_path_factory.mktemp("evaluate") / "model")
 
 
 def test_a_folder_is_measured_and_a_length_too_long_for_the_text_is_said(folder, tmp_path, capsys):
