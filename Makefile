@@ -1,6 +1,7 @@
 # make quickstart   install what is missing, then convert a small teacher and report (about 13 minutes on 2 cores)
 # make results      docs/results.md: the paper's shapes, measured on the quickstart's models
 # make test         format, lint, types, rooms and tests
+# make test-fast    tests of ops, model, weights, training and stages alone, in about a minute
 # make install      only .venv
 # PYTHON=python3.12 make test   the same with another interpreter; .venv is made anew when it has another version
 
@@ -9,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch install-docs docs venv quickstart results test test-torch test-slurm test-harness test-aot check
+.PHONY: install install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -55,6 +56,10 @@ check: install-test
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+FAST := tests/test_losses.py tests/test_testing.py tests/model tests/weights tests/train tests/halo
+test-fast: install-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) $(ARGS)
 
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch

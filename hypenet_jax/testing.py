@@ -8,7 +8,6 @@ and depend on every weight, and mean nothing.
         decoder, params = load_hf(folder)
 """
 
-import os
 import pathlib
 
 import jax
@@ -72,7 +71,7 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY, reserved: tuple[str, ...] = ())
     return train_tokenizer([text] * 3, TrainedTokenizer(vocab_size, reserved))
 
 
-def tiny_teacher_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+def tiny_teacher_folder(path: str | pathlib.Path) -> pathlib.Path:
     """Writes `tiny_teacher` with random weights and its tokenizer as a Hugging Face folder.
 
     Returns: the folder, as a path.
@@ -80,13 +79,13 @@ def tiny_teacher_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     return write_folder(path, tiny_teacher())
 
 
-def tiny_student_folder(path: str | os.PathLike[str]) -> pathlib.Path:
+def tiny_student_folder(path: str | pathlib.Path) -> pathlib.Path:
     """The same of `tiny_student`."""
     return write_folder(path, tiny_student(), seed=1)
 
 
 def write_folder(
-    path: str | os.PathLike[str],
+    path: str | pathlib.Path,
     config: ModelConfig,
     *,
     seed: int = 0,
