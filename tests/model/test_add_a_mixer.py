@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from average import AverageSpec
-from tiny_decoders import CAPACITY, Model, random_params, tiny_teacher
+from tiny_decoders import CAPACITY, VOCABULARY, Model
 
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.generation.generate import generate
@@ -24,6 +24,7 @@ from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.plan.serving import serving_program
 from hypenet_jax.sharding import MeshConfig, make_mesh
+from hypenet_jax.testing import random_params, tiny_teacher
 from hypenet_jax.weights import read_hf, save_hf
 
 pytestmark = pytest.mark.brief
@@ -41,7 +42,7 @@ def listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def teacher() -> Model:
-    config = tiny_teacher(2)
+    config = tiny_teacher(VOCABULARY)
     return Model(config, random_params(config))
 
 
