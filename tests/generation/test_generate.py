@@ -17,6 +17,8 @@ from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
 
+pytestmark = pytest.mark.brief
+
 NEW = 6
 TEACHER = ModelConfig(24, 16, 24, (SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2, True)
 

@@ -9,6 +9,8 @@ from tiny_decoders import TIME, WIDE_START
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.token_layout import layout_tokens
 
+pytestmark = pytest.mark.brief
+
 MIXERS = {
     "softmax": SoftmaxSpec(4, 2, 8, 1e4, output_gate=True),
     "lightning": LightningSpec(4, 8, 1e4),

@@ -13,6 +13,8 @@ from hypenet_jax.model.decoder import decode_state
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.testing import random_params
 
+pytestmark = pytest.mark.brief
+
 NEW = 8
 MESHES = (
     {"fsdp": 2, "sequence": 2, "tensor": 2},

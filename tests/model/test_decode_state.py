@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tiny_decoders import BATCH, CAPACITY, TIME
 
+pytestmark = pytest.mark.brief
+
 LENGTHS = np.asarray([24, 17, 9])
 ATOL = 1e-5
 

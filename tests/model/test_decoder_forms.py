@@ -11,6 +11,8 @@ from hypenet_jax.model.decoder import Decoder, decode_state, init_params, output
 from hypenet_jax.model.stacking import is_stacked, stack_layers, unstack_layers
 from hypenet_jax.testing import random_params, tiny_teacher
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(scope="module")
 def differentiated(hybrid, tokens):

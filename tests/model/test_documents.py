@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from tiny_decoders import BATCH, TIME, VOCABULARY
 
+pytestmark = pytest.mark.brief
+
 LENGTHS = (7, 9, 8)
 
 

@@ -8,6 +8,8 @@ import pytest
 from hypenet_jax.model.hype import LogLengthScale, rotary_angles
 from pallas_kernels.norm_rotary import rotate
 
+pytestmark = pytest.mark.brief
+
 POSITIONS = np.asarray([[0, 1, 499, 500, 16_383, 131_071, 1_048_575]], np.int32)
 
 

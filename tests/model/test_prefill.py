@@ -25,6 +25,8 @@ from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.testing import random_params, tiny_teacher
 
+pytestmark = pytest.mark.brief
+
 LENGTH, WIDTH, NEW = 200, 9, 4
 ROOM = WIDTH + NEW
 CLOSE = 1e-5

@@ -2,9 +2,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hypenet_jax.model import token_layout as source
 from hypenet_jax.model.token_layout import overflow, start_position
+
+pytestmark = pytest.mark.brief
 
 layout_tokens = jax.jit(source.layout_tokens, static_argnums=(0, 1))
 

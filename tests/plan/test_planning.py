@@ -20,6 +20,8 @@ from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
 from hypenet_jax.train.state import create_state
 from hypenet_jax.weights import save_hf
 
+pytestmark = pytest.mark.brief
+
 
 def places(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), tree)
