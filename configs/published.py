@@ -99,8 +99,8 @@ def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., StageConfig]:
           run_dir: where everything goes.
           upstream_parity: as the official code does it, to compare with the released models.
         """
-        run = make(recipe, Folders(teacher, data, run_dir))
-        return _as_upstream(run) if upstream_parity else run
+        stage = make(recipe, Folders(teacher, data, run_dir))
+        return _as_upstream(stage) if upstream_parity else stage
 
     return config
 
@@ -154,7 +154,7 @@ def align(recipe: Recipe, folders: Folders) -> StageConfig:
 
 
 def select(recipe: Recipe, folders: Folders) -> StageConfig:
-    """Which layers keep softmax attention: codes stated in words are asked for, text is read, layer by layer.
+    """Which layers keep softmax attention: passkey retrieval and likelihood of text with each layer replaced in turn.
 
     As many are kept as were published. The released models were chosen with other tasks; the stages after it keep the
     published layers.
@@ -226,17 +226,17 @@ def _corpus(folders: Folders) -> CorpusConfig:
     )
 
 
-def _as_upstream(run: StageConfig) -> StageConfig:
-    """The run as the official code does it, to compare with the released models.
+def _as_upstream(stage: StageConfig) -> StageConfig:
+    """The stage as the official code does it, to compare with the released models.
 
     Rows cross documents (one segment, one count of positions), and the first update has learning rate 0.
     """
-    data = dataclasses.replace(run.data, reset_documents=False)
-    training = run.training
+    data = dataclasses.replace(stage.data, reset_documents=False)
+    training = stage.training
     if training is not None:
         optimizer = dataclasses.replace(training.optimizer, first_update_at_zero=True)
         training = dataclasses.replace(training, optimizer=optimizer)
-    return dataclasses.replace(run, data=data, training=training)
+    return dataclasses.replace(stage, data=data, training=training)
 
 
 def _training(

@@ -72,7 +72,7 @@ STEPS = {
 def training(
     name: str, peak_lr: float, final_lr: float, *, warmup: int = 20, weight_decay: float = 0.0
 ) -> TrainingConfig:
-    """Learning rates of a run of minutes; the published ones are meant for 20,000 steps."""
+    """Learning rates for a training of minutes; the published ones are meant for 20,000 steps."""
     return TrainingConfig(
         optimizer=OptimizerConfig(
             peak_lr=peak_lr,
@@ -115,7 +115,7 @@ def config(
     texts = texts_of(corpus, seed)
     distill = DistillConfig(start_from="align")
 
-    def run(name: str, method: Method, student: StudentConfig | None, **rest) -> StageConfig:
+    def stage(name: str, method: Method, student: StudentConfig | None, **rest) -> StageConfig:
         makes_teacher = isinstance(method, FinetuneConfig) and student is None
         return StageConfig(
             name=name,
@@ -133,8 +133,8 @@ def config(
     short = training("teacher_short", 3e-3, 3e-3, warmup=50, weight_decay=0.1)
     long = training("teacher", 1.8e-3, 1e-4, weight_decay=0.1)
     made = (
-        run("teacher_short", FinetuneConfig(start_from=None, start=START), None, training=short),
-        run(
+        stage("teacher_short", FinetuneConfig(start_from=None, start=START), None, training=short),
+        stage(
             "teacher",
             FinetuneConfig(start_from="teacher_short"),
             None,
@@ -145,12 +145,12 @@ def config(
     select = SelectConfig(start_from="align", keep=1, rows=96, eps=0.01)
     tuned = training("finetune", 2e-3, 5e-5)
     converted = (
-        run("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
-        run("select", select, None, training=None),
-        run(
+        stage("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
+        stage("select", select, None, training=None),
+        stage(
             "distill", distill, student, training=training("distill", 1e-3, 1e-5), export="float32"
         ),
-        run(
+        stage(
             "finetune",
             FinetuneConfig(start_from="distill"),
             student,
@@ -160,15 +160,15 @@ def config(
     )
     no_softmax = training("recurrent_distill", 1e-3, 1e-5)
     controls = (
-        run("rope_distill", distill, with_rope, training=training("rope_distill", 1e-3, 1e-5)),
-        run(
+        stage("rope_distill", distill, with_rope, training=training("rope_distill", 1e-3, 1e-5)),
+        stage(
             "rope_finetune",
             FinetuneConfig(start_from="rope_distill"),
             with_rope,
             training=tuned,
             export="float32",
         ),
-        run(
+        stage(
             "recurrent_distill",
             distill,
             StudentConfig(softmax_layers=()),
@@ -176,9 +176,9 @@ def config(
             export="float32",
         ),
     )
-    runs = converted + controls if teacher else made + converted + controls
+    stages = converted + controls if teacher else made + converted + controls
     measured = evaluation(run_dir, teacher or f"{run_dir}/teacher/hf", seed)
-    return HaloConfig(run_dir=run_dir, stages=runs, evaluation=measured)
+    return HaloConfig(run_dir=run_dir, stages=stages, evaluation=measured)
 
 
 def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:

@@ -104,10 +104,10 @@ class _CommandLine:
     def config_file(self, words: list[str], wants_help: bool) -> str:
         """The word that is no option, and no value of one of the command's own options."""
         file = _inline(_section([("path", tyro.conf.Positional[str], "")], None))
-        found, _ = self._known("", words, ("file", file, file.__origin__()))
-        if found.file.path not in words:
+        parsed, _ = self._known("", words, ("file", file, file.__origin__()))
+        if parsed.file.path not in words:
             self._exit_with_help("", 0 if wants_help else 2)
-        return found.file.path
+        return parsed.file.path
 
     def config(self, path: str, words: list[str], wants_help: bool) -> tuple[Any, ...]:
         """The config with its overrides, and the command's own options."""
@@ -115,20 +115,20 @@ class _CommandLine:
         function = _inline(_section(_parameters(make), inspect.getdoc(make)))
         if wants_help and _missing(make, words):
             self._exit_with_help(path, 0, ("arguments", function))
-        found, unknown = self._known(path, words, ("arguments", function))
-        config = make(**vars(found.arguments))
+        parsed, unknown = self._known(path, words, ("arguments", function))
+        config = make(**vars(parsed.arguments))
         if not isinstance(config, self.kinds):
             name, command = type(config).__name__, getattr(config, "command", "launch.train")
             raise ConfigError(f"{path} makes a {name}; use python -m {command}")
         if unknown or wants_help:
             fields = _inline(
-                _section([*_fields(config, vars(found.arguments))], type(config).__doc__)
+                _section([*_fields(config, vars(parsed.arguments))], type(config).__doc__)
             )
-            sections = [("arguments", function, found.arguments), ("fields", fields)]
+            sections = [("arguments", function, parsed.arguments), ("fields", fields)]
             if wants_help:
                 self._exit_with_help(path, 0, *sections)
             config = _replaced(config, self._parse(path, words, sections).fields)
-        return config, *(getattr(found, name) for name, *_ in self._own())
+        return config, *(getattr(parsed, name) for name, *_ in self._own())
 
     def _own(self) -> list[Field]:
         return [(f"command_{i}", _inline(one), one()) for i, one in enumerate(self.options)]

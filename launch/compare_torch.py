@@ -7,30 +7,30 @@ Same sizes, float32, same batch, forward + backward + AdamW on both sides, in tu
 ratio ours / PyTorch. Threads of PyTorch wait by spinning, so only a machine with free cores gives a fair ratio.
 """
 
-import argparse
+import dataclasses
 import os
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
+import tyro
 
 LAYERS, D_MODEL, HEADS, KV_HEADS, HEAD_DIM, D_MLP, VOCABULARY = 4, 128, 4, 2, 32, 384, 1297
 THETA, RATE, BETAS, DECAY = 1e6, 1e-3, (0.9, 0.95), 0.1
 
 
-def parse() -> argparse.Namespace:
-    """The command-line arguments."""
-    parser = argparse.ArgumentParser(description="Training throughput, ours and PyTorch's.")
-    for name, value in (
-        ("rounds", 15),
-        ("steps", 3),
-        ("rows", 32),
-        ("length", 128),
-        ("threads", 2),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    return parser.parse_args()
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Options of the command."""
+
+    rounds: int = 15
+    """Turns of each side."""
+    steps: int = 3
+    """Training steps of a turn."""
+    rows: int = 32
+    length: int = 128
+    threads: int = 2
 
 
 def ours(tokens: np.ndarray) -> Callable[[], float]:
@@ -107,7 +107,7 @@ def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
 
 def main() -> None:
     """Times both sides in turn and prints the ratio of their throughputs."""
-    arguments = parse()
+    arguments = tyro.cli(Arguments, description=__doc__)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     size = (arguments.rows, arguments.length)
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=size, dtype=np.int32)

@@ -1,8 +1,8 @@
-"""What a run needs and how long it takes at least, before anything is rented.
+"""What a stage needs and how long it takes at least, before anything is rented.
 
     python -m launch.plan CONFIG [--topology v5p:2x4x4 | --devices 8] [arguments of the config]
 
-Compiles the very program that would run; a CPU is enough. TPUs (v5e:4x4, v5p:2x4x4, v6e:4x4) need the extra `tpu`,
+Compiles the program that would run; a CPU is enough. TPUs (v5e:4x4, v5p:2x4x4, v6e:4x4) need the extra `tpu`,
 NVIDIA nodes (h100:8, h200:4x8) the extra `cuda`; --devices takes virtual CPU devices; without either, those of here.
 
 Exit codes: 0 it fits, 2 bad config or topology, 3 it does not fit.

@@ -1,4 +1,4 @@
-"""A whole conversion, stage after stage. What is done already is found and kept, so the same call goes on."""
+"""A whole conversion, stage after stage. Finished stages are kept, so the same call resumes."""
 
 from collections.abc import Callable
 

@@ -48,8 +48,8 @@ def heldout_loss(
             )
             for batch in itertools.islice(_batches(data, prepared), MOST_BATCHES)
         ]
-        found = jax.tree.map(lambda *part: sum(part), *parts)
-        return {name: float(mean.value()) for name, mean in found.items()}
+        means = jax.tree.map(lambda *part: sum(part), *parts)
+        return {name: float(mean.value()) for name, mean in means.items()}
 
     return evaluate
 

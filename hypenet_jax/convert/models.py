@@ -1,4 +1,4 @@
-"""Teacher and student of a run: their plans, their decoders, their weights on the mesh."""
+"""Teacher and student of a stage: their plans, their decoders, their weights on the mesh."""
 
 import concurrent.futures
 import dataclasses
@@ -85,12 +85,12 @@ def load_teacher(config: StageConfig, mesh: Mesh) -> tuple[Decoder, Params]:
     """
     assert config.teacher_folder is not None
     decoder = teacher_decoder(config)
-    found, params = read_hf(config.teacher_folder, dtype=decoder.dtype, mesh=mesh)
-    if found != config.teacher:
+    model, params = read_hf(config.teacher_folder, dtype=decoder.dtype, mesh=mesh)
+    if model != config.teacher:
         different = [
-            f"{f.name}: {getattr(found, f.name)} there, {getattr(config.teacher, f.name)} in the config"
+            f"{f.name}: {getattr(model, f.name)} there, {getattr(config.teacher, f.name)} in the config"
             for f in dataclasses.fields(ModelConfig)
-            if getattr(found, f.name) != getattr(config.teacher, f.name)
+            if getattr(model, f.name) != getattr(config.teacher, f.name)
         ]
         raise ConfigError(
             f"{config.teacher_folder} is not the teacher of {config.name}: {different}"
@@ -99,7 +99,7 @@ def load_teacher(config: StageConfig, mesh: Mesh) -> tuple[Decoder, Params]:
 
 
 def teacher_fingerprint(config: StageConfig) -> str | None:
-    """Hash over the weight files of the teacher that this run reads, those that process 0 sees; None where it reads
+    """Hash over the weight files of the teacher that this stage reads, those that process 0 sees; None where it reads
     none, or its folder is gone.
 
     Raises:
@@ -129,7 +129,7 @@ def _file_hash(file: pathlib.Path, size: int, changed: int) -> str:
 
 
 def restacked(params: Params, decoder: Decoder, mesh: Mesh) -> Params:
-    """Single layers as the runs of a decoder, on the mesh."""
+    """Single layers as the stacked groups of a decoder, on the mesh."""
     return jax.jit(
         lambda single: stack_layers(single, decoder.config),
         out_shardings=decoder_shardings(decoder, mesh),

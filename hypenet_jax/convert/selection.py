@@ -20,7 +20,7 @@ from hypenet_jax.train.provenance import Provenance, check_provenance, verified_
 
 log = logging.getLogger("hypenet_jax")
 
-# Codes stated in each row of the retrieval by words.
+# Passkeys stated in each row.
 PASSKEYS = 4
 
 
@@ -76,7 +76,7 @@ class LayerScores:
 
 
 def _report(inputs: Inputs, model: EvalModel, rows: int) -> Report:
-    """Retrieval by the catalogue where the text has one, else by codes stated in words; likelihood of held-out text."""
+    """Retrieval by the catalogue where the text has one, else of passkeys; likelihood of held-out text."""
     config, text = inputs.config, inputs.prepared.tokens("heldout")
     data = config.data
     if data.needles is None:

@@ -116,7 +116,7 @@ class Method(abc.ABC):
 
 
 class TrainedMethod(Method):
-    """A method whose weights come of the training loop: a loss, what is trainable, and where it starts."""
+    """A method whose weights come from the training loop: a loss, what is trainable, and where it starts."""
 
     @property
     @abc.abstractmethod

@@ -129,9 +129,9 @@ def read_selection(path: pathlib.Path) -> Selection:
     """Raises FileNotFoundError: no sweep has been run, naming what would write the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the select stage, or name softmax_layers")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    saved = json.loads(path.read_text(encoding="utf-8"))
     names = ("retrieval", "commonsense", "importance", "softmax_layers")
-    return Selection(*(tuple(found[name]) for name in names), eps=found["eps"])
+    return Selection(*(tuple(saved[name]) for name in names), eps=saved["eps"])
 
 
 def sweep(
