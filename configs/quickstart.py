@@ -116,7 +116,7 @@ def config(
     distill = DistillConfig(start_from="align")
 
     def stage(name: str, method: Method, student: StudentConfig | None, **rest) -> StageConfig:
-        makes_teacher = isinstance(method, FinetuneConfig) and student is None
+        makes_teacher = not method.reads_teacher and student is None
         return StageConfig(
             name=name,
             run_dir=run_dir,
