@@ -22,15 +22,16 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+ALL_BRIEF = os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1"  # as `make test-fast` sets it
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A brief test, with the fixtures that it is the first to need, whatever their scope, compiles in half the time."""
-    brief = item.get_closest_marker("brief") is not None
+    brief = ALL_BRIEF or item.get_closest_marker("brief") is not None
     jax.config.update("jax_disable_most_optimizations", brief)
     outcome = yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", ALL_BRIEF)
     return outcome
 
 
