@@ -13,6 +13,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from pallas_kernels import UnsupportedError, attention, dispatch
 from pallas_kernels.attention import chunked
 
+pytestmark = pytest.mark.brief
+
 SCALE = 0.3
 every = pytest.mark.parametrize("implementation", ["reference", "dense", "chunked"])
 

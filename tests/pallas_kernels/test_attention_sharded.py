@@ -14,6 +14,8 @@ from oracles import with_gradients
 from pallas_kernels import attention
 from pallas_kernels.attention import chunked
 
+pytestmark = pytest.mark.brief
+
 SCALE, HEADS = 0.3, 6
 
 

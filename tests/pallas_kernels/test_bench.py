@@ -15,6 +15,8 @@ from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import attention, float64, inputs, lightning, losses, measure, rotary
 from pallas_kernels.bench.cases import CASES, chosen
 
+pytestmark = pytest.mark.brief
+
 
 @pytest.fixture(autouse=True)
 def tiny_shapes(monkeypatch):

@@ -14,6 +14,8 @@ import pytest
 from pallas_kernels.bench import __main__ as command
 from pallas_kernels.bench import against_fla, fla_worker, inputs, lightning, measure
 
+pytestmark = pytest.mark.brief
+
 # Answers as the worker does, writes down what it was asked, and ends after so many requests.
 STAND_IN = """
 import json, os, sys

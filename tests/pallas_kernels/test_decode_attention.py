@@ -15,6 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pallas_kernels import MeshAxes, UnsupportedError, attention, decode_attention, dispatch
 from pallas_kernels.decode_attention import IMPLEMENTATIONS, chunked, gpu, tpu
 
+pytestmark = pytest.mark.brief
+
 SCALE, BLOCK, SLOTS = 0.3, 16, 69  # the last block is short
 UNSHARDED, OVER_SLOTS = MeshAxes(), MeshAxes(sequence=("length",))
 TOLERANCE = {"float32": 5e-6, "bfloat16": 5e-3}

@@ -12,6 +12,8 @@ import pytest
 from pallas_kernels import UnsupportedError, dispatch, lightning_attention
 from pallas_kernels.lightning_attention import IMPLEMENTATIONS, TAKE_PRECISION
 
+pytestmark = pytest.mark.brief
+
 SCALE = 0.25
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 

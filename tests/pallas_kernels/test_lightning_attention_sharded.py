@@ -20,6 +20,8 @@ from pallas_kernels import (
     neighbor_exchange,
 )
 
+pytestmark = pytest.mark.brief
+
 sharded = functools.partial(lightning_attention, mesh_axes=AXES)
 
 TOKENS, STATE = ("data", "sequence", "tensor"), ("data", "tensor")

@@ -15,6 +15,8 @@ from pallas_kernels import UnsupportedError, dispatch, lightning_attention
 from pallas_kernels.lightning_attention import chunked, tpu
 from pallas_kernels.lightning_attention.reference import Operands
 
+pytestmark = pytest.mark.brief
+
 
 def on_tpu(kind="TPU v5 lite", axes=()):
     sizes, names, kinds = zip(*axes, strict=True) if axes else ((), (), ())

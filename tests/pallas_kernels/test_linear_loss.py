@@ -18,6 +18,8 @@ from pallas_kernels import (
 )
 from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K, chunked
 
+pytestmark = pytest.mark.brief
+
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K = 77, 24, 12, 97, 5
 TABLES = {"cross entropy": CROSS_ENTROPY, "kl": KL, "top-k kl": KL_TOP_K}
 every = pytest.mark.parametrize(

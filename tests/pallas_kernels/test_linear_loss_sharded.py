@@ -20,6 +20,8 @@ from pallas_kernels import (
 )
 from pallas_kernels.linear_loss import chunked
 
+pytestmark = pytest.mark.brief
+
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K, CHUNK = 77, 24, 12, 96, 5, 16
 LOSSES = {
     "cross entropy": linear_cross_entropy,

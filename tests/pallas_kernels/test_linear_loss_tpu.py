@@ -16,6 +16,8 @@ from pallas_kernels import (
 from pallas_kernels.linear_loss import tpu_plan
 from pallas_kernels.linear_loss.tpu_losses import Kl
 
+pytestmark = pytest.mark.brief
+
 KINDS = ["TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x"]
 every_kind = pytest.mark.parametrize("kind", KINDS)
 TOKENS, WIDTH, VOCABULARY = 300, 256, 1000

@@ -13,6 +13,8 @@ from test_decode_attention import collectives
 
 from pallas_kernels import attention, norm_rotary
 
+pytestmark = pytest.mark.brief
+
 SCALE = 0.3
 
 
