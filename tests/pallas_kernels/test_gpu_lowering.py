@@ -15,7 +15,10 @@ from pallas_kernels import UnsupportedError, dispatch, lightning_attention
 from pallas_kernels.lightning_attention import gpu
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+pytestmark = [
+    pytest.mark.brief,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
 CALL = "stablehlo.custom_call @__gpu$xla.gpu.triton("
 
 

@@ -14,7 +14,10 @@ from pallas_kernels import UnsupportedError, dispatch, lightning_step
 from pallas_kernels.lightning_step import IMPLEMENTATIONS, HeadNorms, gpu
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+pytestmark = [
+    pytest.mark.brief,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
 EPS, SCALE = 1e-2, 0.3
 CALL = "stablehlo.custom_call @__gpu$xla.gpu.triton("
 CONSTANTS = ("log_decay", "angles")

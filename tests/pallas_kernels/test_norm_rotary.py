@@ -14,7 +14,10 @@ from pallas_kernels import UnsupportedError, dispatch
 from pallas_kernels.norm_rotary import IMPLEMENTATIONS, gpu, norm_rotary, tpu
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+pytestmark = [
+    pytest.mark.brief,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
 EPS = 1e-6
 CALL = {"cuda": "stablehlo.custom_call @__gpu$xla.gpu.triton(", "tpu": "tpu_custom_call"}
 KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}

@@ -15,7 +15,10 @@ from pallas_kernels.projection import IMPLEMENTATIONS, Norm, gpu, projection
 from pallas_kernels.projection.reference import Activation, Operands
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+pytestmark = [
+    pytest.mark.brief,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
 EPS = 1e-2
 CALL = "stablehlo.custom_call @__gpu$xla.gpu.triton("
 FORMS = {"plain": "", "norm": "n", "gate and residual": "gr", "all": "ngr"}
