@@ -83,10 +83,10 @@ def _attend(
 
 
 def _preferred(operands: Operands) -> str:
-    where = dispatch.platform()
-    if where == "gpu" and from_jax.cudnn_unsupported_reason(operands) is None:
+    platform = dispatch.platform()
+    if platform == "gpu" and from_jax.cudnn_unsupported_reason(operands) is None:
         return "cudnn"
-    if where == "tpu" and from_jax.splash_unsupported_reason(operands) is None:
+    if platform == "tpu" and from_jax.splash_unsupported_reason(operands) is None:
         return "splash"
     queries, keys = operands.q.shape[1], operands.k.shape[1]
     # A long cache is seldom full: the chunked form reads only the blocks that are in use.

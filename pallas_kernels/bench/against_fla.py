@@ -18,7 +18,7 @@ from pallas_kernels.bench.measure import QUEUED_CALLS, Case, Contender, Mode, er
 logger = logging.getLogger(__name__)
 
 OP = "lightning_attention"
-ARRAYS = ("q", "k", "v", "state", "d_out", "d_state")  # as a case has them; some have no memories
+ARRAYS = ("q", "k", "v", "state", "d_out", "d_state")  # as a case has them; some have no state
 WORKER = pathlib.Path(__file__).with_name("fla_worker.py")
 
 

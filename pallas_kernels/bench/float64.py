@@ -19,7 +19,7 @@ def lightning(
 ) -> tuple[Floats, Floats, tuple[Floats, Floats, Floats, Floats]]:
     """Outputs, last memory, and gradients of the arrays q, k, v and first memory.
 
-    Tokens are [T, N, H] and memories [N, H, H]; cotangents are of the outputs and the last memory.
+    Tokens are [T, N, H] and states [N, H, H]; cotangents are of the outputs and the final state.
 
     m_t = decay m_(t-1) + k_t v_t^T ;  o_t = scale q_t m_t
     g_t = decay g_(t+1) + scale q_t do_t^T, from g_T = dm_T ;  dk_t = g_t v_t ;  dv_t = k_t g_t

@@ -76,10 +76,10 @@ def _attend(
 
 
 def _preferred(operands: Operands) -> str:
-    where = dispatch.platform()
-    if where == "gpu" and gpu.unsupported_reason(operands) is None:
+    platform = dispatch.platform()
+    if platform == "gpu" and gpu.unsupported_reason(operands) is None:
         return "gpu"
-    if where == "tpu" and tpu.unsupported_reason(operands) is None:
+    if platform == "tpu" and tpu.unsupported_reason(operands) is None:
         return "tpu"
     return "chunked"
 

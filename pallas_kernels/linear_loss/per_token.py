@@ -27,8 +27,8 @@ def cross_entropy(
     (top,) = maxima(axes, *_tops(values))
     values = values - top[:, None]
     exps = jnp.exp(values)
-    mine = jnp.where(here, jnp.take_along_axis(values, columns, axis=-1), 0.0)
-    total, logit = sums(axes, *_totals(exps, mine))
+    local = jnp.where(here, jnp.take_along_axis(values, columns, axis=-1), 0.0)
+    total, logit = sums(axes, *_totals(exps, local))
     hit = here & (columns == jnp.arange(values.shape[1])[None])
     token_loss = known(jnp.log(total) - logit, labels, vocabulary)
     return token_loss, exps / total[:, None] - hit

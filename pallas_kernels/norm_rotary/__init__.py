@@ -80,11 +80,11 @@ def _apply(
 
 
 def _preferred(x: Float[Array, "B T N H"]) -> str:
-    where = dispatch.platform()
+    platform = dispatch.platform()
     if x.shape[1] == 1:
         return "reference"
-    if where == "gpu" and gpu.unsupported_reason(x) is None:
+    if platform == "gpu" and gpu.unsupported_reason(x) is None:
         return "gpu"
-    if where == "tpu":
+    if platform == "tpu":
         return "tpu" if tpu.unsupported_reason(x) is None else "permuted"
     return "reference"
