@@ -60,9 +60,10 @@ test: check
 # For while one writes: one device, the forms of ops that run everywhere, everything compiled with little optimisation.
 FAST := $(addprefix tests/pallas_kernels/test_,attention.py decode_attention.py lightning_attention.py linear_loss.py)
 FAST += tests/test_losses.py tests/test_testing.py tests/model tests/weights tests/train tests/halo
+SEVERAL_DEVICES := mesh or devices or and_eight or cut_cache or parameter_shards or two_processes
 test-fast: install-test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) \
-		-k 'not tpu and not gpu and not splash and not mesh and not devices and not associative and not prefill and not add_a_mixer' $(ARGS)
+		-k 'not (tpu or gpu or splash or associative or $(SEVERAL_DEVICES) or prefill or add_a_mixer)' $(ARGS)
 
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
