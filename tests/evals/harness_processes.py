@@ -19,7 +19,10 @@ from hypenet_jax.weights import load_hf
 
 def main(port: str, count: str, process: str, folder: str, data: str, *tasks: str) -> None:
     jax.config.update("jax_num_cpu_devices", 4 // int(count))
-    runtime.join_processes(runtime.Cluster(f"127.0.0.1:{port}", int(count), int(process)))
+    cluster = runtime.Cluster(
+        coordinator=f"127.0.0.1:{port}", num_processes=int(count), process_id=int(process)
+    )
+    runtime.join_processes(cluster)
     mesh = make_mesh(MeshConfig(data=int(data)))
     subject = EvalModel("tiny", *load_hf(folder, dtype=jnp.float32, mesh=mesh))
     with on_mesh(mesh):

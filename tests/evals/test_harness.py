@@ -183,24 +183,25 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
 
 def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, tmp_path):
     from hypenet_jax.data.sources import TextFiles
-    from hypenet_jax.evals.config import EvaluationConfig, HarnessConfig, ModelSource, RulerConfig
-    from hypenet_jax.evals.runner import measure
+    from hypenet_jax.evals.config import EvaluationConfig
+    from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
+    from hypenet_jax.evals.model import ModelSource
+    from hypenet_jax.evals.runner import evaluate
 
     for task in local_tasks():
         (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(task))
     (tmp_path / "text.txt").write_text("Snow is cold. " * 20)
-    asked = HarnessConfig(
-        ("local_choice", "no_such_task"), folder=str(tmp_path), max_length=MAX_LENGTH
+    harness = HarnessEvaluator(
+        tasks=("local_choice", "no_such_task"), folder=str(tmp_path), max_length=MAX_LENGTH
     )
-    suite = EvaluationConfig(
+    config = EvaluationConfig(
         models=(ModelSource("tiny", str(folder)),),
         out=str(tmp_path / "out"),
         text=TextFiles(str(tmp_path), ("*.txt",)),
-        ruler=RulerConfig(()),
-        harness=asked,
+        measurements={"harness": harness},
         dtype="float32",
     )
-    report = measure(suite)
+    report = evaluate(config).report
     (failed,) = report.select("failed").rows
     assert failed.task == "no_such_task"
     assert "the harness knows no tasks ['no_such_task']" in (failed.label or "")
