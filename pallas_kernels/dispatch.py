@@ -8,7 +8,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -101,6 +101,16 @@ def choose(op: str, implementation: str | None, names: Collection[str], preferre
             f"{op} has no implementation {implementation!r}; it has {', '.join(names)}, or None"
         )
     return implementation
+
+
+def kernel_here(kernels: Mapping[str, Callable[..., str | None]], *arguments: Any) -> str | None:
+    """The platform, if that has a kernel which can run these arguments.
+
+    Args:
+      kernels: for each platform that has one, why it cannot run them; None where it can.
+    """
+    name = platform()
+    return name if name in kernels and kernels[name](*arguments) is None else None
 
 
 def unsupported(op: str, implementation: str, reason: str, instead: str) -> UnsupportedError:

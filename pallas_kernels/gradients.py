@@ -1,4 +1,4 @@
-"""Gradients of a kernel that has none of its own: those of its definition."""
+"""Gradients of kernels, which JAX cannot differentiate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,21 @@ def as_defined(kernel: Callable[..., Any], define: Callable[..., Any]) -> Callab
     Traced and lowered once for layers alike: a kernel takes 50 ms of each.
     """
 
-    def forward(plan: Any, operands: Any) -> tuple[Any, Any]:
-        return kernel(plan, operands), operands
-
-    def backward(plan: Any, operands: Any, cotangents: Any) -> tuple[Any]:
+    def backward(plan: Any, cotangents: Any, operands: Any) -> tuple[Any]:
         return jax.vjp(lambda operands: define(plan, operands), operands)[1](cotangents)
+
+    return jax.jit(as_given(kernel, backward), static_argnums=0)
+
+
+def as_given(kernel: Callable[..., Any], gradients: Callable[..., Any]) -> Callable[..., Any]:
+    """kernel(plan, *arrays), whose gradients are gradients(plan, cotangents, *arrays)."""
+
+    def forward(plan: Any, *arrays: Any) -> tuple[Any, Any]:
+        return kernel(plan, *arrays), arrays
+
+    def backward(plan: Any, arrays: Any, cotangents: Any) -> Any:
+        return gradients(plan, cotangents, *arrays)
 
     differentiable: Any = jax.custom_vjp(kernel, nondiff_argnums=(0,))
     differentiable.defvjp(forward, backward)
-    return jax.jit(differentiable, static_argnums=0)
+    return differentiable

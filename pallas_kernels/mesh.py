@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import PartitionSpec
 
 from pallas_kernels.dispatch import UnsupportedError
 
@@ -36,6 +37,12 @@ class MeshAxes(NamedTuple):
     def tokens(self) -> AxisNames:
         """Axes that shard the tokens of [B, T] arrays flattened to [B * T]."""
         return self.batch + self.sequence
+
+    def spec(self, dimensions: str) -> Any:
+        """`PartitionSpec` of an array by the letters of its annotation, such as "B T N"; others are whole."""
+        axes = {"B": self.batch, "T": self.sequence, "N": self.heads}
+        axes |= {"S": self.sequence, "K": self.heads, "V": self.vocabulary}
+        return PartitionSpec(*(axes.get(letter) for letter in dimensions.split()))
 
 
 UNSHARDED = MeshAxes()

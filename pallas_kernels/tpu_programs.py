@@ -14,7 +14,7 @@ from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.lightning_attention import tpu as lightning
 from pallas_kernels.lightning_attention.reference import Operands
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
-from pallas_kernels.norm_rotary import tpu as rotary
+from pallas_kernels.norm_rotary import norm_rotary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,8 @@ def _norm_rotary(
     def forward(x, scale, positions):
         apart = x.reshape(batch, length, heads, width)
         angles = positions.astype(jnp.float32)[..., None] * frequency
-        return rotary.tpu(apart, scale, angles, eps=1e-6).reshape(tokens.shape)
+        out = norm_rotary(apart, scale, angles, eps=1e-6, implementation="tpu")
+        return out.reshape(tokens.shape)
 
     def gradient(x, scale, positions, cotangent):
         return jax.vjp(lambda x, scale: forward(x, scale, positions), x, scale)[1](cotangent)

@@ -6,9 +6,9 @@ from typing import Literal
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.attention import chunked, dense, from_jax, reference, sharded
-from pallas_kernels.attention.operands import Operands
-from pallas_kernels.mesh import UNSHARDED, MeshAxes
+from pallas_kernels.attention import chunked, dense, from_jax, partial_softmax, reference, sharded
+from pallas_kernels.attention.operands import Operands, check
+from pallas_kernels.mesh import UNSHARDED, MeshAxes, num_shards
 
 Implementation = Literal["reference", "dense", "chunked", "cudnn", "splash"]
 
@@ -63,19 +63,28 @@ def attention(
     Source: arXiv 1706.03762; arXiv 2305.13245 (grouped heads); arXiv 2205.14135 (blocks, online
     softmax); arXiv 2309.14509 (heads for tokens, all to all).
     """
-    _check(q, k, query_slots, segment_ids, key_segment_ids)
+    queries, keys = q.shape[1], k.shape[1]
+    if query_slots is None and queries != keys:
+        raise ValueError(f"attention has {queries} queries and {keys} keys; give query_slots")
+    lone_ids = (segment_ids is None) != (key_segment_ids is None)
+    lone_ids = lone_ids and not (queries == keys and key_segment_ids is None)
+    check("attention", q.shape[2], k.shape[2], lone_ids=lone_ids)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
     operands = Operands(q, k, v, query_slots, segment_ids, key_segment_ids)
     if query_slots is None:
         return sharded.over_tokens(attend, mesh_axes, operands)
-    return sharded.over_slots(attend, mesh_axes, operands, scale, implementation)
+    if num_shards(mesh_axes.sequence) == 1:
+        return sharded.over_slots(attend, mesh_axes, operands)
+    if implementation not in (None, "chunked"):
+        why = "cannot attend to sharded slots"
+        raise dispatch.unsupported("attention", implementation, why, "'chunked' or None")
+    attend = functools.partial(chunked.chunked_part, scale=scale)
+    part = sharded.over_slots(attend, mesh_axes, operands.with_key_segment_ids())
+    return partial_softmax.finish(part).astype(q.dtype)
 
 
 def _attend(
-    operands: Operands,
-    *,
-    scale: float,
-    implementation: str | None,
+    operands: Operands, *, scale: float, implementation: str | None
 ) -> Float[Array, "B T N H"]:
     preferred = _preferred(operands)
     name = dispatch.choose("attention", implementation, IMPLEMENTATIONS, preferred)
@@ -90,30 +99,5 @@ def _preferred(operands: Operands) -> str:
         return "splash"
     queries, keys = operands.q.shape[1], operands.k.shape[1]
     # A long cache is seldom full: the chunked form reads only the blocks that are in use.
-    if operands.query_slots is not None and keys > DENSE_CACHE:
-        return "chunked"
-    return "dense" if queries * keys <= DENSE_PAIRS else "chunked"
-
-
-def _check(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    query_slots: Int[Array, "B T"] | None,
-    segment_ids: Int[Array, "B T"] | None,
-    key_segment_ids: Int[Array, "B S"] | None,
-) -> None:
-    if q.shape[2] % k.shape[2]:
-        raise ValueError(
-            f"attention has {q.shape[2]} query heads, not a multiple of its {k.shape[2]} "
-            "key/value heads"
-        )
-    same_length = q.shape[1] == k.shape[1]
-    if query_slots is None and not same_length:
-        raise ValueError(
-            f"attention has {q.shape[1]} queries and {k.shape[1]} keys; give query_slots"
-        )
-    lone_queries = key_segment_ids is None and segment_ids is not None and not same_length
-    if lone_queries or (segment_ids is None and key_segment_ids is not None):
-        raise ValueError(
-            "attention has segment ids of queries or of keys alone; give both or neither"
-        )
+    long_cache = operands.query_slots is not None and keys > DENSE_CACHE
+    return "chunked" if long_cache or queries * keys > DENSE_PAIRS else "dense"

@@ -6,17 +6,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from pallas_kernels.attention.heads import group_queries, ungroup_queries
-from pallas_kernels.attention.operands import Operands
+from pallas_kernels.attention import partial_softmax
+from pallas_kernels.attention.operands import Operands, group_queries, sees, ungroup_queries
+from pallas_kernels.attention.partial_softmax import Part
 from pallas_kernels.products import product
 
 QUERY_BLOCK = 256
 KEY_BLOCK = 512
-LOWEST = jnp.finfo(
-    jnp.float32
-).min  # finite: a row that has seen nothing subtracts it from -inf without a NaN
 
 
 class Queries(NamedTuple):
@@ -35,49 +33,36 @@ class Keys(NamedTuple):
     segment_ids: Int[Array, "B S"] | None
 
 
-def chunked(
-    operands: Operands,
-    *,
-    scale: float,
-) -> Float[Array, "B T N H"]:
+def chunked(operands: Operands, *, scale: float) -> Float[Array, "B T N H"]:
     """Blocks of queries against blocks of keys; blocks of keys past a block's last visible slot
     are not computed.
 
     The backward pass computes the probabilities again from the saved log of each softmax's sum.
-    Arguments as `attention`.
     """
-    rows: Array = _attend(scale, _query_blocks(operands), _keys(operands))
+    rows: Array = _attend(scale, *_blocks_and_keys(operands))
     return _unblocked(rows, operands.q)
 
 
-def with_log_totals(
-    operands: Operands,
-    *,
-    scale: float,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N 1"]]:
-    """As `chunked`, and the log of each softmax's sum of exp(score), LOWEST where none is seen; has no gradient.
-
-    Such parts of all slots can be joined, wherever each was computed.
-    """
-    rows, (_, _, _, log_totals) = _forward(scale, _query_blocks(operands), _keys(operands))
-    return _unblocked(rows, operands.q), _unblocked(log_totals, operands.q)
+def chunked_part(operands: Operands, *, scale: float) -> Part:
+    """As `chunked`, to be joined with parts of other slots, wherever each was computed; has no gradient."""
+    queries, keys = _blocks_and_keys(operands)
+    part = jax.lax.map(functools.partial(_part, scale, keys), queries)
+    top, total = (_unblocked(x[..., None], operands.q)[..., 0] for x in part[:2])
+    return Part(top, total, _unblocked(part.out, operands.q))
 
 
-def _keys(operands: Operands) -> Keys:
-    return Keys(operands.k, operands.v, operands.with_key_segment_ids().key_segment_ids)
-
-
-def _query_blocks(operands: Operands) -> Queries:
-    q, k, _, slots, segment_ids, _ = operands
-    length = q.shape[1]
-    block = min(QUERY_BLOCK, length)
+def _blocks_and_keys(operands: Operands) -> tuple[Queries, Keys]:
+    q, k, v, slots, segment_ids, key_segment_ids = operands.with_key_segment_ids()
+    block = min(QUERY_BLOCK, q.shape[1])
     if slots is None:
-        slots = jnp.arange(length, dtype=jnp.int32)[None]
-    return Queries(
-        rows=jax.vmap(functools.partial(group_queries, kv_heads=k.shape[2]))(_blocks(q, block, 0)),
+        slots = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+    group = functools.partial(group_queries, kv_heads=k.shape[2])
+    queries = Queries(
+        rows=jax.vmap(group)(_blocks(q, block, 0)),
         slots=_blocks(slots, block, -1),
         segment_ids=None if segment_ids is None else _blocks(segment_ids, block, 0),
     )
+    return queries, Keys(k, v, key_segment_ids)
 
 
 def _unblocked(
@@ -96,24 +81,27 @@ def _attend(scale: float, queries: Queries, keys: Keys) -> Float[Array, "I B K G
 
 def _forward(scale, queries, keys):
     def one_block(block):
-        def add(j, carry):
-            top, total, out = carry
-            scores, _, values = _scores(scale, block, keys, j)
-            new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-            weights = jnp.exp(scores - new_top)
-            shrink = jnp.exp(top - new_top)
-            total = shrink * total + jnp.sum(weights, axis=-1, keepdims=True)
-            out = shrink * out + product("bkts,bskh->bkth", weights.astype(values.dtype), values)
-            return new_top, total, out
-
-        column = (*block.rows.shape[:-1], 1)
-        start = jnp.full(column, LOWEST), jnp.zeros(column), jnp.zeros(block.rows.shape)
-        top, total, out = jax.lax.fori_loop(0, _blocks_seen(block, keys), add, start)
-        total = jnp.where(total == 0, 1.0, total)
-        return (out / total).astype(block.rows.dtype), top + jnp.log(total)
+        part = _part(scale, keys, block)
+        log_total = part.top + jnp.log(jnp.where(part.total == 0, 1.0, part.total))
+        return partial_softmax.finish(part).astype(block.rows.dtype), log_total[..., None]
 
     out, log_total = jax.lax.map(one_block, queries)
     return out, (queries, keys, out, log_total)
+
+
+def _part(scale, keys, block):
+    """One block of queries against the blocks of keys that it sees."""
+
+    def add(j, part):
+        scores, _, (_, values, _) = _scores(scale, block, keys, j)
+
+        def weigh(weights):
+            return product("bkts,bskh->bkth", weights.astype(values.dtype), values)
+
+        return partial_softmax.add(part, scores, -1, weigh)
+
+    start = partial_softmax.nothing(block.rows.shape)
+    return jax.lax.fori_loop(0, _blocks_seen(block, keys), add, start)
 
 
 def _backward(scale, residuals, grad):
@@ -125,12 +113,11 @@ def _backward(scale, residuals, grad):
 
         def add(j, carry):
             d_q, d_k, d_v = carry
-            scores, these, values = _scores(scale, block, keys, j)
+            scores, start, (these, values, _) = _scores(scale, block, keys, j)
             weights = jnp.exp(scores - log_total)
             d_weights = product("bkth,bskh->bkts", grad, values)
             d_scores = (scale * weights * (d_weights - mean)).astype(these.dtype)
             d_q = d_q + product("bkts,bskh->bkth", d_scores, these)
-            start = _start(keys, j)
             d_k = _add_at(d_k, start, product("bkth,bkts->bkhs", block.rows, d_scores))
             weights = weights.astype(grad.dtype)
             d_v = _add_at(d_v, start, product("bkth,bkts->bkhs", grad, weights))
@@ -143,10 +130,7 @@ def _backward(scale, residuals, grad):
     zeros = jnp.zeros(keys.keys.shape), jnp.zeros(keys.values.shape)
     (d_k, d_v), d_q = jax.lax.scan(one_block, zeros, (queries, out, log_total, grad))
     d_k, d_v = d_k.astype(keys.keys.dtype), d_v.astype(keys.values.dtype)
-    return (
-        queries._replace(rows=d_q, slots=None, segment_ids=None),
-        keys._replace(keys=d_k, values=d_v, segment_ids=None),
-    )
+    return queries._replace(rows=d_q, slots=None, segment_ids=None), Keys(d_k, d_v, None)
 
 
 _attend.defvjp(_forward, _backward)
@@ -154,33 +138,20 @@ _attend.defvjp(_forward, _backward)
 
 def _scores(
     scale: float, block: Queries, keys: Keys, j: Int[Array, ""]
-) -> tuple[Float[Array, "B K GQ S"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-    """Scores of one block of queries and one of keys, -inf where unseen, and that block's keys and
-    values."""
-    size, start = _size(keys), _start(keys, j)
-    these = jax.lax.dynamic_slice_in_dim(keys.keys, start, size, axis=1)
-    values = jax.lax.dynamic_slice_in_dim(keys.values, start, size, axis=1)
-    scores = scale * product("bkth,bskh->bkts", block.rows, these)
-    batch, kv_heads, rows, _ = scores.shape
-    mask = _seen(block, keys, j)[:, None, None]
-    by_head = scores.reshape(batch, kv_heads, -1, mask.shape[3], size)
-    return jnp.where(mask, by_head, -jnp.inf).reshape(batch, kv_heads, rows, size), these, values
-
-
-def _seen(block: Queries, keys: Keys, j: Int[Array, ""]) -> Bool[Array, "R Q S"]:
-    size, start = _size(keys), _start(keys, j)
-    slots = start + jnp.arange(size, dtype=jnp.int32)[None, None]
+) -> tuple[Float[Array, "B K GQ S"], Int[Array, ""], Keys]:
+    """Scores of a block of queries and block j of the keys, -inf where unseen; where that starts; and itself."""
+    size = _size(keys)
     # The last block starts early where the slots are not a multiple of the block; the one before
     # has seen those.
-    seen = (slots >= j * size) & (slots <= block.slots[:, :, None])
-    if block.segment_ids is None or keys.segment_ids is None:
-        return seen
-    segment_ids = jax.lax.dynamic_slice_in_dim(keys.segment_ids, start, size, axis=1)
-    return (
-        seen
-        & (block.segment_ids[:, :, None] == segment_ids[:, None])
-        & (block.segment_ids != 0)[:, :, None]
-    )
+    start = jnp.minimum(j * size, keys.keys.shape[1] - size)
+    these = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), keys)
+    slots = start + jnp.arange(size, dtype=jnp.int32)
+    seen = sees(block.slots, slots, block.segment_ids, these.segment_ids)
+    seen = seen & (slots >= j * size)[None, None]
+    scores = scale * product("bkth,bskh->bkts", block.rows, these.keys)
+    by_head = scores.reshape(*scores.shape[:2], -1, *seen.shape[1:])
+    by_head = jnp.where(seen[:, None, None], by_head, -jnp.inf)
+    return by_head.reshape(scores.shape), start, these
 
 
 def _blocks_seen(block: Queries, keys: Keys) -> Int[Array, ""]:
@@ -190,10 +161,6 @@ def _blocks_seen(block: Queries, keys: Keys) -> Int[Array, ""]:
 
 def _size(keys: Keys) -> int:
     return min(KEY_BLOCK, keys.keys.shape[1])
-
-
-def _start(keys: Keys, j: Int[Array, ""]) -> Int[Array, ""]:
-    return jnp.minimum(j * _size(keys), keys.keys.shape[1] - _size(keys))
 
 
 def _add_at(

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.heads import group_queries, ungroup_queries
-from pallas_kernels.attention.operands import Operands, by_group, visible
+from pallas_kernels.attention.operands import Operands, group_queries, ungroup_queries, visible
 from pallas_kernels.products import product
 
 UNSEEN = -1e30
@@ -21,29 +20,27 @@ BLOCKS = 4
 SMALLEST_BLOCK = 32
 
 
-def dense(
-    operands: Operands,
-    *,
-    scale: float,
-) -> Float[Array, "B T N H"]:
-    """A few blocks of queries, each against the keys up to its end; arguments as `attention`."""
+def dense(operands: Operands, *, scale: float) -> Float[Array, "B T N H"]:
+    """A few blocks of queries, each against the keys up to its end."""
     q, k, v = operands[:3]
     length, mask = q.shape[1], visible(operands)
     k, v = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
     if operands.query_slots is not None:
         return _block(q, k, v, mask, scale)
     size = max(SMALLEST_BLOCK, -(-length // BLOCKS))
-    spans = [(start, min(start + size, length)) for start in range(0, length, size)]
-    outs = [
+    spans = ((start, min(start + size, length)) for start in range(0, length, size))
+    blocks = (
         _block(q[:, start:end], k[:, :, :end], v[:, :, :end], mask[:, start:end, :end], scale)
         for start, end in spans
-    ]
-    return jnp.concatenate(outs, axis=1)
+    )
+    return jnp.concatenate(list(blocks), axis=1)
 
 
 def _block(q, k, v, mask, scale):
-    kv_heads, length = k.shape[1], q.shape[1]
-    mask = by_group(mask, q.shape[2] // kv_heads)
+    kv_heads, length, (rows, *shape) = k.shape[1], q.shape[1], mask.shape
+    # The mask of scores whose rows are (query head of the group, query).
+    mask = jnp.broadcast_to(mask[:, None], (rows, q.shape[2] // kv_heads, *shape))
+    mask = mask.reshape(rows, 1, -1, shape[1])
     bias = jnp.where(mask, 0.0, UNSEEN)
     sees_any = jnp.any(mask, axis=-1, keepdims=True).astype(jnp.float32)
     rows = group_queries(q, kv_heads)

@@ -1,5 +1,7 @@
 """JAX's own attention kernels under this op's contract: cuDNN on GPU, splash attention on TPU."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,14 +10,11 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention.operands import Operands
 
 LANES = 128
+BLOCKS = "block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"
 SPLASH_BLOCK = 512  # larger ones exceed the VMEM that v5e gives by default
 
 
-def cudnn(
-    operands: Operands,
-    *,
-    scale: float,
-) -> Float[Array, "B T N H"]:
+def cudnn(operands: Operands, *, scale: float) -> Float[Array, "B T N H"]:
     """`jax.nn.dot_product_attention` through cuDNN; refuses slots, segments, float32 and what is
     not a GPU."""
     dispatch.require("attention", "cudnn", cudnn_unsupported_reason(operands), "chunked")
@@ -40,35 +39,23 @@ def cudnn_unsupported_reason(operands: Operands) -> str | None:
     return None
 
 
-def splash(
-    operands: Operands,
-    *,
-    scale: float,
-) -> Float[Array, "B T N H"]:
+def splash(operands: Operands, *, scale: float) -> Float[Array, "B T N H"]:
     """JAX's Pallas TPU kernel with a causal mask and segments; refuses slots, float32, a mesh and
     what is not a TPU."""
     dispatch.require("attention", "splash", splash_unsupported_reason(operands), "chunked")
     q, k, v = operands[:3]
-    from jax.experimental.pallas.ops.tpu import (
-        splash_attention as kernels,
-    )  # only a TPU program needs Mosaic
+    # Only a TPU program needs Mosaic.
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 
     length = q.shape[1]
     block = max(n for n in range(LANES, SPLASH_BLOCK + 1, LANES) if length % n == 0)
     mask = kernels.MultiHeadMask([kernels.CausalMask((length, length))] * q.shape[2])
-    sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
-    )
+    sizes: dict[str, Any] = dict.fromkeys(BLOCKS, block)
     kernel = kernels.make_splash_mha(
         mask,
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=sizes,
+        block_sizes=kernels.BlockSizes(**sizes),
         interpret=dispatch.interprets(),
     )
     heads_first = (jnp.swapaxes(x, 1, 2) for x in ((scale * q).astype(q.dtype), k, v))

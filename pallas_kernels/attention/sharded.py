@@ -13,12 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from pallas_kernels import dispatch
-from pallas_kernels.attention.chunked import with_log_totals
 from pallas_kernels.attention.operands import Operands
+from pallas_kernels.attention.partial_softmax import Part, join_over
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 
 Attend = Callable[[Operands], Float[Array, "B T N H"]]
@@ -26,48 +24,27 @@ Attend = Callable[[Operands], Float[Array, "B T N H"]]
 
 def over_tokens(attend: Attend, axes: MeshAxes, operands: Operands) -> Float[Array, "B T N H"]:
     """Query t sees keys up to t."""
-    tokens: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
-    rows: Any = PartitionSpec(axes.batch, axes.sequence)
+    tokens, rows = axes.spec("B T N"), axes.spec("B T")
     local = functools.partial(_own_tokens, attend, axes.sequence)
     specs = Operands(tokens, tokens, tokens, rows, rows, rows)
     return on_each_device(local, (specs,), tokens)(operands)
 
 
-def over_slots(
-    attend: Attend,
-    axes: MeshAxes,
-    operands: Operands,
-    scale: float,
-    implementation: str | None,
-) -> Float[Array, "B T N H"]:
-    """Query t sees slots up to query_slots[t]."""
+def over_slots(attend: Callable[[Operands], Any], axes: MeshAxes, operands: Operands) -> Any:
+    """Query t sees slots up to query_slots[t]; where they are sharded, `attend` gives a `Part`."""
+    queries, cache = axes.spec("B _ N"), axes.spec("B S K")
+    specs = Operands(queries, cache, cache, axes.spec("B"), axes.spec("B"), axes.spec("B S"))
     local = attend
     if num_shards(axes.sequence) > 1:
-        if implementation not in (None, "chunked"):
-            why = "cannot attend to sharded slots"
-            raise dispatch.unsupported("attention", implementation, why, "'chunked' or None")
-        local = functools.partial(_own_slots, axes.sequence, scale)
-        operands = operands.with_key_segment_ids()
-    queries: Any = PartitionSpec(axes.batch, None, axes.heads)
-    cache: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
-    of_queries: Any = PartitionSpec(axes.batch)
-    of_slots: Any = PartitionSpec(axes.batch, axes.sequence)
-    specs = Operands(queries, cache, cache, of_queries, of_queries, of_slots)
+        local = functools.partial(_own_slots, attend, axes.sequence)
     return on_each_device(local, (specs,), queries)(operands)
 
 
-def _own_slots(
-    axes: AxisNames,
-    scale: float,
-    operands: Operands,
-) -> Float[Array, "B T N H"]:
+def _own_slots(attend: Callable[[Operands], Part], axes: AxisNames, operands: Operands) -> Part:
+    """Of all slots, from this device's own: no key or value moves, only [B, T, N, H + 2] float32 numbers do."""
     assert operands.query_slots is not None
     first = jax.lax.axis_index(axes) * operands.k.shape[1]
-    own = operands._replace(query_slots=operands.query_slots - first)
-    out, log_total = with_log_totals(own, scale=scale)
-    weight = jnp.exp(log_total - jax.lax.pmax(log_total, axes))
-    total, out = jax.lax.psum((weight, weight * out.astype(jnp.float32)), axes)
-    return (out / total).astype(operands.q.dtype)
+    return join_over(attend(operands._replace(query_slots=operands.query_slots - first)), axes)
 
 
 def _own_tokens(attend: Attend, axes: AxisNames, operands: Operands) -> Float[Array, "B T N H"]:
@@ -83,9 +60,7 @@ def _own_tokens(attend: Attend, axes: AxisNames, operands: Operands) -> Float[Ar
 
 
 def _balanced_queries(
-    attend: Attend,
-    axes: AxisNames,
-    operands: Operands,
+    attend: Attend, axes: AxisNames, operands: Operands
 ) -> Float[Array, "B T N H"]:
     """Outputs of this device's tokens, given all keys, with the work shared out evenly.
 
@@ -113,9 +88,7 @@ def _balanced_queries(
 
 
 def _heads_for_tokens(
-    attend: Attend,
-    axes: AxisNames,
-    operands: Operands,
+    attend: Attend, axes: AxisNames, operands: Operands
 ) -> Float[Array, "B T N H"]:
     """This device attends to all tokens of its share of the heads, and sends the outputs back."""
     q, k, v = operands[:3]

@@ -3,12 +3,16 @@
 import functools
 from typing import Literal
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.decode_attention import chunked, gpu, partial_softmax, reference, sharded, tpu
-from pallas_kernels.decode_attention.partial_softmax import Operands, Part
-from pallas_kernels.mesh import UNSHARDED, MeshAxes
+from pallas_kernels.attention import partial_softmax
+from pallas_kernels.attention.operands import Operands, check
+from pallas_kernels.attention.partial_softmax import Part
+from pallas_kernels.attention.sharded import over_slots
+from pallas_kernels.decode_attention import chunked, gpu, reference, tpu
+from pallas_kernels.mesh import UNSHARDED, MeshAxes, num_shards
 
 Implementation = Literal["reference", "chunked", "tpu", "gpu"]
 
@@ -18,6 +22,7 @@ IMPLEMENTATIONS = {
     "tpu": tpu.tpu,
     "gpu": gpu.gpu,
 }
+KERNELS = {"gpu": gpu.unsupported_reason, "tpu": tpu.unsupported_reason}
 
 
 def decode_attention(
@@ -57,45 +62,24 @@ def decode_attention(
     Source: arXiv 2205.14135 (online softmax); arXiv 2305.13245 (grouped heads); Flash-Decoding
     (Dao et al. 2023, splits of the cache).
     """
-    _check(q, keys, segment_ids, key_segment_ids)
-    operands = Operands(q, keys, values, slots, segment_ids, key_segment_ids)
+    lone_ids = (segment_ids is None) != (key_segment_ids is None)
+    check("decode_attention", q.shape[1], keys.shape[2], lone_ids=lone_ids)
+    capacity, count = keys.shape[1], num_shards(mesh_axes.sequence)
+    if capacity % count:
+        raise ValueError(
+            f"a cache of {capacity} slots does not divide over mesh axes "
+            f"{', '.join(mesh_axes.sequence)} of size {count}; "
+            f"use {-(-capacity // count) * count} slots"
+        )
+    ids = None if segment_ids is None else segment_ids[:, None]
+    operands = Operands(q[:, None], keys, values, slots[:, None], ids, key_segment_ids)
     attend = functools.partial(_attend, scale=scale, implementation=implementation)
-    part = sharded.over_slots(attend, mesh_axes, operands)
-    return partial_softmax.finish(part).astype(q.dtype)
+    part = over_slots(attend, mesh_axes, operands)
+    return partial_softmax.finish(part)[:, 0].astype(q.dtype)
 
 
-def _attend(
-    operands: Operands,
-    *,
-    scale: float,
-    implementation: str | None,
-) -> Part:
-    preferred = _preferred(operands)
+def _attend(operands: Operands, *, scale: float, implementation: str | None) -> Part:
+    preferred = dispatch.kernel_here(KERNELS, operands) or "chunked"
     name = dispatch.choose("decode_attention", implementation, IMPLEMENTATIONS, preferred)
-    return IMPLEMENTATIONS[name](operands, scale=scale)
-
-
-def _preferred(operands: Operands) -> str:
-    platform = dispatch.platform()
-    if platform == "gpu" and gpu.unsupported_reason(operands) is None:
-        return "gpu"
-    if platform == "tpu" and tpu.unsupported_reason(operands) is None:
-        return "tpu"
-    return "chunked"
-
-
-def _check(
-    q: Float[Array, "B N H"],
-    keys: Float[Array, "B S K H"],
-    segment_ids: Int[Array, "B"] | None,
-    key_segment_ids: Int[Array, "B S"] | None,
-) -> None:
-    if q.shape[1] % keys.shape[2]:
-        raise ValueError(
-            f"decode_attention has {q.shape[1]} query heads, not a multiple of its "
-            f"{keys.shape[2]} key/value heads"
-        )
-    if (segment_ids is None) != (key_segment_ids is None):
-        raise ValueError(
-            "decode_attention has segment ids of queries or of keys alone; give both or neither"
-        )
+    part = IMPLEMENTATIONS[name](operands, scale=scale)  # of [B, N] queries
+    return jax.tree.map(lambda x: x[:, None], part)

@@ -16,9 +16,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
+from pallas_kernels.attention import partial_softmax
+from pallas_kernels.attention.operands import Operands
+from pallas_kernels.attention.partial_softmax import Part
 from pallas_kernels.cost import cost
-from pallas_kernels.decode_attention import partial_softmax
-from pallas_kernels.decode_attention.partial_softmax import Operands, Part
+from pallas_kernels.decode_attention.plan import lengths, spans
 from pallas_kernels.decode_attention.tpu_step import LANES, SUBLANES, TpuPlan, step
 
 # Of keys per grid step, and as many of values; a power of two, as capacities are. Two blocks of each are in VMEM: a
@@ -30,30 +32,17 @@ BLOCK_BYTES = 2**19
 INTERPRETED_CORES = 2
 
 
-def tpu(
-    operands: Operands,
-    *,
-    scale: float,
-) -> Part:
+def tpu(operands: Operands, *, scale: float) -> Part:
     """The kernel above; blocks after a row's last visible slot are neither fetched nor computed.
 
     Probabilities are multiplied with bfloat16 values as the sum of two bfloat16 terms: relative
     error 3e-6, at the price of more queries in the matrix unit. float32 is float32 throughout.
-    Raises:
-      UnsupportedError: not a TPU, types that are neither all bfloat16 nor all float32, a head width
-        or number of heads for which the cache would be copied, a short cache, or a mesh.
     """
     dispatch.require("decode_attention", "tpu", unsupported_reason(operands), "chunked")
-    q, keys = operands[:2]
-    batch, capacity, kv_heads, width = keys.shape
-    plan = TpuPlan(
-        *(scale, batch, capacity, kv_heads, q.shape[1] // kv_heads, width),
-        block=min(block_slots(keys), capacity),
-        splits=INTERPRETED_CORES if dispatch.interprets() else pltpu.get_tpu_info().num_cores,
-        interpret=dispatch.interprets(),
-    )
-    part = _attend(operands, plan)
-    return jax.tree.map(lambda x: x[:, : q.shape[1]], partial_softmax.join(part))
+    block = min(block_slots(operands.k), operands.k.shape[1])
+    cores = INTERPRETED_CORES if dispatch.interprets() else pltpu.get_tpu_info().num_cores
+    part = _parts(TpuPlan.of(operands, scale, block=block, splits=cores), operands)
+    return jax.tree.map(lambda x: x[:, : operands.q.shape[2]], partial_softmax.join(part))
 
 
 def unsupported_reason(operands: Operands) -> str | None:
@@ -80,42 +69,36 @@ def block_slots(keys: Float[Array, "B S K H"]) -> int:
     return max(slots // LANES, 1) * LANES
 
 
-def _attend(
-    operands: Operands,
-    plan: TpuPlan,
-) -> Part:
-    q, keys, values = operands[:3]
-    counts = partial_softmax.lengths(operands)
-    begin, end = partial_softmax.spans(counts, plan.block, plan.splits)
+def _parts(plan: TpuPlan, operands: Operands) -> Part:
+    q, keys, values, _, segment_ids, key_segment_ids = operands
+    q, counts = q[:, 0], lengths(operands)
+    begin, end = spans(counts, plan.block, plan.splits)
     # The grid ends with the longest row; one step at least, or nothing would be written.
     steps = jnp.maximum(jnp.max(end - begin), 1)
-    segment_ids, key_segment_ids = jnp.zeros_like(counts), ()
-    if operands.segment_ids is not None and operands.key_segment_ids is not None:
-        segment_ids = operands.segment_ids
-        key_segment_ids = (operands.key_segment_ids[:, None],)
+    segment_ids = jnp.zeros_like(counts) if segment_ids is None else segment_ids[:, 0]
+    ids = () if key_segment_ids is None else (key_segment_ids[:, None],)
     q = jnp.pad(q, ((0, 0), (0, plan.heads - q.shape[1]), (0, 0)))
     rows = (plan.batch, plan.capacity * plan.kv_heads, plan.width)
-    arrays = (q, keys.reshape(rows), values.reshape(rows), key_segment_ids)
+    arrays = (q, keys.reshape(rows), values.reshape(rows), ids)
     scalars = (begin.reshape(-1), end.reshape(-1), counts, segment_ids)
     lines = (plan.splits, plan.batch, plan.heads)
-    shapes = tuple(jax.ShapeDtypeStruct((*lines, n), jnp.float32) for n in _columns(plan))
-    ((top, total, out),) = pl.pallas_call(
-        functools.partial(step, plan=plan),
-        grid_spec=_grid(plan, steps, masked=bool(key_segment_ids)),
+    numbers: Any = jax.ShapeDtypeStruct((*lines, LANES), jnp.float32)
+    outputs: Any = jax.ShapeDtypeStruct((*lines, plan.width), jnp.float32)
+    shapes = Part(numbers, numbers, outputs)
+    pairs = plan.batch * plan.capacity * plan.kv_heads * plan.heads
+    (part,) = pl.pallas_call(
+        functools.partial(step, plan),
+        grid_spec=_grid(plan, steps, masked=bool(ids)),
         out_shape=(shapes,),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=_cost(plan, (arrays, shapes)),
+        # Of a full cache; how full it is, the compiler cannot know.
+        cost_estimate=cost(4 * pairs * plan.width, pairs, (arrays, shapes)),
         interpret=plan.interpret,
         name="decode_attention",
     )(*scalars, *arrays)
-    return Part(top[..., 0], total[..., 0], out)
-
-
-def _columns(plan: TpuPlan) -> tuple[int, int, int]:
-    """Of (max, sum, outputs): a single number per query fills a row of lanes."""
-    return LANES, LANES, plan.width
+    return Part(part.top[..., 0], part.total[..., 0], part.out)
 
 
 def _grid(plan: TpuPlan, steps: Int[Array, ""], *, masked: bool) -> pltpu.PrefetchScalarGridSpec:
@@ -127,7 +110,8 @@ def _grid(plan: TpuPlan, steps: Int[Array, ""], *, masked: bool) -> pltpu.Prefet
         at = b * plan.splits + i
         return jnp.maximum(jnp.minimum(begin[at] + j, end[at] - 1), 0)
 
-    def result(columns):
+    def result(columns: int) -> Any:
+        # A single number per query fills a row of lanes.
         shape = (None, None, plan.heads, columns)
         return pl.BlockSpec(shape, lambda b, i, *_: (i, b, 0, 0))
 
@@ -143,12 +127,6 @@ def _grid(plan: TpuPlan, steps: Int[Array, ""], *, masked: bool) -> pltpu.Prefet
             cache,
             (of_slots,) * masked,
         ),
-        out_specs=(tuple(map(result, _columns(plan))),),
+        out_specs=(Part(result(LANES), result(LANES), result(plan.width)),),
         scratch_shapes=(pltpu.VMEM((plan.heads, plan.rows), jnp.float32), (spread,) * masked),
     )
-
-
-def _cost(plan: TpuPlan, arrays: Any) -> pl.CostEstimate:
-    """Of a full cache; how full it is, the compiler cannot know."""
-    pairs = plan.batch * plan.capacity * plan.kv_heads * plan.heads
-    return cost(4 * pairs * plan.width, pairs, arrays)

@@ -1,35 +1,20 @@
 """One block of slots, as the TPU kernel of decode attention sees it."""
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Bool, Float, Int
 
-from pallas_kernels.decode_attention.partial_softmax import LOWEST, Part
+from pallas_kernels.attention.partial_softmax import LOWEST
+from pallas_kernels.decode_attention.plan import Plan
 from pallas_kernels.products import contract
 
 LANES = 128
 SUBLANES = 8
 
-Ref = Any  # a block in VMEM, read and written by index
 
-
-@dataclasses.dataclass(frozen=True)
-class TpuPlan:
-    """How one call is cut: each row's slots into `splits` runs of blocks of `block` slots."""
-
-    scale: float
-    batch: int
-    capacity: int
-    kv_heads: int
-    group: int  # query heads of one key/value head
-    width: int
-    block: int
-    splits: int
-    interpret: bool
+class TpuPlan(Plan):
+    """A block of slots of all key/value heads is one step of the grid."""
 
     @property
     def heads(self) -> int:
@@ -52,23 +37,8 @@ class TpuPlan:
         return pl.cdiv(self.block, self.piece) * self.piece
 
 
-def step(
-    begin: Ref,
-    end: Ref,
-    counts: Ref,
-    segment_ids: Ref,
-    q: Ref,
-    keys: Ref,
-    values: Ref,
-    key_segment_ids: tuple[Ref, ...],
-    results: tuple[Ref, Ref, Ref],
-    bias: Ref,
-    spread: tuple[Ref, ...],
-    *,
-    plan: TpuPlan,
-) -> None:
-    """One block of slots of one row, added to what its split has seen."""
-    part = Part(*results)
+def step(plan, begin, end, counts, segment_ids, q, keys, values, key_ids, part, bias, spread):
+    """One block of slots of one row, added to the `Part` of what its split has seen."""
     row, nth = pl.program_id(0), pl.program_id(2)
     split = row * plan.splits + pl.program_id(1)
     block = begin[split] + nth
@@ -87,7 +57,7 @@ def step(
         left = (counts[row] - block * plan.block) * plan.kv_heads  # rows of the block that count
         scores = plan.scale * contract(q[...], keys[...], (1, 1)) + bias[...]
         mask = _index(scores.shape, 1) < left
-        for ids, matrix in zip(key_segment_ids, spread, strict=True):
+        for ids, matrix in zip(key_ids, spread, strict=True):
             mask = mask & _by_row(ids[...] == segment_ids[row], matrix[...], plan)
         scores = jnp.where(mask, scores, -jnp.inf)
         top = part.top[:, :1]

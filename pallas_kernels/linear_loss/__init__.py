@@ -1,15 +1,9 @@
 """Losses of a linear head over a large vocabulary, without the logits of all tokens at once.
 
-Which implementation runs where: "chunked" is plain XLA and runs on CPUs, GPUs and TPUs alike; "tpu"
-has Pallas kernels for `linear_kl` and `linear_cross_entropy` of bfloat16 hidden states. None is
-"tpu" on a TPU that can run it, else "chunked". Both know how to share the vocabulary between the
-devices of a mesh. "reference" is the definition, which holds every logit: for tests.
-
-The kernels compute the sums of the softmax with the logits, and the gradients of the logits with
-those of hidden and head, so that logits go through HBM once each way; `docs/benchmarks.md` has the
-count. `linear_kl_top_k` has none:
-its rest is the sum over all tokens but k of each row, other ones in every row, which would cost a
-tile k comparisons per logit.
+"chunked" is plain XLA. "tpu" has Pallas kernels that compute the sums of the softmax with the logits,
+and the gradients of the logits with those of hidden and head, so that logits go through HBM once each
+way; `docs/benchmarks.md` has the count. `linear_kl_top_k` has none: its rest is the sum over all
+tokens but k of each row, other ones in every row, which would cost a tile k comparisons per logit.
 
 There is no "gpu": on an H200 `linear_kl` with gradients at 8,192 tokens of width 2,048 and 151,936
 tokens takes 40.7 ms, 1.42 times its products alone, which are cuBLAS's. A kernel could hide XLA's
@@ -17,19 +11,20 @@ passes over the logits between them, and would lose that again if it multiplied 
 quarters of cuBLAS's rate.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from pallas_kernels import dispatch
 from pallas_kernels.linear_loss import chunked, reference, sharded, tpu
+from pallas_kernels.linear_loss.reference import Heads, Loss, Settings, Tokens
 from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu"]
+Table = Mapping[str, Callable[[Settings, Tokens, Heads], Loss]]
 
 CROSS_ENTROPY = {
     "reference": reference.cross_entropy,
@@ -74,11 +69,11 @@ def linear_cross_entropy(
         its axes.
     Source: arXiv 2410.10989 (gradients in the forward pass).
     """
-    op = "linear_cross_entropy"
-    run = _choose(op, implementation, CROSS_ENTROPY, mesh_axes, head, hidden)
-    hidden = _without_skipped(hidden, weights)
-    total, token_losses = run(hidden, head, labels, weights.astype(jnp.float32))
-    return total, jax.lax.stop_gradient(token_losses)
+    settings = Settings(len(head), axes=mesh_axes)
+    tokens = Tokens(hidden, weights, (labels,))
+    return _run(
+        "linear_cross_entropy", CROSS_ENTROPY, implementation, settings, tokens, Heads(head)
+    )
 
 
 def linear_kl(
@@ -97,37 +92,15 @@ def linear_kl(
     p, s = softmax(teacher's, student's logits / r)
     loss_t = r^2 * sum_v p_tv (log p_tv - log s_tv) ;  total = sum_t weights_t * loss_t
 
-    Products run in each hidden's dtype; softmax and sums in float32. The gradient of the total is
-    formed in the forward pass, chunk of tokens by chunk. The teacher is a constant.
-
-    Args:
-      weights: a token of weight 0 is skipped: whatever it holds, its loss and gradients are 0.
-      mesh_axes: as in `linear_cross_entropy`; vocabulary shards the rows of both heads, and five
-        float32 numbers per token are exchanged.
-      implementation: "reference", "chunked" (both anywhere) or "tpu" (fused kernels); None runs the
-        kernels on a TPU where they can, else "chunked".
-    Returns:
-      The total, differentiable in student_hidden, student_head and weights, and the loss of each
-      token, which is not.
-    Raises:
-      UnsupportedError: there is no implementation of that name, or it cannot run these arguments or
-        this device, and why; the mesh has no axis of that name; the vocabulary does not divide over
-        its axes.
-    Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
-    forward pass).
+    Precision, gradients, arguments, results and errors as `linear_cross_entropy`. The teacher is a
+    constant; over a sharded vocabulary, which is that of both heads, five float32 numbers per token
+    are exchanged.
+    Source: arXiv 1503.02531 (temperature and its square).
     """
-    run = _choose(
-        "linear_kl", implementation, KL, mesh_axes, student_head, student_hidden, teacher_hidden
-    )
-    teacher_hidden, teacher_head = jax.lax.stop_gradient((teacher_hidden, teacher_head))
-    student_hidden, teacher_hidden = (
-        _without_skipped(x, weights) for x in (student_hidden, teacher_hidden)
-    )
-    weights = weights.astype(jnp.float32)
-    total, token_losses = run(
-        student_hidden, student_head, teacher_hidden, teacher_head, weights, temperature
-    )
-    return total, jax.lax.stop_gradient(token_losses)
+    settings = Settings(len(student_head), temperature, mesh_axes)
+    tokens = Tokens(student_hidden, weights, (_without_skipped(teacher_hidden, weights),))
+    heads = Heads(student_head, teacher_head)
+    return _run("linear_kl", KL, implementation, settings, tokens, heads)
 
 
 def linear_kl_top_k(
@@ -149,64 +122,49 @@ def linear_kl_top_k(
     total = sum_t weights_t * loss_t
 
     It is at most `linear_kl` of the same teacher, and equal to it where k is the vocabulary or the
-    student shares out the rest as the teacher does. The product runs in student_hidden's dtype;
-    softmax and sums in float32. The gradient of the total is formed in the forward pass, chunk of
-    tokens by chunk. The teacher is a constant.
+    student shares out the rest as the teacher does. Otherwise as `linear_kl`.
 
     Args:
       teacher_log_probs: logarithms of the teacher's probabilities at the same temperature, over the
         whole vocabulary: not normalised over the k. -inf is a probability of 0.
       teacher_indices: tokens they belong to, all different within a row.
-      weights: a token of weight 0 is skipped: whatever it holds, its loss and gradients are 0.
-      temperature: r.
-      mesh_axes: as in `linear_kl`.
       implementation: "reference" or "chunked"; None is "chunked" on every platform.
-    Returns:
-      The total, differentiable in student_hidden, student_head and weights, and the loss of each
-      token, which is not.
-    Raises:
-      UnsupportedError: there is no implementation of that name, or it is "reference" on sharded arrays;
-        the mesh has no axis of that name; the vocabulary does not divide over its axes.
-    Source: arXiv 1503.02531 (temperature and its square); arXiv 2410.10989 (gradients in the
-    forward pass).
+    Source: arXiv 1503.02531 (temperature and its square).
     """
-    run = _choose(
-        "linear_kl_top_k", implementation, KL_TOP_K, mesh_axes, student_head, student_hidden
-    )
-    counted = (weights != 0)[:, None]
-    log_probs = jnp.where(counted, teacher_log_probs.astype(jnp.float32), -jnp.inf)
-    indices = jnp.where(counted, teacher_indices, 0)
-    total, token_losses = run(
-        _without_skipped(student_hidden, weights),
-        student_head,
-        jax.lax.stop_gradient(log_probs),
-        indices,
-        weights.astype(jnp.float32),
-        temperature,
+    settings = Settings(len(student_head), temperature, mesh_axes)
+    log_probs = _without_skipped(teacher_log_probs.astype(jnp.float32), weights, -jnp.inf)
+    targets = log_probs, _without_skipped(teacher_indices, weights)
+    tokens = Tokens(student_hidden, weights, targets)
+    return _run("linear_kl_top_k", KL_TOP_K, implementation, settings, tokens, Heads(student_head))
+
+
+def _run(
+    op: str,
+    table: Table,
+    implementation: str | None,
+    settings: Settings,
+    tokens: Tokens,
+    heads: Heads,
+) -> Loss:
+    """The loss by one implementation of a table; targets and the teacher's head are constants."""
+    axes = sharded.sharding_axes(op, settings.axes, settings.vocabulary)
+    reason = tpu.unsupported_reason(axes, tokens, heads)
+    kernels = "tpu" in table and dispatch.platform() == "tpu" and reason is None
+    name = dispatch.choose(op, implementation, table, "tpu" if kernels else "chunked")
+    if name == "tpu":
+        dispatch.require(op, name, reason, "chunked")
+    if name == "reference" and axes != UNSHARDED:
+        raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")
+    targets, teacher = jax.lax.stop_gradient((tokens.targets, heads.teacher))
+    hidden, weights = _without_skipped(tokens.hidden, tokens.weights), tokens.weights
+    tokens = Tokens(hidden, weights.astype(jnp.float32), targets)
+    total, token_losses = table[name](
+        settings._replace(axes=axes), tokens, Heads(heads[0], teacher)
     )
     return total, jax.lax.stop_gradient(token_losses)
 
 
-def _choose(
-    op: str,
-    implementation: str | None,
-    table: dict[str, Callable[..., Any]],
-    axes: MeshAxes,
-    head: Float[Array, "V D"],
-    *hidden: Float[Array, "T _"],
-) -> Callable[..., Any]:
-    axes = sharded.sharding_axes(op, axes, len(head))
-    kernels = "tpu" in table and dispatch.platform() == "tpu"
-    preferred = "tpu" if kernels and tpu.unsupported_reason(axes, *hidden) is None else "chunked"
-    name = dispatch.choose(op, implementation, table, preferred)
-    if axes == UNSHARDED:
-        return table[name]
-    if name == "reference":
-        raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")
-    return functools.partial(table[name], axes=axes)
-
-
 def _without_skipped(
-    hidden: Float[Array, "T D"], weights: Float[Array, "T"]
-) -> Float[Array, "T D"]:
-    return jnp.where((weights != 0)[:, None], hidden, 0)
+    x: Shaped[Array, "T _"], weights: Float[Array, "T"], fill: float = 0
+) -> Shaped[Array, "T _"]:
+    return jnp.where((weights != 0)[:, None], x, fill)

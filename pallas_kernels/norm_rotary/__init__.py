@@ -5,12 +5,12 @@ import functools
 from typing import Literal
 
 import jax
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.mesh import UNSHARDED, MeshAxes, on_each_device
 from pallas_kernels.norm_rotary import gpu, permuted, reference, tpu
+from pallas_kernels.norm_rotary.reference import Operands
 from pallas_kernels.norm_rotary.reference import rms_norm as rms_norm
 from pallas_kernels.norm_rotary.reference import rotate as rotate
 
@@ -22,6 +22,7 @@ IMPLEMENTATIONS = {
     "tpu": tpu.tpu,
     "gpu": gpu.gpu,
 }
+KERNELS = {"gpu": gpu.unsupported_reason, "tpu": tpu.unsupported_reason}
 
 
 def norm_rotary(
@@ -61,30 +62,22 @@ def norm_rotary(
             f"norm_rotary has {angles.shape[-1]} angles for heads of {x.shape[-1]}; give half the"
             " width"
         )
-    tokens = PartitionSpec(mesh_axes.batch, mesh_axes.sequence, mesh_axes.heads)
-    specs = tokens, PartitionSpec(), PartitionSpec(mesh_axes.batch, mesh_axes.sequence)
+    tokens = mesh_axes.spec("B T N")
+    specs = Operands(tokens, mesh_axes.spec("H"), mesh_axes.spec("B T"))
     local = functools.partial(_apply, eps=eps, implementation=implementation)
-    return on_each_device(local, specs, tokens)(x, scale, angles)
+    operands = Operands(x, scale, jax.lax.stop_gradient(angles))
+    return on_each_device(local, (specs,), tokens)(operands)
 
 
 def _apply(
-    x: Float[Array, "B T N H"],
-    scale: Float[Array, "H"],
-    angles: Float[Array, "B T J"],
-    *,
-    eps: float,
-    implementation: str | None,
+    operands: Operands, *, eps: float, implementation: str | None
 ) -> Float[Array, "B T N H"]:
-    name = dispatch.choose("norm_rotary", implementation, IMPLEMENTATIONS, _preferred(x))
-    return IMPLEMENTATIONS[name](x, scale, jax.lax.stop_gradient(angles), eps=eps)
+    name = dispatch.choose("norm_rotary", implementation, IMPLEMENTATIONS, _preferred(operands.x))
+    return IMPLEMENTATIONS[name](operands, eps=eps)
 
 
 def _preferred(x: Float[Array, "B T N H"]) -> str:
-    platform = dispatch.platform()
     if x.shape[1] == 1:
         return "reference"
-    if platform == "gpu" and gpu.unsupported_reason(x) is None:
-        return "gpu"
-    if platform == "tpu":
-        return "tpu" if tpu.unsupported_reason(x) is None else "permuted"
-    return "reference"
+    elsewhere = "permuted" if dispatch.platform() == "tpu" else "reference"
+    return dispatch.kernel_here(KERNELS, x) or elsewhere

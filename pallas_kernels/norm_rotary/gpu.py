@@ -11,6 +11,7 @@ Written in Pallas for Triton; `pallas_kernels.products` says why.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
+from pallas_kernels.gradients import as_given
+from pallas_kernels.norm_rotary.reference import Operands
 
 TILE = 8192  # numbers of x in a block: of 32 a thread, backward makes 127 registers and spills none
 WARPS = 8
@@ -47,18 +50,9 @@ class Plan(NamedTuple):
         return pl.next_power_of_2(self.half)
 
 
-def gpu(
-    x: Float[Array, "B T N H"],
-    scale: Float[Array, "H"],
-    angles: Float[Array, "B T J"],
-    *,
-    eps: float,
-) -> Float[Array, "B T N H"]:
-    """Rounds sine and cosine to x's dtype, and the result; arguments as `norm_rotary`.
-
-    Raises:
-      UnsupportedError: not a data-centre GPU from Ampere on, neither bfloat16 nor float32, or a mesh.
-    """
+def gpu(operands: Operands, *, eps: float) -> Float[Array, "B T N H"]:
+    """Rounds sine and cosine to x's dtype, and the result."""
+    x, scale, angles = operands
     dispatch.require("norm_rotary", "gpu", unsupported_reason(x), "reference")
     half = angles.shape[-1]
     rows = max(1, TILE // (2 * pl.next_power_of_2(half)))
@@ -74,78 +68,62 @@ def unsupported_reason(x: Float[Array, "B T N H"]) -> str | None:
     return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
-def _apply_alone(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) -> Rows:
-    of_rows, of_scale, of_turns, _ = _blocks(plan, x, turns)
+def _call(
+    plan: Plan, kernel: Callable[..., None], rows: tuple[Rows, ...], scale: Any, turns: Turns
+) -> tuple[Any, ...]:
+    """Forward of (x,); or backward of (cotangent, x), with each block's sums toward the scale."""
+    count, (x, *_), width = pl.cdiv(plan.lines, plan.rows), rows, 2 * plan.half
+    of_rows = pl.BlockSpec(x.shape, lambda i: (0, 0))
+    of_scale = pl.BlockSpec((width,), lambda i: (0,))
+    of_turns = pl.BlockSpec(turns[0].shape, lambda i: (0,))
+    of_sums = pl.BlockSpec((None, width), lambda i: (i, 0))
+    sums = jax.ShapeDtypeStruct((count, width), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_forward, plan),
-        grid=(pl.cdiv(plan.lines, plan.rows),),
-        in_specs=(of_rows, of_scale, of_turns, of_turns),
-        out_specs=of_rows,
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        functools.partial(kernel, plan),
+        grid=(count,),
+        in_specs=((of_rows,) * len(rows), of_scale, (of_turns, of_turns)),
+        out_specs=(of_rows, of_sums)[: len(rows)],
+        out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), sums)[: len(rows)],
         compiler_params=triton.CompilerParams(num_warps=WARPS),
-        cost_estimate=cost(8 * x.size, 0, (x, x, turns)),
+        cost_estimate=cost((12 * len(rows) - 4) * x.size, 0, (x, rows, turns)),
         interpret=plan.interpret,
-        name="norm_rotary_forward",
-    )(x, scale, *turns)
+        name=f"norm_rotary{kernel.__name__}",
+    )(rows, scale, turns)
 
 
-def _apply_forward(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) -> tuple[Rows, Any]:
-    return _apply_alone(plan, x, scale, turns), (x, scale, turns)
+def _apply_alone(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) -> Rows:
+    return _call(plan, _forward, (x,), scale, turns)[0]
 
 
-def _apply_backward(plan: Plan, residuals: Any, cotangent: Rows) -> Any:
-    x, scale, turns = residuals
-    of_rows, of_scale, of_turns, of_sums = _blocks(plan, x, turns)
-    blocks = pl.cdiv(plan.lines, plan.rows)
-    dx, dscale = pl.pallas_call(
-        functools.partial(_backward, plan),
-        grid=(blocks,),
-        in_specs=(of_rows, of_rows, of_scale, of_turns, of_turns),
-        out_specs=(of_rows, of_sums),
-        out_shape=(
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct((blocks, *scale.shape), jnp.float32),
-        ),
-        compiler_params=triton.CompilerParams(num_warps=WARPS),
-        cost_estimate=cost(20 * x.size, 0, (x, x, x, turns)),
-        interpret=plan.interpret,
-        name="norm_rotary_backward",
-    )(cotangent, x, scale, *turns)
-    return dx, jnp.sum(dscale, axis=0), jax.tree.map(jnp.zeros_like, turns)
+def _gradients(
+    plan: Plan, cotangent: Rows, x: Rows, scale: Float[Array, "H"], turns: Turns
+) -> tuple[Rows, Float[Array, "H"], None]:
+    d_x, d_scale = _call(plan, _backward, (cotangent, x), scale, turns)
+    return d_x, jnp.sum(d_scale, axis=0), None
 
 
-_apply: Any = jax.custom_vjp(_apply_alone, nondiff_argnums=(0,))
-_apply.defvjp(_apply_forward, _apply_backward)
+_apply = as_given(_apply_alone, _gradients)
 
 
-def _forward(plan: Plan, x_ref: Ref, scale_ref: Ref, cos_ref: Ref, sin_ref: Ref, out: Ref) -> None:
+def _forward(plan: Plan, rows: Any, scale: Ref, turns: Any, out: Ref) -> None:
     tile = _Tile(plan)
-    cos, sin = tile.turn(cos_ref), tile.turn(sin_ref)
-    normed, _ = _normed(plan, tile.read(x_ref))
-    first, second = (n * s[None] for n, s in zip(normed, tile.vector(scale_ref), strict=True))
+    cos, sin = map(tile.turn, turns)
+    normed, _ = _normed(plan, tile.read(*rows))
+    first, second = (n * s[None] for n, s in zip(normed, tile.read(scale), strict=True))
     tile.write(out, [first * cos - second * sin, second * cos + first * sin])
 
 
-def _backward(
-    plan: Plan,
-    cotangent_ref: Ref,
-    x_ref: Ref,
-    scale_ref: Ref,
-    cos_ref: Ref,
-    sin_ref: Ref,
-    dx_ref: Ref,
-    dscale_ref: Ref,
-) -> None:
+def _backward(plan: Plan, rows: Any, scale: Ref, turns: Any, d_x: Ref, d_scale: Ref) -> None:
     """With n the normed x:  dy = the cotangent turned back;  dx = (dn - n mean(dn n)) / rms(x)."""
-    tile = _Tile(plan)
-    cos, sin = tile.turn(cos_ref), tile.turn(sin_ref)
-    normed, inverse = _normed(plan, tile.read(x_ref))
-    first, second = tile.read(cotangent_ref)
+    tile, (cotangent, x) = _Tile(plan), rows
+    cos, sin = map(tile.turn, turns)
+    normed, inverse = _normed(plan, tile.read(x))
+    first, second = tile.read(cotangent)
     dy = [first * cos + second * sin, second * cos - first * sin]
-    tile.write_vector(dscale_ref, [jnp.sum(d * n, axis=0) for d, n in zip(dy, normed, strict=True)])
-    dn = [d * s[None] for d, s in zip(dy, tile.vector(scale_ref), strict=True)]
+    tile.write(d_scale, [jnp.sum(d * n, axis=0) for d, n in zip(dy, normed, strict=True)])
+    dn = [d * s[None] for d, s in zip(dy, tile.read(scale), strict=True)]
     mean = _mean(plan, [d * n for d, n in zip(dn, normed, strict=True)])
-    tile.write(dx_ref, [(d - n * mean) * inverse for d, n in zip(dn, normed, strict=True)])
+    tile.write(d_x, [(d - n * mean) * inverse for d, n in zip(dn, normed, strict=True)])
 
 
 def _normed(plan: Plan, x: list[Half]) -> tuple[list[Half], Float[Array, "R 1"]]:
@@ -169,42 +147,28 @@ class _Tile:
         self.inside = jnp.arange(plan.columns) < plan.half
         self.mask = (self.lines < plan.lines)[:, None] & self.inside[None]
 
-    def read(self, ref: Ref) -> list[Half]:
-        """Both halves of every row in float32."""
-        return [self._load(ref.at[self.rows, at], self.mask) for at in self._halves()]
-
     def turn(self, ref: Ref) -> Half:
         """Sines or cosines of every row's token."""
         token, column = self.lines // self.plan.heads, jnp.arange(self.plan.columns)
         at = token[:, None] * self.plan.half + column[None]
-        return self._load(ref.at[at], self.mask)
+        return _load(ref.at[at], self.mask)
 
-    def vector(self, ref: Ref) -> list[Float[Array, "J"]]:
-        return [self._load(ref.at[at], self.inside) for at in self._halves()]
+    def read(self, ref: Ref) -> list[Float[Array, "*R J"]]:
+        """Both halves of every row, or of one row for all, in float32."""
+        return [_load(at, mask) for at, mask in self._halves(ref)]
 
-    def write(self, ref: Ref, halves: list[Half]) -> None:
-        for at, half in zip(self._halves(), halves, strict=True):
-            triton.store(ref.at[self.rows, at], half.astype(ref.dtype), mask=self.mask)
+    def write(self, ref: Ref, halves: list[Float[Array, "*R J"]]) -> None:
+        for (at, mask), half in zip(self._halves(ref), halves, strict=True):
+            triton.store(at, half.astype(ref.dtype), mask=mask)
 
-    def write_vector(self, ref: Ref, halves: list[Float[Array, "J"]]) -> None:
-        for at, half in zip(self._halves(), halves, strict=True):
-            triton.store(ref.at[at], half, mask=self.inside)
-
-    def _halves(self) -> list[Any]:
+    def _halves(self, ref: Ref) -> list[tuple[Any, Bool[Array, "*R J"]]]:
         # A slice past the end is refused where its start is a Python number; the mask keeps it inside.
         zero = jnp.zeros((), jnp.int32)
-        return [pl.ds(zero + start, self.plan.columns) for start in (0, self.plan.half)]
+        halves = [pl.ds(zero + start, self.plan.columns) for start in (0, self.plan.half)]
+        if len(ref.shape) == 1:
+            return [(ref.at[at], self.inside) for at in halves]
+        return [(ref.at[self.rows, at], self.mask) for at in halves]
 
-    def _load(self, ref: Ref, mask: Bool[Array, "*R"]) -> Float[Array, "*R"]:
-        return triton.load(ref, mask=mask, other=0.0).astype(jnp.float32)
 
-
-def _blocks(plan: Plan, x: Rows, turns: Turns) -> tuple[pl.BlockSpec, ...]:
-    """What a block of threads sees: all rows, the scale, all turns, and its own sums of rows."""
-    width = 2 * plan.half
-    return (
-        pl.BlockSpec(x.shape, lambda i: (0, 0)),
-        pl.BlockSpec((width,), lambda i: (0,)),
-        pl.BlockSpec(turns[0].shape, lambda i: (0,)),
-        pl.BlockSpec((None, width), lambda i: (i, 0)),
-    )
+def _load(ref: Ref, mask: Bool[Array, "*R"]) -> Float[Array, "*R"]:
+    return triton.load(ref, mask=mask, other=0.0).astype(jnp.float32)

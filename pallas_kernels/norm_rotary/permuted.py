@@ -11,17 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pallas_kernels.norm_rotary.reference import rms_norm
+from pallas_kernels.norm_rotary.reference import Operands, rms_norm
 
 
-def permuted(
-    x: Float[Array, "B T N H"],
-    scale: Float[Array, "H"],
-    angles: Float[Array, "B T J"],
-    *,
-    eps: float,
-) -> Float[Array, "B T N H"]:
-    """Rounds as `reference`; arguments as `norm_rotary`."""
+def permuted(operands: Operands, *, eps: float) -> Float[Array, "B T N H"]:
+    """Rounds as `reference`."""
+    x, scale, angles = operands
     y = rms_norm(jnp.swapaxes(x, 1, 2), scale, eps)
     cos, sin = (jnp.tile(f(angles), 2).astype(x.dtype)[:, None] for f in (jnp.cos, jnp.sin))
     turn = jnp.asarray(half_turn(x.shape[-1]), x.dtype)

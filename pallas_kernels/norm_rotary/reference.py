@@ -1,19 +1,23 @@
 """The definition of norm and rotary positions: halves taken apart, turned and joined."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def reference(
-    x: Float[Array, "B T N H"],
-    scale: Float[Array, "H"],
-    angles: Float[Array, "B T J"],
-    *,
-    eps: float,
-) -> Float[Array, "B T N H"]:
-    """Rounds to x's dtype after the norm, after the scale and after the rotation; arguments as
-    `norm_rotary`."""
+class Operands(NamedTuple):
+    """Arguments of `norm_rotary` that are arrays."""
+
+    x: Float[Array, "B T N H"]
+    scale: Float[Array, "H"]
+    angles: Float[Array, "B T J"]
+
+
+def reference(operands: Operands, *, eps: float) -> Float[Array, "B T N H"]:
+    """Rounds to x's dtype after the norm, after the scale and after the rotation."""
+    x, scale, angles = operands
     return rotate(rms_norm(x, scale, eps), angles)
 
 
@@ -23,8 +27,7 @@ def rotate(x: Float[Array, "B T N H"], angles: Float[Array, "B T J"]) -> Float[A
     (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), in the dtype of x; sine and cosine are taken in
     float32.
     """
-    cos = jnp.cos(angles).astype(x.dtype)[:, :, None, :]
-    sin = jnp.sin(angles).astype(x.dtype)[:, :, None, :]
+    cos, sin = (f(angles).astype(x.dtype)[:, :, None, :] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

@@ -5,6 +5,7 @@ Everything in between is float32, but sine and cosine come in x's dtype.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +16,15 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
+from pallas_kernels.gradients import as_given
+from pallas_kernels.norm_rotary.reference import Operands
 
 LANES = 128
 BLOCK_BYTES = 2**19  # of x in a grid step, at most
 SUBLANES = 16  # rows of a bfloat16 tile
 
 Tokens = Float[Array, "B T W"]
+Turns = Float[Array, "B T H"]  # cosines and sines side by side
 
 
 class Plan(NamedTuple):
@@ -34,18 +38,9 @@ class Plan(NamedTuple):
     interpret: bool
 
 
-def tpu(
-    x: Float[Array, "B T N H"],
-    scale: Float[Array, "H"],
-    angles: Float[Array, "B T J"],
-    *,
-    eps: float,
-) -> Float[Array, "B T N H"]:
-    """Rounds sine and cosine to x's dtype, and the result; arguments as `norm_rotary`.
-
-    Raises:
-      UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
-    """
+def tpu(operands: Operands, *, eps: float) -> Float[Array, "B T N H"]:
+    """Rounds sine and cosine to x's dtype, and the result."""
+    x, scale, angles = operands
     dispatch.require("norm_rotary", "tpu", unsupported_reason(x), "permuted")
     batch, length, heads, width = x.shape
     fitting = BLOCK_BYTES // (heads * width * x.dtype.itemsize)
@@ -67,7 +62,7 @@ def unsupported_reason(x: Float[Array, "B T N H"]) -> str | None:
     return dispatch.mesh_unsupported_reason()
 
 
-def _pack(angles: Float[Array, "B T J"]) -> Float[Array, "B T H"]:
+def _pack(angles: Float[Array, "B T J"]) -> Turns:
     """(cos, sin) side by side.
 
     A choice by lane of padded angles: joining two halves, or tiling, would move both through memory.
@@ -79,89 +74,69 @@ def _pack(angles: Float[Array, "B T J"]) -> Float[Array, "B T H"]:
     return jnp.where(first[None, None], jnp.cos(twice), jnp.sin(twice))
 
 
-def _apply_alone(
-    plan: Plan, x: Tokens, scale: Float[Array, "H"], turns: Float[Array, "B T H"]
-) -> Tokens:
-    grid, of_tokens, of_scale, of_turns = _blocks(plan, x)
+def _call(
+    plan: Plan, kernel: Callable[..., None], tokens: tuple[Tokens, ...], scale: Any, turns: Turns
+) -> tuple[Any, ...]:
+    """Forward of (x,); or backward of (cotangent, x), with each step's sums toward the scale."""
+    (x, *_), grid = tokens, (tokens[0].shape[0], pl.cdiv(plan.length, plan.rows))
+    of_tokens = pl.BlockSpec((None, plan.rows, x.shape[2]), lambda b, t: (b, t, 0))
+    of_scale = pl.BlockSpec((1, plan.width), lambda b, t: (0, 0))
+    of_turns = pl.BlockSpec((None, plan.rows, plan.width), lambda b, t: (b, t, 0))
+    of_sums = pl.BlockSpec((None, None, 1, plan.width), lambda b, t: (b, t, 0, 0))
+    sums = jax.ShapeDtypeStruct((*grid, 1, plan.width), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_forward, plan),
+        functools.partial(kernel, plan),
         grid=grid,
-        in_specs=(of_tokens, of_scale, of_turns),
-        out_specs=of_tokens,
-        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        compiler_params=_parallel(),
-        cost_estimate=cost(8 * x.size, 0, (x, x, turns)),
+        in_specs=((of_tokens,) * len(tokens), of_scale, of_turns),
+        out_specs=(of_tokens, of_sums)[: len(tokens)],
+        out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), sums)[: len(tokens)],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        cost_estimate=cost((12 * len(tokens) - 4) * x.size, 0, (x, tokens, turns)),
         interpret=plan.interpret,
-        name="norm_rotary_forward",
-    )(x, scale[None], turns)
+        name=f"norm_rotary{kernel.__name__}",
+    )(tokens, scale[None], turns)
 
 
-def _apply_forward(
-    plan: Plan, x: Tokens, scale: Float[Array, "H"], turns: Float[Array, "B T H"]
-) -> tuple[Tokens, Any]:
-    return _apply_alone(plan, x, scale, turns), (x, scale, turns)
+def _apply_alone(plan: Plan, x: Tokens, scale: Float[Array, "H"], turns: Turns) -> Tokens:
+    return _call(plan, _forward, (x,), scale, turns)[0]
 
 
-def _apply_backward(plan: Plan, residuals: Any, cotangent: Tokens) -> Any:
-    x, scale, turns = residuals
-    grid, of_tokens, of_scale, of_turns = _blocks(plan, x)
-    dx, dscale = pl.pallas_call(
-        functools.partial(_backward, plan),
-        grid=grid,
-        in_specs=(of_tokens, of_tokens, of_scale, of_turns),
-        out_specs=(
-            of_tokens,
-            pl.BlockSpec((None, None, 1, plan.width), lambda b, t: (b, t, 0, 0)),
-        ),
-        out_shape=(
-            jax.ShapeDtypeStruct(x.shape, x.dtype),
-            jax.ShapeDtypeStruct((*grid, 1, plan.width), jnp.float32),
-        ),
-        compiler_params=_parallel(),
-        cost_estimate=cost(20 * x.size, 0, (x, x, x, turns)),
-        interpret=plan.interpret,
-        name="norm_rotary_backward",
-    )(cotangent, x, scale[None], turns)
-    return dx, jnp.sum(dscale, axis=(0, 1, 2)), jnp.zeros_like(turns)
+def _gradients(
+    plan: Plan, cotangent: Tokens, x: Tokens, scale: Float[Array, "H"], turns: Turns
+) -> tuple[Tokens, Float[Array, "H"], None]:
+    d_x, d_scale = _call(plan, _backward, (cotangent, x), scale, turns)
+    return d_x, jnp.sum(d_scale, axis=(0, 1, 2)), None
 
 
-_apply: Any = jax.custom_vjp(_apply_alone, nondiff_argnums=(0,))
-_apply.defvjp(_apply_forward, _apply_backward)
+_apply = as_given(_apply_alone, _gradients)
 
 
-def _forward(plan: Plan, x_ref: Any, scale_ref: Any, turns_ref: Any, out_ref: Any) -> None:
-    cos, sin = _turns(turns_ref[...])
+def _forward(plan: Plan, tokens: Any, scale: Any, turns: Any, out: Any) -> None:
+    cos, sin = _turns(turns[...])
     for head in range(plan.heads):
         lanes = pl.ds(head * plan.width, plan.width)
-        y = _normed(plan, x_ref[:, lanes])[0] * scale_ref[...]
-        out_ref[:, lanes] = (y * cos + _swap(y) * sin).astype(out_ref.dtype)
+        y = _normed(plan, tokens[0][:, lanes])[0] * scale[...]
+        out[:, lanes] = (y * cos + _swap(y) * sin).astype(out.dtype)
 
 
-def _backward(
-    plan: Plan,
-    cotangent_ref: Any,
-    x_ref: Any,
-    scale_ref: Any,
-    turns_ref: Any,
-    dx_ref: Any,
-    dscale_ref: Any,
-) -> None:
+def _backward(plan: Plan, tokens: Any, scale: Any, turns: Any, d_x: Any, d_scale: Any) -> None:
     """With n the normed x:  dy = the cotangent turned back;  dx = (dn - n mean(dn n)) / rms(x)."""
-    cos, sin = _turns(turns_ref[...])
+    cotangent, x = tokens
+    cos, sin = _turns(turns[...])
     row = jax.lax.broadcasted_iota(jnp.int32, (plan.rows, 1), 0)
     inside = row < plan.length - pl.program_id(1) * plan.rows
     total = jnp.zeros((plan.rows, plan.width), jnp.float32)
     for head in range(plan.heads):
         lanes = pl.ds(head * plan.width, plan.width)
-        n, inverse = _normed(plan, x_ref[:, lanes])
-        g = cotangent_ref[:, lanes].astype(jnp.float32)
+        n, inverse = _normed(plan, x[:, lanes])
+        g = cotangent[:, lanes].astype(jnp.float32)
         dy = g * cos + _swap(g * sin)
-        dn = dy * scale_ref[...]
+        dn = dy * scale[...]
         dx = (dn - n * jnp.mean(dn * n, axis=-1, keepdims=True)) * inverse
-        dx_ref[:, lanes] = dx.astype(dx_ref.dtype)
+        d_x[:, lanes] = dx.astype(d_x.dtype)
         total += dy * n
     # Past the end of a row lies whatever was there before.
-    dscale_ref[...] = jnp.sum(jnp.where(inside, total, 0.0), axis=0, keepdims=True)
+    d_scale[...] = jnp.sum(jnp.where(inside, total, 0.0), axis=0, keepdims=True)
 
 
 def _normed(plan: Plan, x: Float[Array, "R H"]) -> tuple[Float[Array, "R H"], Float[Array, "R 1"]]:
@@ -182,17 +157,3 @@ def _turns(packed: Float[Array, "R H"]) -> tuple[Float[Array, "R H"], Float[Arra
 def _swap(x: Float[Array, "R H"]) -> Float[Array, "R H"]:
     """The halves change places."""
     return pltpu.roll(x, x.shape[1] // 2, 1)
-
-
-def _blocks(plan: Plan, x: Tokens) -> tuple[tuple[int, int], Any, Any, Any]:
-    grid = (x.shape[0], pl.cdiv(plan.length, plan.rows))
-    return (
-        grid,
-        pl.BlockSpec((None, plan.rows, x.shape[2]), lambda b, t: (b, t, 0)),
-        pl.BlockSpec((1, plan.width), lambda b, t: (0, 0)),
-        pl.BlockSpec((None, plan.rows, plan.width), lambda b, t: (b, t, 0)),
-    )
-
-
-def _parallel() -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"))

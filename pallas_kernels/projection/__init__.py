@@ -12,6 +12,7 @@ from pallas_kernels.projection.reference import Operands
 Implementation = Literal["reference", "gpu"]
 
 IMPLEMENTATIONS = {"reference": reference.reference, "gpu": gpu.gpu}
+KERNELS = {"gpu": gpu.unsupported_reason}
 
 
 def projection(
@@ -42,14 +43,8 @@ def projection(
     Raises:
       UnsupportedError: the named implementation cannot run these arguments or this device, and why.
     """
-    preferred = _preferred(x)
+    preferred = dispatch.kernel_here(KERNELS, x) or "reference"
     name = dispatch.choose("projection", implementation, IMPLEMENTATIONS, preferred)
     operands = Operands(x, kernels, norm and norm.scale, gate, residual)
     eps = 0.0 if norm is None else norm.eps
     return IMPLEMENTATIONS[name](operands, eps, activation)
-
-
-def _preferred(x: Float[Array, "B T I"]) -> str:
-    if dispatch.platform() == "gpu" and gpu.unsupported_reason(x) is None:
-        return "gpu"
-    return "reference"

@@ -68,11 +68,7 @@ class _Inputs(NamedTuple):
 def gpu(
     operands: Operands, eps: float, activation: Activation
 ) -> tuple[Float[Array, "B T _"], ...]:
-    """Rounds x times scale and gate, and the results, to x's dtype; gradients are those of the definition.
-
-    Raises:
-      UnsupportedError: not a data-centre GPU from Ampere on, too many tokens, neither bfloat16 nor float32, or a mesh.
-    """
+    """Rounds x times scale and gate, and the results, to x's dtype; gradients are those of the definition."""
     dispatch.require("projection", "gpu", unsupported_reason(operands.x), "reference")
     return _project(_plan(operands, eps, activation), operands)
 
@@ -149,11 +145,7 @@ def _blocks(kernel: Any) -> int:
     return pl.cdiv(kernel.shape[1], COLUMNS)
 
 
-def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
-    return reference(operands, plan.eps, plan.activation)
-
-
-_project = as_defined(_tokens, _define)
+_project = as_defined(_tokens, lambda plan, x: reference(x, plan.eps, plan.activation))
 
 
 def _walk(plan: Plan, inputs: Any, parts: tuple[Ref, ...]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from pallas_kernels import MeshAxes, UnsupportedError, decode_attention
-from pallas_kernels.decode_attention import partial_softmax
+from pallas_kernels.decode_attention.plan import spans
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
@@ -104,7 +104,7 @@ def test_a_device_of_a_cut_cache_runs_the_kernel_on_its_own_slots():
 
 def test_splits_share_what_a_row_has():
     counts = jnp.asarray([0, 1, 64, 65, 640, 1000])
-    begin, end = (np.asarray(x) for x in partial_softmax.spans(counts, 64, 4))
+    begin, end = (np.asarray(x) for x in spans(counts, 64, 4))
     assert np.all((begin[:, 1:] == end[:, :-1]) & (begin[:, :1] == 0))
     assert np.array_equal(end[:, -1], [0, 1, 1, 2, 10, 16])
     assert np.array_equal(np.max(end - begin, axis=1), [0, 1, 1, 1, 3, 4])

@@ -114,9 +114,8 @@ def test_all_ops_are_known_here_and_say_alike_what_shards_them():
 def test_a_new_implementation_is_a_function_and_its_name(monkeypatch):
     """The op runs it, the error of an unknown name lists it, and the benchmark times it."""
     module = importlib.import_module("pallas_kernels.norm_rotary")
-    new = lambda x, scale, angles, *, eps: module.IMPLEMENTATIONS["reference"](  # noqa: E731
-        x, scale, angles, eps=eps
-    )
+    reference = module.IMPLEMENTATIONS["reference"]
+    new = lambda operands, *, eps: reference(operands, eps=eps)  # noqa: E731
     monkeypatch.setitem(module.IMPLEMENTATIONS, "new", new)
     op = inspect.unwrap(module.norm_rotary)  # past the check of its types, which name the others
     arrays = jnp.ones((1, 2, 3, 4)), jnp.ones(4), jnp.ones((1, 2, 2))

@@ -13,7 +13,8 @@ from pallas_kernels import (
     linear_cross_entropy,
     linear_kl,
 )
-from pallas_kernels.linear_loss import tpu_plan
+from pallas_kernels.linear_loss import tpu_kernels
+from pallas_kernels.linear_loss.reference import Settings
 from pallas_kernels.linear_loss.tpu_losses import Kl
 
 pytestmark = pytest.mark.brief
@@ -97,7 +98,7 @@ def test_a_chunk_is_cut_into_what_a_core_holds(kind, width):
     plans = []
 
     def cut(student, teacher):
-        plans.append(tpu_plan.make(Kl(1.0), 151_936, (student, teacher)))
+        plans.append(tpu_kernels.plan(Kl(Settings(151_936)), 151_936, (student, teacher)))
 
     with on_tpu(kind):
         jax.eval_shape(cut, hidden, hidden)
