@@ -12,10 +12,11 @@ import pytest
 from configs.mesh import SERVING, TRAINING
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig
 from hypenet_jax.config_file import ConfigError, load, resolved
-from hypenet_jax.convert.models import decoder_shapes, decoder_shardings, student_config
+from hypenet_jax.convert.programs import student_config
 from hypenet_jax.data.config import tokens_after
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.halo.select import SelectConfig
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.plan.config import ServeConfig
@@ -167,15 +168,14 @@ def test_full_size_models_have_the_published_sizes_and_split_over_eight_devices(
     mesh = make_mesh(run.mesh)
     models = (run.teacher, teacher_billions, 1), (student_config(run), student_billions, 0)
     for config, wanted, digits in models:
-        decoder = Decoder(config)
-        shapes = decoder_shapes(decoder)
-        assert round(count(shapes) / 1e9, digits) == wanted
+        params = abstract_params(Decoder(config))
+        assert round(count(params.shapes) / 1e9, digits) == wanted
         local = jax.tree.map(
             lambda leaf, where: math.prod(where.shard_shape(leaf.shape)),
-            shapes,
-            decoder_shardings(decoder, mesh),
+            params.shapes,
+            params.shardings(mesh),
         )
-        assert sum(jax.tree.leaves(local)) == pytest.approx(count(shapes) / 8, rel=0.001)
+        assert sum(jax.tree.leaves(local)) == pytest.approx(count(params.shapes) / 8, rel=0.001)
 
 
 def test_overrides_are_typed():

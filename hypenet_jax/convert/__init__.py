@@ -1,6 +1,5 @@
 """The whole journey: `run_stage` runs one stage, `convert` all of them and the evaluation after them."""
 
-from hypenet_jax.convert.chain import convert
-from hypenet_jax.convert.stage import run_stage
+from hypenet_jax.convert.chain import convert, run_stage
 
 __all__ = ["convert", "run_stage"]

@@ -1,13 +1,29 @@
-"""A whole conversion, stage after stage. Finished stages are kept, so the same call resumes."""
+"""A whole conversion, stage after stage. Finished stages are kept, and the same call goes on where it was cut off."""
 
+import functools
+import logging
+import shutil
 from collections.abc import Callable
 
+import jax
+
+from hypenet_jax import runtime
+from hypenet_jax.axes import Params
 from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.config_file import ConfigError
-from hypenet_jax.convert.stage import run_stage
+from hypenet_jax.convert.inputs import Inputs, open_inputs
+from hypenet_jax.convert.programs import exported_config
+from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
+from hypenet_jax.convert.selection import LayerScores
+from hypenet_jax.convert.training import train
 from hypenet_jax.evals.runner import evaluate
+from hypenet_jax.halo.method import Work
+from hypenet_jax.train.stage_output import save_params
+from hypenet_jax.weights import save_hf
 
 EVALUATION = "evaluation"
+
+log = logging.getLogger("hypenet_jax")
 
 
 def convert(
@@ -45,3 +61,43 @@ def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[St
         return (config.stage(only),)
     first = 0 if start is None else config.stages.index(config.stage(start))
     return config.stages[first:]
+
+
+def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step: False) -> None:
+    """Runs one stage and leaves `run_dir/name/final`; returns at once if that is there for this very config.
+
+    Args:
+      stop: called after every step or scored layer; True saves what is to save and raises Preempted.
+    Raises:
+      CheckpointError: the folder belongs to another config, or the stage before has not left its weights.
+      Preempted: `stop` said so; everything is saved.
+    """
+    if is_done(config):
+        log.info("%s: done before, %s", config.name, config.folder / "final")
+        return
+    inputs = open_inputs(config)
+    parent, text = inputs.weights.fingerprint, inputs.prepared.text_fingerprint
+    provenance = provenance_of(config, parent, teacher_fingerprint(config), text)
+    work = Work(
+        models=inputs.models,
+        weights=inputs.weights,
+        folder=config.folder,
+        train=functools.partial(train, inputs, provenance, stop),
+        score=LayerScores(inputs, provenance, stop),
+    )
+    params = config.method.run(work)
+    _export(inputs, params)
+    save_params(config.folder / "final", params, provenance)
+
+
+def _export(inputs: Inputs, params: Params) -> None:
+    """Writes the Hugging Face folder, with the tokenizer that the text was read with."""
+    config = inputs.config
+    if config.export is None:
+        return
+    if jax.process_index() == 0:
+        # An interrupted start of this very stage may have left it.
+        shutil.rmtree(config.hf_folder, ignore_errors=True)
+    runtime.meet(f"nothing in {config.hf_folder}")
+    model, tokenizer = exported_config(config), inputs.prepared.folder
+    save_hf(config.hf_folder, model, params, dtype=config.export, tokenizer_from=tokenizer)

@@ -6,15 +6,20 @@ import jax
 from jax.sharding import Mesh
 
 from hypenet_jax import runtime
+from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
-from hypenet_jax.convert.models import TEACHER, load_teacher, models_of, teacher_fingerprint
-from hypenet_jax.convert.programs import check_neighbor_exchange
+from hypenet_jax.config_file import ConfigError
+from hypenet_jax.convert.programs import check_neighbor_exchange, models_of
+from hypenet_jax.convert.provenance import TEACHER, teacher_fingerprint
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import Prepared, open_prepared
-from hypenet_jax.halo.method import Models, Weights
-from hypenet_jax.sharding import make_mesh, shardings_of
+from hypenet_jax.halo.method import Models, Weights, abstract_params
+from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.stacking import stack_layers
+from hypenet_jax.sharding import make_mesh
 from hypenet_jax.train.errors import CheckpointError
 from hypenet_jax.train.stage_output import load_params, read_stage_output
+from hypenet_jax.weights import read_hf
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,17 +64,38 @@ def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
       CheckpointError: the stage before left nothing, or learned from another teacher or another mixer.
     """
     method = config.method
-    teacher = load_teacher(config, mesh)[1] if method.reads_teacher else None
+    teacher = load_teacher(config, models, mesh) if method.reads_teacher else None
     if method.start_from is None:
         return Weights(teacher=teacher)
     folder, expected = config.final_of(method.start_from), method.parent(models)
     if method.reads_teacher:
         _check_same_teacher(config, method.start_from)
-    shardings = shardings_of(expected.shapes, expected.axes, mesh)
     parent, output = load_params(
-        folder, method.start_from, like=expected.shapes, shardings=shardings
+        folder, method.start_from, like=expected.shapes, shardings=expected.shardings(mesh)
     )
     return Weights(teacher=teacher, parent=parent, fingerprint=output.fingerprint)
+
+
+def load_teacher(config: StageConfig, models: Models, mesh: Mesh) -> Params:
+    """The frozen teacher from its Hugging Face folder, its layers stacked, in the dtype of the computation.
+
+    Raises:
+      ConfigError: the folder holds another architecture than the config names.
+      CheckpointError: the folder is not a whole model.
+    """
+    assert config.teacher_folder is not None
+    model, params = read_hf(config.teacher_folder, dtype=models.teacher.dtype, mesh=mesh)
+    if model != config.teacher:
+        different = [
+            f"{f.name}: {getattr(model, f.name)} there, {getattr(config.teacher, f.name)} in the config"
+            for f in dataclasses.fields(ModelConfig)
+            if getattr(model, f.name) != getattr(config.teacher, f.name)
+        ]
+        raise ConfigError(
+            f"{config.teacher_folder} is not the teacher of {config.name}: {different}"
+        )
+    shardings = abstract_params(models.teacher).shardings(mesh)
+    return jax.jit(lambda single: stack_layers(single, model), out_shardings=shardings)(params)
 
 
 def _check_same_teacher(config: StageConfig, parent: str) -> None:
@@ -80,10 +106,9 @@ def _check_same_teacher(config: StageConfig, parent: str) -> None:
             f"{folder}: trained with mixer {written.get('mixer')!r}, stage {config.name!r} has {config.mixer!r}; "
             "give both the same"
         )
-    imitated = written.get(TEACHER)
     here = teacher_fingerprint(config)
-    if imitated != here:
+    if written.get(TEACHER) != here:
         raise CheckpointError(
-            f"{folder}: imitates a teacher with the weights {imitated}, {config.teacher_folder} holds {here}; "
-            f"bring that teacher back, or run stage {parent!r} with this one in another folder"
+            f"{folder}: imitates a teacher with the weights {written.get(TEACHER)}, {config.teacher_folder} holds "
+            f"{here}; bring that teacher back, or run stage {parent!r} with this one in another folder"
         )

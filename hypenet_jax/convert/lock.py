@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from hypenet_jax import runtime
 
 log = logging.getLogger("hypenet_jax")
 
@@ -35,15 +35,14 @@ def sole_use(run_dir: str | os.PathLike[str]) -> Iterator[None]:
     that is gone. Of a host that is gone it may outlive the process, so a holder on another host is waited for.
 
     Raises:
-      InUse: on every process; process 0 names the holder.
+      InUse: on every process, naming the holder.
     """
     with contextlib.ExitStack() as until_end:
-        holder = _take(pathlib.Path(run_dir), until_end) if jax.process_index() == 0 else None
-        taken = np.ravel(multihost_utils.process_allgather(np.asarray(holder is None)))[0]
-        if not taken:
+        first = jax.process_index() == 0
+        holder = runtime.broadcast(_take(pathlib.Path(run_dir), until_end) if first else None)
+        if holder is not None:
             raise InUse(
-                f"{run_dir} is in use by {holder or 'another run, see process 0'}; "
-                "wait for it, end it, or name another run_dir"
+                f"{run_dir} is in use by {holder}; wait for it, end it, or name another run_dir"
             )
         yield
 
@@ -52,19 +51,20 @@ def _take(run_dir: pathlib.Path, until_end: contextlib.ExitStack) -> str | None:
     """None once the lock is ours, else who has it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     file = until_end.enter_context((run_dir / "lock").open("a+", encoding="utf-8"))
-    end = time.monotonic() + SECONDS_FOR_ANOTHER_HOST
-    said = False
+    end, said = time.monotonic() + SECONDS_FOR_ANOTHER_HOST, False
     while not _locked(file):
         host, holder = _noted(file)
         if host == socket.gethostname() or time.monotonic() > end:
             return holder
         if not said:
-            log.warning(
-                "%s is in use by %s: waiting up to %d s", run_dir, holder, SECONDS_FOR_ANOTHER_HOST
-            )
+            wait = SECONDS_FOR_ANOTHER_HOST
+            log.warning("%s is in use by %s: waiting up to %d s", run_dir, holder, wait)
         said = True
         time.sleep(1)
-    _note(file)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    file.truncate(0)
+    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}))
+    file.flush()
     return None
 
 
@@ -76,13 +76,6 @@ def _locked(file: TextIO) -> bool:
             return False
         log.warning("%s: no locks on this file system (%s); start one run only", file.name, error)
     return True
-
-
-def _note(file: TextIO) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    file.truncate(0)
-    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": now}))
-    file.flush()
 
 
 def _noted(file: TextIO) -> tuple[str | None, str]:

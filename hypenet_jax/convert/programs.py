@@ -1,26 +1,68 @@
-"""What the step of a stage is made of, from its config alone: no weights and no text are read."""
+"""Models and step of a stage, from its config alone: no weights and no text are read."""
 
 import dataclasses
 import math
-from typing import Any
 
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
-from hypenet_jax.convert.models import models_of
-from hypenet_jax.halo.method import TrainedMethod
+from hypenet_jax.halo.method import Models, TrainedMethod
+from hypenet_jax.halo.select import read_selection
 from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers.lightning import LightningSpec, slopes
-from hypenet_jax.sharding import sharding_of, shardings_of
+from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import TrainState, abstract_state
 from pallas_kernels import NEGLIGIBLE_DECAY, neighbor_exchange
+
+
+def student_config(config: StageConfig) -> ModelConfig:
+    """The student's plan; without a student section, the teacher's own.
+
+    Raises:
+      FileNotFoundError: the plan follows a selection that was not made yet.
+    """
+    if config.student is None:
+        return config.teacher
+    layers = config.student.softmax_layers
+    if layers is None:
+        path = config.final_of(str(config.student.selected_by)).parent / "selection.json"
+        layers = read_selection(path).softmax_layers
+    rope = config.student.rope_in_softmax
+    return hypenet(config.teacher, layers, mixer=config.mixer, rope_in_softmax=rope)
+
+
+def exported_config(config: StageConfig) -> ModelConfig:
+    """The student's plan as it is exported: with its logit scale, which training leaves out."""
+    model = student_config(config)
+    if config.student is None or config.student.logit_scale is None:
+        return model
+    return with_logit_scale(model, LogLengthScale(config.student.logit_scale))
+
+
+def models_of(config: StageConfig) -> Models:
+    """Teacher and student of a stage: float32 parameters, activations as the stage says.
+
+    Nothing of the frozen teacher is differentiated, so nothing is kept or recomputed.
+
+    Raises:
+      FileNotFoundError: the student's plan follows a selection that was not made yet.
+    """
+    student = Decoder(student_config(config), dtype=jnp.float32)
+    if config.training is not None:
+        dtype = jnp.dtype(config.training.dtype)
+        student = student.clone(dtype=dtype, remat=config.training.remat)
+    teacher = student.clone(config=config.teacher, remat="none")
+    return Models(teacher=teacher, student=student, mixer=config.mixer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,12 +102,12 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     stage, params = method.stage(models), method.params(models)
     check_neighbor_exchange(config, mesh)
     if training.neighbor_exchange:
-        stage = with_neighbor_exchange(stage)
+        stage = dataclasses.replace(stage, loss=neighbor_exchange()(stage.loss))
     rows, flops = config.data.sequences_per_step, method.flops(models, config.data.context_length)
     return StageProgram(
         stage=stage,
         shapes=params.shapes,
-        shardings=shardings_of(params.shapes, params.axes, mesh),
+        shardings=params.shardings(mesh),
         optimizer=Optimizer(training.optimizer, logical_axes=params.axes),
         teacher=models.teacher if method.reads_teacher else None,
         flops=Flops(rows * flops.model, rows * flops.recomputed),
@@ -90,13 +132,3 @@ def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
             f"over {length // part} devices are parts of {part}; cut the sequence into at most "
             f"{max(length // reach, 1)}, or leave it off"
         )
-
-
-def with_neighbor_exchange(stage: Stage) -> Stage:
-    """The stage computed inside `neighbor_exchange`."""
-
-    def loss(*arguments: Any) -> Any:
-        with neighbor_exchange():
-            return stage.loss(*arguments)
-
-    return dataclasses.replace(stage, loss=loss)

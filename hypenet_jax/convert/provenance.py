@@ -1,17 +1,23 @@
 """Whose weights a stage writes, and whether this very stage has written them before."""
 
+import concurrent.futures
+import functools
+import hashlib
 import pathlib
+
+import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import resolved
-from hypenet_jax.convert.models import TEACHER, teacher_fingerprint
 from hypenet_jax.data.prepared import open_prepared
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.train.provenance import Provenance, check_provenance
-from hypenet_jax.train.stage_output import StageOutput, read_stage_output
+from hypenet_jax.train.stage_output import read_stage_output
+from hypenet_jax.weights.shards import find_tensors
 
-# Beside the settings in what a stage writes: the fingerprint of the text that it read.
-TEXT = "text_fingerprint"
+# Beside the settings in what a stage writes: the fingerprints of the teacher and of the text that it read.
+TEACHER, TEXT = "teacher_weights", "text_fingerprint"
 
 # What may change between two starts of one stage: where things lie, and how often they are saved.
 RESUMABLE_FIELDS = (
@@ -39,32 +45,48 @@ def is_done(config: StageConfig) -> bool:
     Raises:
       CheckpointError: another config has, or it started from other weights or read another text than those of now.
     """
-    final = config.folder / "final"
+    final, start_from = config.folder / "final", config.method.start_from
     exists = final.exists()
     # Hosts that do not see the same folder would wait for each other.
     runtime.check_agreement(final_weights=exists)
     if not exists:
         return False
     output = read_stage_output(final, config.name)
-    metadata = {"stage": output.stage, "config": output.config, "parent": output.parent}
-    # A teacher or a text that is gone cannot have changed.
+    # Weights, a teacher or a text that are gone cannot have changed.
+    parent, text = output.parent, output.config.get(TEXT)
+    if start_from is not None and config.final_of(start_from).exists():
+        parent = read_stage_output(config.final_of(start_from), start_from).fingerprint
+    if (pathlib.Path(config.data.corpus.folder) / "manifest.json").is_file():
+        text = open_prepared(config.data.corpus.folder).text_fingerprint
     teacher = teacher_fingerprint(config) or output.config.get(TEACHER)
-    text = _text_of(config) or output.config.get(TEXT)
-    now = provenance_of(config, _parent_of(config, output), teacher, text)
-    check_provenance(metadata, now, str(final))
+    check_provenance(vars(output), provenance_of(config, parent, teacher, text), str(final))
     return True
 
 
-def _text_of(config: StageConfig) -> str | None:
-    """Fingerprint of the text that was prepared for the stage; None where that is gone."""
-    folder = pathlib.Path(config.data.corpus.folder)
-    exists = (folder / "manifest.json").is_file()
-    return open_prepared(folder).text_fingerprint if exists else None
+def teacher_fingerprint(config: StageConfig) -> str | None:
+    """Hash over the weight files of the teacher that this stage reads, those that process 0 sees; None where it reads
+    none, or its folder is gone.
+
+    Raises:
+      CheckpointError: the folder is not a whole model.
+    """
+    if config.teacher_folder is None or not config.method.reads_teacher:
+        return None
+    folder = pathlib.Path(config.teacher_folder).absolute()
+    first = jax.process_index() == 0
+    # Only headers are read everywhere: a damaged folder ends all processes alike.
+    files = {tensor.file for tensor in find_tensors(folder).values()} if folder.is_dir() else ()
+    return runtime.broadcast(_hash_of(sorted(files)) if first and files else None)
 
 
-def _parent_of(config: StageConfig, output: StageOutput) -> str | None:
-    """Fingerprint of the weights that the stage would start from; the noted one where they are gone."""
-    name = config.method.start_from
-    if name is None or not config.final_of(name).exists():
-        return output.parent
-    return read_stage_output(config.final_of(name), name).fingerprint
+def _hash_of(files: list[pathlib.Path]) -> str:
+    versions = [(stat.st_size, stat.st_mtime_ns) for stat in map(pathlib.Path.stat, files)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        return digest([*threads.map(_file_hash, files, versions)])
+
+
+@functools.cache
+def _file_hash(file: pathlib.Path, version: tuple[int, int]) -> str:
+    """Read once by all stages of a chain, and again when it was written again."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

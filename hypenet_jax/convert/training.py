@@ -1,26 +1,31 @@
-"""The training loop of a stage, from its inputs to its trained parameters."""
+"""The training loop of a stage, from its inputs to its trained parameters, and its loss on held-out text meanwhile."""
 
+import contextlib
+import itertools
 from collections.abc import Callable
+
+import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.convert.heldout import heldout_loss
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.convert.programs import build_stage
-from hypenet_jax.data.loader import loader
+from hypenet_jax.data.batch import Batch
+from hypenet_jax.data.loader import heldout_batches, loader
 from hypenet_jax.halo.method import TrainedMethod
-from hypenet_jax.sharding import row_parts
+from hypenet_jax.sharding import place_batch, row_parts
 from hypenet_jax.train.checkpoint import Checkpoints
 from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
 from hypenet_jax.train.progress import progress
 from hypenet_jax.train.provenance import Provenance
+from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 
+MOST_BATCHES = 16  # at the batch of training: enough to tell its own trend from noise
 
-def train(
-    method: TrainedMethod, inputs: Inputs, provenance: Provenance, *, stop: Callable[[int], bool]
-) -> Params:
+
+def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -> Params:
     """Trains, or goes on training from the last checkpoint of the same provenance.
 
     Raises:
@@ -28,46 +33,69 @@ def train(
       Preempted: `stop` said so; everything is saved.
     """
     config, mesh, weights = inputs.config, inputs.mesh, inputs.weights
-    assert config.training is not None
-    program, loop = build_stage(config, mesh), config.training.loop
-    keys = runtime.keys(config.seed)
+    method, training = config.method, config.training
+    assert isinstance(method, TrainedMethod)
+    assert training is not None
+    program, keys = build_stage(config, mesh), runtime.keys(config.seed)
     params = method.initial_weights(inputs.models, weights, keys, program.shardings)
     stage, optimizer = program.stage, program.optimizer
-    state = create_state(params, stage.trainable, optimizer, program.shardings)
-    evaluate = None
-    if loop.evaluate_every is not None:
-        evaluate = heldout_loss(stage, weights.teacher, config.data, inputs.prepared, mesh)
-    batches = loader(config.data, inputs.prepared, *row_parts(mesh))
-    checkpoints = Checkpoints(config.folder / "checkpoints", provenance)
-    metrics = _metrics(inputs, method.loss_name)
-    try:
-        state = fit(
+    sinks: list[Sink] = [
+        MetricsFile(config.folder / "metrics.jsonl", loss_name=method.loss_name),
+        progress(training.loop.steps, config.name),
+    ]
+    if training.tensorboard:
+        sinks.append(TensorBoard(config.folder / "tensorboard"))
+    with (
+        contextlib.closing(loader(config.data, inputs.prepared, *row_parts(mesh))) as batches,
+        contextlib.closing(Checkpoints(config.folder / "checkpoints", provenance)) as checkpoints,
+        contextlib.closing(Metrics(*sinks)) as metrics,
+    ):
+        return fit(
             stage,
             optimizer,
-            state,
+            create_state(params, stage.trainable, optimizer, program.shardings),
             weights.teacher,
             batches,
-            loop,
+            training.loop,
             checkpoints=checkpoints,
             metrics=metrics,
             mesh=mesh,
-            evaluate=evaluate,
+            evaluate=heldout_loss(stage, inputs) if training.loop.evaluate_every else None,
             stop=stop,
+        ).params
+
+
+def heldout_loss(stage: Stage, inputs: Inputs) -> Callable[[Params], dict[str, float]]:
+    """Student parameters -> "loss" and the stage's other means over the same first held-out rows.
+
+    Means are over all tokens of at most MOST_BATCHES batches: their sums and weights are added up, then divided once.
+
+    Raises:
+      ValueError: no document of the text is held out.
+    """
+    data, prepared = inputs.config.data, inputs.prepared
+    if prepared.num_tokens("heldout") == 0:
+        raise ValueError(
+            f"{prepared.folder} holds out no document, so nothing can be evaluated: prepare it with a "
+            "larger heldout_fraction, or set evaluate_every to None"
         )
-    finally:
-        metrics.close()
-        checkpoints.close()
-        batches.close()
-    return state.params
+    host, hosts = row_parts(inputs.mesh)
 
+    @jax.jit
+    def sums(params: Params, frozen: Params | None, batch: Batch):
+        loss, means = stage.loss(params, frozen, batch)
+        return {"loss": loss, **means}
 
-def _metrics(inputs: Inputs, loss_name: str) -> Metrics:
-    config = inputs.config
-    assert config.training is not None
-    sinks: list[Sink] = [
-        MetricsFile(config.folder / "metrics.jsonl", loss_name=loss_name),
-        progress(config.training.loop.steps, config.name),
-    ]
-    if config.training.tensorboard:
-        sinks.append(TensorBoard(config.folder / "tensorboard"))
-    return Metrics(*sinks)
+    def evaluate(params: Params) -> dict[str, float]:
+        batches = heldout_batches(
+            prepared, data.context_length, data.sequences_per_step, data.reset_documents
+        )
+        own = (
+            place_batch(jax.tree.map(lambda rows: rows[host::hosts], batch), inputs.mesh)
+            for batch in itertools.islice(batches, MOST_BATCHES)
+        )
+        parts = [sums(params, inputs.weights.teacher, batch) for batch in own]
+        means = jax.tree.map(lambda *part: sum(part), *parts)
+        return {name: float(mean.value()) for name, mean in means.items()}
+
+    return evaluate

@@ -15,13 +15,7 @@ import tyro
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.method import (
-    AbstractParams,
-    Models,
-    TrainedMethod,
-    Weights,
-    abstract_params,
-)
+from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, layers_flops
@@ -54,7 +48,7 @@ class AlignConfig(TrainedMethod):
         return align_stage(self, models.teacher, models.aligned_spec)
 
     def params(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher, models.aligned_spec)
+        return models.aligned_mixers()
 
     def parent(self, models: Models) -> AbstractParams:
         raise ValueError("alignment starts from the teacher alone")
@@ -78,16 +72,6 @@ class AlignConfig(TrainedMethod):
         mixer = length * (2 * inward + WITH_GRADIENTS * outward)
         mixer += WITH_GRADIENTS * spec.mixing_flops(length, before=0)
         return Flops(layers_flops(teacher, length) + teacher.num_layers * mixer)
-
-
-def aligned_mixers(teacher: Decoder, spec: MixerSpec) -> AbstractParams:
-    """{"mixers": ...} of stage 1: a mixer for every layer, stacked on axis 0."""
-    specs = (spec,) * teacher.config.num_layers
-    whole = abstract_params(Decoder(dataclasses.replace(teacher.config, mixers=specs)))
-    (group,) = (name for name in whole.shapes if name.startswith("layers_"))
-    return AbstractParams(
-        shapes={"mixers": whole.shapes[group]["mixer"]}, axes={"mixers": whole.axes[group]["mixer"]}
-    )
 
 
 def align_stage(config: AlignConfig, teacher: Decoder, spec: MixerSpec) -> Stage:

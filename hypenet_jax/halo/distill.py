@@ -12,18 +12,10 @@ import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.align import aligned_mixers
-from hypenet_jax.halo.method import (
-    AbstractParams,
-    Models,
-    TrainedMethod,
-    Weights,
-    abstract_params,
-)
+from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights
 from hypenet_jax.halo.transfer import transfer, with_mixers
 from hypenet_jax.losses import Mean, distillation, real_tokens, token_gap
-from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.cost import FORWARD, WITH_GRADIENTS, Flops, head_flops, layers_flops
+from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, Tap, output_head
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.train.stage import Stage
@@ -53,11 +45,8 @@ class DistillConfig(TrainedMethod):
     def stage(self, models: Models) -> Stage:
         return distill_stage(self, models.student, models.teacher)
 
-    def params(self, models: Models) -> AbstractParams:
-        return abstract_params(models.student)
-
     def parent(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher, models.aligned_spec)
+        return models.aligned_mixers()
 
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
@@ -65,20 +54,16 @@ class DistillConfig(TrainedMethod):
         teacher, student, key = models.teacher.config, models.student.config, keys("distill")
 
         def start(params: Params, mixers: Params) -> Params:
-            single = distill_start(teacher, unstack_layers(params), student, mixers, key)
-            return stack_layers(single, student)
+            single = transfer(teacher, unstack_layers(params), student, key)
+            return stack_layers(with_mixers(single, student, mixers), student)
 
         return jax.jit(start, out_shardings=shardings)(weights.teacher, weights.parent["mixers"])
 
     def flops(self, models: Models, length: int) -> Flops:
         """The teacher forward, the student with gradients."""
-        teacher, student = models.teacher.config, models.student.config
-        layers = layers_flops(student, length)
-        return Flops(
-            WITH_GRADIENTS * (layers + head_flops(student, length))
-            + FORWARD * (layers_flops(teacher, length) + head_flops(teacher, length)),
-            layers if models.student.remat == "full" else 0.0,
-        )
+        student, teacher = models.student_flops(length), models.teacher.config
+        forward = layers_flops(teacher, length) + head_flops(teacher, length)
+        return dataclasses.replace(student, model=student.model + forward)
 
 
 def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> Stage:
@@ -108,18 +93,6 @@ def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> 
         return total, jax.lax.stop_gradient({"kl": kl, "hidden_gap": gap})
 
     return Stage("distill", loss, trainable=lambda path: True)
-
-
-def distill_start(
-    teacher_config: ModelConfig,
-    teacher: Params,
-    student_config: ModelConfig,
-    mixers: Params,
-    key: jax.Array,
-) -> Params:
-    """Where stage 2 starts: stage-1 mixers in the recurrent layers, the teacher's attention in the others."""
-    student = transfer(teacher_config, teacher, student_config, key)
-    return with_mixers(student, student_config, mixers)
 
 
 def _hidden_gap(student: Tap, teacher: Tap, batch: Batch) -> Mean:

@@ -19,7 +19,7 @@ from hypenet_jax.halo.method import (
     abstract_params,
 )
 from hypenet_jax.losses import Mean, next_token
-from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
+from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder, init_params, output_head
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.train.stage import Stage
@@ -46,9 +46,6 @@ class FinetuneConfig(TrainedMethod):
     def stage(self, models: Models) -> Stage:
         return finetune_stage(models.student)
 
-    def params(self, models: Models) -> AbstractParams:
-        return abstract_params(models.student)
-
     def parent(self, models: Models) -> AbstractParams:
         return abstract_params(models.student)
 
@@ -62,13 +59,7 @@ class FinetuneConfig(TrainedMethod):
         return make(keys("init"))
 
     def flops(self, models: Models, length: int) -> Flops:
-        """The student with gradients."""
-        student = models.student.config
-        layers = layers_flops(student, length)
-        return Flops(
-            WITH_GRADIENTS * (layers + head_flops(student, length)),
-            layers if models.student.remat == "full" else 0.0,
-        )
+        return models.student_flops(length)
 
 
 def finetune_stage(student: Decoder) -> Stage:

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
+from jax.sharding import Mesh
 
 from hypenet_jax.axes import Params
 from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.cost import Flops
+from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.mixers import MixerSpec
+from hypenet_jax.sharding import shardings_of
 from hypenet_jax.train.stage import Stage
 
 
@@ -38,6 +40,22 @@ class Models:
         """The mixer that stands in for any layer of the teacher; see `transfer.aligned_spec`."""
         return aligned_spec(self.teacher.config, self.mixer)
 
+    def aligned_mixers(self) -> "AbstractParams":
+        """{"mixers": ...} of stage 1: a mixer for every layer, stacked on axis 0."""
+        specs = (self.aligned_spec,) * self.teacher.config.num_layers
+        config = dataclasses.replace(self.teacher.config, mixers=specs)
+        whole = abstract_params(Decoder(config))
+        (group,) = (name for name in whole.shapes if name.startswith("layers_"))
+        shapes, axes = ({"mixers": tree[group]["mixer"]} for tree in (whole.shapes, whole.axes))
+        return AbstractParams(shapes=shapes, axes=axes)
+
+    def student_flops(self, length: int) -> Flops:
+        """The student's forward and backward pass for one row of this many tokens."""
+        student = self.student.config
+        layers = layers_flops(student, length)
+        recomputed = layers if self.student.remat == "full" else 0.0
+        return Flops(WITH_GRADIENTS * (layers + head_flops(student, length)), recomputed)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AbstractParams:
@@ -45,6 +63,10 @@ class AbstractParams:
 
     shapes: Params
     axes: Params
+
+    def shardings(self, mesh: Mesh) -> Params:
+        """How each of them is sharded."""
+        return shardings_of(self.shapes, self.axes, mesh)
 
 
 def abstract_params(decoder: Decoder) -> AbstractParams:
@@ -68,29 +90,23 @@ class Weights:
     fingerprint: str | None = None
 
 
-class Work(abc.ABC):
-    """What the chain lends to a running stage."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the chain lends to a running stage.
 
-    @property
-    @abc.abstractmethod
-    def models(self) -> Models: ...
+    Attributes:
+      models, weights: what it works with.
+      folder: where it may leave files besides its final weights; process 0 writes them.
+      train: the loop: trained parameters, resumed where an earlier call was cut off.
+      score: (number, decoder, params, rows) to (retrieval, log-likelihood) of model `number` on so many held-out rows;
+        each is scored once and kept.
+    """
 
-    @property
-    @abc.abstractmethod
-    def weights(self) -> Weights: ...
-
-    @property
-    @abc.abstractmethod
-    def folder(self) -> pathlib.Path:
-        """Where the stage may leave files besides its final weights; process 0 writes them."""
-
-    @abc.abstractmethod
-    def train(self, method: "TrainedMethod") -> Params:
-        """The loop: trained parameters, resumed where an earlier call was cut off."""
-
-    @abc.abstractmethod
-    def score(self, number: int, decoder: Any, params: Params, rows: int) -> tuple[float, float]:
-        """(retrieval, log-likelihood) of model `number` on so many held-out rows; each is scored once and kept."""
+    models: Models
+    weights: Weights
+    folder: pathlib.Path
+    train: Callable[[], Params]
+    score: Callable[[int, Any, Params, int], tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,9 +143,9 @@ class TrainedMethod(Method):
     def stage(self, models: Models) -> Stage:
         """The loss and what is trainable."""
 
-    @abc.abstractmethod
     def params(self, models: Models) -> AbstractParams:
-        """What is trained."""
+        """What is trained: the whole student, unless a method says otherwise."""
+        return abstract_params(models.student)
 
     @abc.abstractmethod
     def initial_weights(
@@ -142,4 +158,4 @@ class TrainedMethod(Method):
         """FLOPs of a training step for one row of this many tokens."""
 
     def run(self, work: Work) -> Params:
-        return work.train(self)
+        return work.train()

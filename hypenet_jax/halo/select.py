@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
-from hypenet_jax.halo.align import aligned_mixers
 from hypenet_jax.halo.method import AbstractParams, Method, Models, Work
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Layer, Output
@@ -52,7 +51,7 @@ class SelectConfig(Method):
     eps: float = 1e-10
 
     def parent(self, models: Models) -> AbstractParams:
-        return aligned_mixers(models.teacher, models.aligned_spec)
+        return models.aligned_mixers()
 
     def run(self, work: Work) -> Params:
         swept = SweptDecoder(work.models.teacher, work.models.aligned_spec)

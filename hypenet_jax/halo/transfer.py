@@ -3,8 +3,6 @@
 All trees here are in single layers (`unstack_layers`). Source: arXiv 2601.22156, official `halo` conversion.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -81,10 +79,8 @@ def _master(leaf: Array) -> Array:
 
 
 def _check(teacher: ModelConfig, student: ModelConfig) -> None:
-    fields: Mapping[str, tuple[object, object]] = {
-        name: (getattr(teacher, name), getattr(student, name))
-        for name in ("vocab_size", "d_model", "d_mlp", "num_layers", "norm_eps")
-    }
-    different = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}
+    names = ("vocab_size", "d_model", "d_mlp", "num_layers", "norm_eps")
+    pairs = {name: (getattr(teacher, name), getattr(student, name)) for name in names}
+    different = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if different:
         raise ValueError(f"teacher and student differ in more than their mixers: {different}")

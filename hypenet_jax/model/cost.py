@@ -17,7 +17,7 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, init_params
 
 # Weight and input of a product each need one more product in the backward pass.
-FORWARD, WITH_GRADIENTS = 1, 3
+WITH_GRADIENTS = 3
 
 
 @dataclasses.dataclass(frozen=True)

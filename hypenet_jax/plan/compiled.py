@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import time
-from typing import Any
 
 import jax
 
@@ -58,34 +57,24 @@ def compile_program(program: PlannedProgram, topology: Topology) -> CompiledProg
     Raises:
       DoesNotFit: the compiler runs out of memory, or the program's peak is above the limit of the chip.
     """
-    began = time.monotonic()
+    began, chip = time.monotonic(), topology.chip
+    platform = jax.default_backend() if chip is None else chip.platform
+    platforms = ("cuda" if platform == "gpu" else platform,)
     with on_mesh(program.mesh):
-        lowered = program.function.trace(*program.arguments).lower(
-            lowering_platforms=(_platform(topology),)
-        )
+        lowered = program.function.trace(*program.arguments).lower(lowering_platforms=platforms)
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             raise too_big(str(error)) or error from error
-    seconds = time.monotonic() - began
-    result = _report(compiled, seconds)
-    limit = None if topology.chip is None else topology.chip.memory
-    if limit is not None and result.peak > limit:
-        raise DoesNotFit(float(result.peak), limit)
-    return result
-
-
-def _platform(topology: Topology) -> str:
-    platform = topology.chip.platform if topology.chip else jax.default_backend()
-    return "cuda" if platform == "gpu" else platform
-
-
-def _report(compiled: Any, seconds: float) -> CompiledProgram:
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = memory.peak_memory_in_bytes
+    seconds, memory = time.monotonic() - began, compiled.memory_analysis()
+    if chip is not None and chip.memory is not None and memory.peak_memory_in_bytes > chip.memory:
+        raise DoesNotFit(float(memory.peak_memory_in_bytes), chip.memory)
     return CompiledProgram(
-        memory.argument_size_in_bytes, kept, peak, tuple(collectives(text)), seconds
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        collectives=tuple(collectives(compiled.as_text())),
+        seconds=seconds,
     )
 
 

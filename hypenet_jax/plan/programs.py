@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 
 from hypenet_jax import axes
 from hypenet_jax.config import StageConfig
-from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.model.cost import Flops
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.step import make_train_step
 
@@ -43,35 +44,30 @@ def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
     Raises:
       ConfigError: see `build_stage`.
     """
-    stage = build_stage(config, mesh)
+    program = build_stage(config, mesh)
     assert config.training is not None
-    state, loop = stage.state(), config.training.loop
+    state, loop = program.state(), config.training.loop
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = make_train_step(
-        stage.stage, stage.optimizer, accumulate=loop.accumulate, shardings=shardings
+        program.stage, program.optimizer, accumulate=loop.accumulate, shardings=shardings
     )
-    frozen = None
-    if stage.teacher is not None:
-        shapes, shardings = decoder_shapes(stage.teacher), decoder_shardings(stage.teacher, mesh)
-        frozen = placed(shapes, shardings, dtype=stage.teacher.dtype)
+    frozen = None if program.teacher is None else frozen_params(program.teacher, mesh)
     rows, length = config.data.sequences_per_step, config.data.context_length
     arguments = (state, frozen, _batch(rows, length, mesh))
-    return PlannedProgram(step, arguments, mesh, stage.flops, rows * length, loop.steps)
+    return PlannedProgram(step, arguments, mesh, program.flops, rows * length, loop.steps)
 
 
-def placed(shapes: Any, shardings: Any, dtype: Any = None) -> Any:
-    """Shapes with shardings; `dtype` replaces theirs if given."""
+def frozen_params(decoder: Decoder, mesh: Mesh) -> Any:
+    """Parameters that are only read, as shapes with shardings, in the dtype of the computation."""
+    params = abstract_params(decoder)
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, dtype or leaf.dtype, sharding=sharding
-        ),
-        shapes,
-        shardings,
+        lambda leaf, sharding: leaf.update(dtype=decoder.dtype, sharding=sharding),
+        params.shapes,
+        params.shardings(mesh),
     )
 
 
 def _batch(rows: int, length: int, mesh: Mesh) -> Batch:
     sharding = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
     numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
-    weights = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=sharding)
-    return cast(Any, Batch)(numbers, numbers, numbers, weights)
+    return cast(Any, Batch)(numbers, numbers, numbers, numbers.update(dtype=jnp.float32))

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from hypenet_jax.chips import GIB
 from hypenet_jax.plan.hlo import KINDS, Collective
-from hypenet_jax.plan.planning import DevicePlan
-from hypenet_jax.plan.roofline import Roofline
+from hypenet_jax.plan.planning import DevicePlan, Roofline
 from hypenet_jax.sharding import MESH_AXES
 
 

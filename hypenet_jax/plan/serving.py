@@ -4,17 +4,16 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from hypenet_jax import axes
-from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
 from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
 from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
 from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.plan.programs import PlannedProgram, placed
+from hypenet_jax.plan.programs import PlannedProgram, frozen_params
 from hypenet_jax.sharding import replicated, sharding_of
 
 
@@ -24,10 +23,8 @@ def serving_program(config: ServeConfig, mesh: Mesh) -> PlannedProgram:
     Caches and recurrent states are sharded by heads, cache slots by sequence, rows by batch.
     """
     decoder = Decoder(config.model, scan=False)
-    shardings = decoder_shardings(decoder, mesh)
-    params = placed(decoder_shapes(decoder), shardings, dtype=decoder.dtype)
     make = {"prefill": _prefill, "decode": _decode}[config.task]
-    return make(config, decoder, params, mesh)
+    return make(config, decoder, frozen_params(decoder, mesh), mesh)
 
 
 def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
@@ -36,7 +33,7 @@ def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> 
         raise ValueError(
             f"context_length {length} is not a multiple of the {PREFILL_PART} tokens of a part"
         )
-    tokens = jax.ShapeDtypeStruct((batch, PREFILL_PART), jnp.int32, sharding=_rows(batch, mesh))
+    tokens = _placed(jax.ShapeDtypeStruct((batch, PREFILL_PART), jnp.int32), (axes.BATCH,), mesh)
     arguments = (decoder, params, _context(config, decoder, mesh), tokens, tokens)
     # The chunk in the middle costs as much as the average chunk.
     layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
@@ -48,13 +45,12 @@ def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> 
 def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
     batch, length = config.batch, config.context_length
     context = _context(config, decoder, mesh)
-    start = jax.eval_shape(lambda context: init_carry(context, 1, ()), context)
-    rest = placed(start, jax.tree.map(lambda leaf: replicated(mesh), start))
-    start = rest.replace(context=context)
-    keys = jax.eval_shape(lambda: row_keys(None, batch))
-    keys = placed(keys, replicated(mesh))
-    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    arguments = (decoder, params, start, keys, until, Sampling(), ())
+    start, keys = jax.eval_shape(lambda c: (init_carry(c, 1, ()), row_keys(None, batch)), context)
+    until = jax.ShapeDtypeStruct((), jnp.int32)
+    start, keys, until = jax.tree.map(
+        lambda leaf: leaf.update(sharding=replicated(mesh)), (start, keys, until)
+    )
+    arguments = (decoder, params, start.replace(context=context), keys, until, Sampling(), ())
     layers = layers_flops(config.model, 1, before=length - 1)
     flops = Flops(batch * layers + head_flops(config.model, batch))
     return PlannedProgram(decode_until, arguments, mesh, flops, batch, 1)
@@ -62,26 +58,25 @@ def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> P
 
 def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
     """Shapes and shardings of a context that fills its caches."""
-    batch, length = config.batch, config.context_length
-    shapes = jax.eval_shape(lambda: start_context(decoder, batch, length))
-    rows = _rows(batch, mesh)
-
-    def where(leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
-        return sharding_of(names, leaf.shape, mesh, "state")
-
+    context = jax.eval_shape(lambda: start_context(decoder, config.batch, config.context_length))
+    state = context.state
     layers = tuple(
         layer.replace(
-            **{name: where(getattr(layer, name), names) for name, names in spec.STATE_AXES.items()}
+            **{
+                name: _placed(getattr(layer, name), names, mesh)
+                for name, names in spec.STATE_AXES.items()
+            }
         )
-        for spec, layer in zip(config.model.mixers, shapes.state.layers, strict=True)
+        for spec, layer in zip(config.model.mixers, state.layers, strict=True)
     )
-    cache_position = jax.tree.map(lambda leaf: rows, shapes.state.cache_position)
-    places = cast(Any, Context)(
-        shapes.state.replace(layers=layers, cache_position=cache_position),
-        where(shapes.logits, (axes.BATCH, axes.VOCAB)),
+    position = jax.tree.map(lambda leaf: _placed(leaf, (axes.BATCH,), mesh), state.cache_position)
+    return cast(Any, Context)(
+        state.replace(layers=layers, cache_position=position),
+        _placed(context.logits, (axes.BATCH, axes.VOCAB), mesh),
     )
-    return placed(shapes, places)
 
 
-def _rows(batch: int, mesh: Mesh) -> NamedSharding:
-    return sharding_of((axes.BATCH,), (batch,), mesh, "batch")
+def _placed(leaf: Any, names: tuple[str | None, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape with the sharding of its first axes, by their logical names; further axes are whole."""
+    names += (None,) * (len(leaf.shape) - len(names))
+    return leaf.update(sharding=sharding_of(names, leaf.shape, mesh, "state"))

@@ -10,7 +10,34 @@ import jax
 from jax.experimental import topologies
 
 from hypenet_jax.chips import CHIPS, TPU_HOST, Chip
-from hypenet_jax.plan.gpus import gpus
+
+# A Hopper GPU in the SXM form; the field names are those of XLA's GpuTargetConfigProto.
+# Source: openxla/xla, xla/backends/gpu/target_config/specs (h100_sxm, h200).
+TARGET = """
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  shared_memory_per_block_optin: 232448
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  memory_bandwidth: {bandwidth:.0f}
+  device_memory_size: {memory:.0f}
+  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "NVIDIA {name}"
+"""
 
 
 class TopologyError(ValueError):
@@ -42,11 +69,14 @@ class Topology:
           TopologyError: the compiler refuses the topology, or this machine has too few devices.
         """
         if self.chip is None:
-            return _here(self.count)
+            devices = jax.devices()
+            if len(devices) < self.count:
+                raise TopologyError(
+                    f"{self.count} devices do not exist: this machine has {len(devices)}"
+                )
+            return devices[: self.count]
         try:
-            if self.chip.platform == "gpu":
-                return gpus(self.chip, *self.shape)
-            return _tpus(self)
+            return _described(self.chip, self.name, self.shape).devices
         except Exception as error:
             raise TopologyError(f"{self.name}: {str(error).splitlines()[0]}") from error
 
@@ -100,18 +130,15 @@ def here(count: int | None) -> Topology:
     return _named(None, (jax.device_count() if count is None else count,))
 
 
-def _tpus(topology: Topology) -> Sequence[Any]:
+def _described(chip: Chip, name: str, shape: tuple[int, ...]) -> Any:
+    """What JAX compiles for; GPUs need the extra `cuda`, and one process per node."""
+    if chip.platform == "gpu":
+        target = TARGET.format(bandwidth=chip.bandwidth, memory=chip.memory, name=chip.name.upper())
+        grid = "x".join(map(str, (1, *shape)))
+        return topologies.get_topology_desc(platform="cuda", target_config=target, topology=grid)
     # The compiler assumes hosts of four chips unless told otherwise.
-    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.count == 1 else {}
-    name = topology.name
-    return topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices
-
-
-def _here(count: int) -> Sequence[Any]:
-    devices = jax.devices()
-    if len(devices) < count:
-        raise TopologyError(f"{count} devices do not exist: this machine has {len(devices)}")
-    return devices[:count]
+    host = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **host)
 
 
 def _named(chip: Chip | None, shape: tuple[int, ...]) -> Topology:

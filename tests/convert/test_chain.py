@@ -11,7 +11,7 @@ import pytest
 
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert import convert
-from hypenet_jax.convert.models import decoder_of, student_config
+from hypenet_jax.convert.programs import models_of, student_config
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
@@ -131,7 +131,7 @@ def test_the_exported_folder_computes_what_the_final_weights_compute(done):
     config = with_logit_scale(student_config(run), LogLengthScale(16.0))
     assert decoder.config == config
     params, _ = load_params(run.folder / "final", run.name)
-    ours = decoder_of(config, run).clone(scan=False)
+    ours = models_of(run).student.clone(config=config, scan=False)
     tokens = jnp.arange(20, dtype=jnp.int32)[None]
     both = [
         one.apply(

@@ -8,19 +8,15 @@ import pytest
 from tiny_chain import TEACHER
 
 from hypenet_jax.convert import run_stage
-from hypenet_jax.convert.heldout import MOST_BATCHES, heldout_loss
-from hypenet_jax.convert.models import (
-    decoder_of,
-    decoder_shapes,
-    decoder_shardings,
-    load_teacher,
-    student_config,
-)
+from hypenet_jax.convert.inputs import Inputs, load_teacher
+from hypenet_jax.convert.programs import models_of
+from hypenet_jax.convert.training import MOST_BATCHES, heldout_loss
 from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.evals import EvalModel, held_out
 from hypenet_jax.halo.finetune import finetune_stage
+from hypenet_jax.halo.method import Weights, abstract_params
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.sharding import make_mesh
 from hypenet_jax.train.metrics import read_metrics
@@ -57,11 +53,15 @@ def test_the_loss_of_each_evaluation_is_recorded_and_training_keeps_its_bits(eva
 
 def test_the_evaluated_loss_is_the_divergence_on_the_held_out_rows(evaluated):
     run, mesh = evaluated, make_mesh(evaluated.mesh)
-    teacher = EvalModel("teacher", *load_teacher(run, mesh))
-    student = decoder_of(student_config(run), run)
-    where = decoder_shardings(student, mesh)
-    shapes = decoder_shapes(student)
-    params, _ = load_params(run.final_of("distill"), "distill", like=shapes, shardings=where)
+    models = models_of(run)
+    teacher = EvalModel("teacher", models.teacher, load_teacher(run, models, mesh))
+    expected = abstract_params(models.student)
+    params, _ = load_params(
+        run.final_of("distill"),
+        "distill",
+        like=expected.shapes,
+        shardings=expected.shardings(mesh),
+    )
     data = run.data
     batches = heldout_batches(
         open_prepared(data.corpus.folder),
@@ -70,7 +70,9 @@ def test_the_evaluated_loss_is_the_divergence_on_the_held_out_rows(evaluated):
         reset_documents=data.reset_documents,
     )
     report = held_out(
-        EvalModel("student", student, params), itertools.islice(batches, MOST_BATCHES), teacher
+        EvalModel("student", models.student, params),
+        itertools.islice(batches, MOST_BATCHES),
+        teacher,
     )
     wanted = report.value("kl", "student", data.context_length)
     assert of_kind(run, "evaluation")[-1]["loss"] == pytest.approx(wanted, rel=1e-4)
@@ -81,5 +83,12 @@ def test_text_of_which_nothing_is_held_out_cannot_be_evaluated(copy, tmp_path):
     corpus = dataclasses.replace(
         run.data.corpus, folder=str(tmp_path / "data"), heldout_fraction=0.0
     )
+    inputs = Inputs(
+        config=run,
+        mesh=make_mesh(run.mesh),
+        prepared=prepare(corpus),
+        models=models_of(run),
+        weights=Weights(),
+    )
     with pytest.raises(ValueError, match=r"holds out no document.*larger heldout_fraction"):
-        heldout_loss(STAGE, None, run.data, prepare(corpus), make_mesh(run.mesh))
+        heldout_loss(STAGE, inputs)

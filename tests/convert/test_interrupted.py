@@ -11,8 +11,7 @@ import pytest
 from tiny_chain import evaluation
 
 from hypenet_jax.convert import convert
-from hypenet_jax.convert.models import teacher_fingerprint
-from hypenet_jax.convert.provenance import TEXT, provenance_of
+from hypenet_jax.convert.provenance import TEXT, provenance_of, teacher_fingerprint
 from hypenet_jax.data import prepare
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.train.errors import CheckpointError, Preempted

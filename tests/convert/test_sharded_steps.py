@@ -1,7 +1,6 @@
 """One training step of every stage is the same on one device and on any mesh."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,27 +12,19 @@ from jax.sharding import Mesh
 from tiny_chain import TEACHER
 
 from hypenet_jax.axes import Params
-from hypenet_jax.convert.models import decoder_shapes, decoder_shardings
-from hypenet_jax.convert.programs import with_neighbor_exchange
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
-from hypenet_jax.halo.align import AlignConfig, align_stage, aligned_mixers
+from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.finetune import finetune_stage
-from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.halo.method import AbstractParams, Models, abstract_params
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.sharding import (
-    MeshConfig,
-    ShardingError,
-    make_mesh,
-    on_mesh,
-    place_batch,
-    shardings_of,
-)
+from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh, on_mesh, place_batch
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 from hypenet_jax.train.step import make_train_step
+from pallas_kernels import neighbor_exchange
 
 pytestmark = pytest.mark.brief
 
@@ -58,32 +49,28 @@ OPTIMIZER = Optimizer(OptimizerConfig(peak_lr=0.1, final_lr=0.1, warmup_steps=0,
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A stage with the shapes and shardings of what it trains."""
+    """A stage and what it trains."""
 
     stage: Stage
-    shapes: Params
-    shardings: Callable[[Mesh], Params]
+    params: AbstractParams
     frozen: bool
 
 
-MIXERS = aligned_mixers(TEACHER_DECODER, aligned_spec(CONFIG))
+MODELS = Models(teacher=TEACHER_DECODER, student=STUDENT_DECODER, mixer="lightning")
 CASES = {
     "align": Case(
-        align_stage(AlignConfig(), TEACHER_DECODER, aligned_spec(CONFIG)),
-        MIXERS.shapes,
-        lambda mesh: shardings_of(MIXERS.shapes, MIXERS.axes, mesh),
+        align_stage(AlignConfig(), TEACHER_DECODER, MODELS.aligned_spec),
+        MODELS.aligned_mixers(),
         frozen=True,
     ),
     "distill": Case(
         distill_stage(DistillConfig(start_from="align"), STUDENT_DECODER, TEACHER_DECODER),
-        decoder_shapes(STUDENT_DECODER),
-        lambda mesh: decoder_shardings(STUDENT_DECODER, mesh),
+        abstract_params(STUDENT_DECODER),
         frozen=True,
     ),
     "finetune": Case(
         finetune_stage(STUDENT_DECODER),
-        decoder_shapes(STUDENT_DECODER),
-        lambda mesh: decoder_shardings(STUDENT_DECODER, mesh),
+        abstract_params(STUDENT_DECODER),
         frozen=False,
     ),
 }
@@ -104,12 +91,12 @@ def rows() -> Batch:
 
 
 def step(case: Case, mesh: Mesh, accumulate: int) -> tuple[Any, dict[str, float]]:
-    where = case.shardings(mesh)
-    params = jax.device_put(values(case.shapes, 0), where)
+    where = case.params.shardings(mesh)
+    params = jax.device_put(values(case.params.shapes, 0), where)
     frozen = None
     if case.frozen:
-        shapes = decoder_shapes(TEACHER_DECODER)
-        frozen = jax.device_put(values(shapes, 1), decoder_shardings(TEACHER_DECODER, mesh))
+        teacher = abstract_params(TEACHER_DECODER)
+        frozen = jax.device_put(values(teacher.shapes, 1), teacher.shardings(mesh))
     with on_mesh(mesh):
         state = create_state(params, case.stage.trainable, OPTIMIZER, where)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -142,7 +129,8 @@ def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, m
 def test_a_step_with_neighbor_exchange_is_that_of_one_device(alone):
     config, accumulate = MESHES[MIXED]
     case = CASES["finetune"]
-    case = dataclasses.replace(case, stage=with_neighbor_exchange(case.stage))
+    stage = dataclasses.replace(case.stage, loss=neighbor_exchange()(case.stage.loss))
+    case = dataclasses.replace(case, stage=stage)
     assert_same_step(step(case, make_mesh(config), accumulate), alone["finetune"], accumulate)
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError, load
-from hypenet_jax.convert.models import decoder_of, student_config
-from hypenet_jax.convert.programs import build_stage
+from hypenet_jax.convert.programs import build_stage, models_of
 from hypenet_jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.brief
@@ -60,8 +59,8 @@ def paths(tree):
 
 def test_what_is_recomputed_is_the_configs(shipped):
     for remat in ("full", "none"):
-        run = shipped("distill", "--training.remat", remat)
-        assert decoder_of(student_config(run), run).remat == remat
+        models = models_of(shipped("distill", "--training.remat", remat))
+        assert (models.student.remat, models.teacher.remat) == (remat, "none")
 
 
 def test_a_neighbor_exchange_needs_parts_in_which_the_slowest_head_forgets(shipped):

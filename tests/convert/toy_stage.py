@@ -5,9 +5,8 @@ from typing import ClassVar
 
 import jax
 
-from hypenet_jax.halo.align import aligned_mixers
-from hypenet_jax.halo.distill import distill_start
-from hypenet_jax.halo.method import TrainedMethod, abstract_params
+from hypenet_jax.halo.method import TrainedMethod
+from hypenet_jax.halo.transfer import transfer, with_mixers
 from hypenet_jax.losses import Mean, real_tokens, squared_gap
 from hypenet_jax.model.cost import Flops, layers_flops
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
@@ -37,23 +36,18 @@ class FollowConfig(TrainedMethod):
 
         return Stage("follow", loss, trainable=lambda path: path[0] != "embed")
 
-    def params(self, models):
-        return abstract_params(models.student)
-
     def parent(self, models):
-        return aligned_mixers(models.teacher, models.aligned_spec)
+        return models.aligned_mixers()
 
     def initial_weights(self, models, weights, keys, shardings):
         teacher, student, key = models.teacher.config, models.student.config, keys("follow")
 
         def start(params, mixers):
-            single = distill_start(teacher, unstack_layers(params), student, mixers, key)
-            return stack_layers(single, student)
+            single = transfer(teacher, unstack_layers(params), student, key)
+            return stack_layers(with_mixers(single, student, mixers), student)
 
         return jax.jit(start, out_shardings=shardings)(weights.teacher, weights.parent["mixers"])
 
     def flops(self, models, length):
-        teacher, student = (
-            layers_flops(m.config, length) for m in (models.teacher, models.student)
-        )
-        return Flops(teacher + 3 * student)
+        teacher = layers_flops(models.teacher.config, length)
+        return Flops(teacher + models.student_flops(length).model)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.distill import DistillConfig, distill_stage, distill_start
+from hypenet_jax import runtime
+from hypenet_jax.halo.distill import DistillConfig, distill_stage
+from hypenet_jax.halo.method import Models, Weights
 from hypenet_jax.model.config import hypenet
-from hypenet_jax.model.stacking import stack_layers
 
 pytestmark = pytest.mark.brief
 
@@ -22,10 +23,11 @@ PLAIN, WARM = (
 @pytest.fixture(scope="module")
 def student(teacher, mixers):
     """Layer 0 lightning, layer 1 softmax."""
-    config = hypenet(teacher.config, (1,))
-    start = jax.jit(lambda key: distill_start(teacher.config, teacher.single, config, mixers, key))
-    params = stack_layers(start(jax.random.key(2)), config)
-    return dataclasses.replace(teacher, decoder=teacher.decoder.clone(config=config), params=params)
+    decoder = teacher.decoder.clone(config=hypenet(teacher.config, (1,)))
+    models = Models(teacher=teacher.decoder, student=decoder, mixer="lightning")
+    weights = Weights(teacher=teacher.params, parent={"mixers": mixers})
+    params = PLAIN.initial_weights(models, weights, runtime.keys(2), None)
+    return dataclasses.replace(teacher, decoder=decoder, params=params)
 
 
 @pytest.fixture(scope="module")

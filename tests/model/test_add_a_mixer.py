@@ -13,7 +13,6 @@ from tiny_decoders import CAPACITY, VOCABULARY, Model
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.halo.align import AlignConfig, align_stage
-from hypenet_jax.halo.distill import distill_start
 from hypenet_jax.halo.select import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import aligned_spec, transfer, transfer_mixers, with_mixers
 from hypenet_jax.model import mixers
@@ -111,7 +110,7 @@ def test_every_stage_takes_it(teacher, student, imitations, tokens):
     gradients = jax.grad(lambda m: loss({"mixers": m}, frozen, batch)[0].value())(imitations)
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
 
-    started = distill_start(teacher.config, teacher.params, student.config, imitations, KEY)
+    started = with_mixers(student.params, student.config, imitations)
     jax.tree.map(np.testing.assert_array_equal, started, student.params)
 
     swept = SweptDecoder(decoder, spec).apply(

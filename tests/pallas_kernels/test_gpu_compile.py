@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.chips import CHIPS
-from hypenet_jax.plan.gpus import gpus
+from hypenet_jax.plan import parse
 from pallas_kernels import compile as aot
 from pallas_kernels import (
     decode_attention,
@@ -40,7 +39,7 @@ def compiler_is_installed():
 
 def compiled(function, *arguments, donate=()):
     """The optimized program for one H100."""
-    devices = gpus(CHIPS["h100"], 1, 1)
+    devices = parse("h100:1").devices()
     with jax.set_mesh(jax.sharding.Mesh(np.asarray(devices), ("device",))):
         traced = jax.jit(function, donate_argnums=donate).trace(*arguments)
         return traced.lower(lowering_platforms=("cuda",)).compile().as_text()

@@ -8,8 +8,8 @@ import pytest
 
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import load
-from hypenet_jax.convert.models import decoder_shapes, student_config
-from hypenet_jax.convert.programs import build_stage
+from hypenet_jax.convert.programs import build_stage, student_config
+from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.cost import head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
@@ -21,7 +21,7 @@ DISTILL = "configs/halo_2b/distill.py"
 
 
 def count(config):
-    return sum(leaf.size for leaf in jax.tree.leaves(decoder_shapes(Decoder(config))))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(Decoder(config)).shapes))
 
 
 @pytest.mark.parametrize("config", [TEACHER, hypenet(TEACHER, (0,))])
@@ -33,7 +33,7 @@ def test_products_of_a_short_row_are_those_that_xla_counts(config):
         hidden = decoder.apply({"params": params}, tokens).hidden
         return decoder.apply({"params": params}, hidden, method="logits")
 
-    counted = jax.jit(run).lower(decoder_shapes(decoder), tokens).compile().cost_analysis()
+    counted = jax.jit(run).lower(abstract_params(decoder).shapes, tokens).compile().cost_analysis()
     ours = layers_flops(config, 16) + head_flops(config, 16)
     assert ours == pytest.approx(counted["flops"], rel=0.1)
 

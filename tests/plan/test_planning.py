@@ -8,8 +8,7 @@ import pytest
 from hypenet_jax import runtime
 from hypenet_jax.chips import CHIPS
 from hypenet_jax.convert.inputs import read_weights
-from hypenet_jax.convert.models import models_of, teacher_decoder
-from hypenet_jax.convert.programs import build_stage
+from hypenet_jax.convert.programs import build_stage, models_of
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, planning, report
@@ -31,8 +30,7 @@ def places(tree):
 def test_arguments_are_those_that_a_run_calls_its_step_with(tiny, tmp_path, stage):
     run, mesh = tiny(stage), make_mesh(MeshConfig())
     if stage == "align":
-        decoder = teacher_decoder(run)
-        params = init_params(decoder, jax.random.key(0))
+        params = init_params(models_of(run).teacher, jax.random.key(0))
         save_hf(str(tmp_path / "teacher"), run.teacher, params, dtype="bfloat16")
         run = dataclasses.replace(run, teacher_folder=str(tmp_path / "teacher"))
     else:
