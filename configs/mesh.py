@@ -22,29 +22,24 @@ class Layout:
     words: tuple[str, ...] = ()
 
 
-# 8 rows of 16K make a micro-batch of the published recipe: one per device of a node.
-ON_16 = ("--training.loop.accumulate", "8")
-ON_32 = ("--training.loop.accumulate", "4")
+# A slice of TPUs for each size, with the micro-batches that leave one row of 16K to each of its devices; and a node, where
+# the 16 of the recipe do.
+SLICES = {"2b": ("v5e:4x4", 8), "5b": ("v6e:4x4", 8), "9b": ("v5p:2x4x4", 4)}
+NODES = {"2b": "h100:8", "5b": "h100:8", "9b": "h200:8"}
 
-TRAINING = (
-    Layout("configs/halo_2b/align.py", "v5e:4x4"),
-    Layout("configs/halo_2b/distill.py", "v5e:4x4"),
-    Layout("configs/halo_2b/finetune.py", "v5e:4x4", ON_16),
-    Layout("configs/halo_5b/align.py", "v6e:4x4"),
-    Layout("configs/halo_5b/distill.py", "v6e:4x4"),
-    Layout("configs/halo_5b/finetune.py", "v6e:4x4", ON_16),
-    Layout("configs/halo_9b/align.py", "v5p:2x4x4"),
-    Layout("configs/halo_9b/distill.py", "v5p:2x4x4"),
-    Layout("configs/halo_9b/finetune.py", "v5p:2x4x4", ON_32),
-    Layout("configs/halo_2b/align.py", "h100:8"),
-    Layout("configs/halo_2b/distill.py", "h100:8"),
-    Layout("configs/halo_2b/finetune.py", "h100:8"),
-    Layout("configs/halo_5b/align.py", "h100:8"),
-    Layout("configs/halo_5b/distill.py", "h100:8"),
-    Layout("configs/halo_5b/finetune.py", "h100:8"),
-    Layout("configs/halo_9b/align.py", "h200:8"),
-    Layout("configs/halo_9b/distill.py", "h200:8"),
-    Layout("configs/halo_9b/finetune.py", "h200:8"),
+STAGES = ("align", "distill", "finetune")
+TRAINING = tuple(
+    Layout(
+        f"configs/halo_{size}/{stage}.py",
+        topology,
+        ("--training.loop.accumulate", str(parts)) if stage == "finetune" else (),
+    )
+    for size, (topology, parts) in SLICES.items()
+    for stage in STAGES
+) + tuple(
+    Layout(f"configs/halo_{size}/{stage}.py", topology)
+    for size, topology in NODES.items()
+    for stage in STAGES
 )
 SERVING = (
     Layout("configs/halo_2b/decode_256k.py", "v5e:1x1"),

@@ -5,6 +5,7 @@ Tokens per step do not depend on the number of devices.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -33,11 +34,8 @@ from hypenet_jax.train.optimizer import OptimizerConfig
 
 SHORT, LONG = 512, 16_384  # context of stages 1 and 2, and of stage 3
 ALIGN_STEPS, DISTILL_STEPS, FINETUNE_STEPS = 20_000, 20_000, 500
-ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = (
-    32,
-    96,
-    128,
-)  # per step: 8 devices x 4, x 12, and 8 x 16 micro-batches
+# Rows per step: 8 devices x 4, x 12, and 8 x 16 micro-batches.
+ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = 32, 96, 128
 EVALUATED_LENGTHS = (4096, 16_384, 65_536, 131_072)  # up to 8 times the length of stage 3
 SELECT_LENGTH = 4096  # as the longest retrieval task of the published selection
 WARMUP = 50
@@ -70,51 +68,46 @@ HALO_5B = Recipe("halo_5b", "Qwen3-4B", qwen3_4b(), HYPENET_5B_SOFTMAX_LAYERS, 5
 HALO_9B = Recipe("halo_9b", "Qwen3-8B", qwen3_8b(), HYPENET_9B_SOFTMAX_LAYERS, 3e-5, 362.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Folders:
-    """Of the teacher, of the JSON lines, and where everything goes."""
-
-    teacher: str
-    text: str
-    run_dir: str
-
-
-MakeStage = Callable[[Recipe, Folders], StageConfig]
-
-
-def stage_config(recipe: Recipe, make: MakeStage) -> Callable[..., StageConfig]:
+def stage_config(recipe: Recipe, name: str) -> Callable[..., StageConfig]:
     """The `config` of a file with one stage."""
+    stages = _stages_config(recipe)
 
-    def config(
-        teacher: str = f"models/{recipe.teacher_name}",
-        data: str = "data/fineweb-edu",
-        run_dir: str = f"runs/{recipe.name}",
-        upstream_parity: bool = False,
-    ) -> StageConfig:
-        """One stage of a published conversion.
-
-        Args:
-          teacher: Hugging Face folder of the teacher.
-          data: folder of JSON lines.
-          run_dir: where everything goes.
-          upstream_parity: as the official code does it, to compare with the released models.
-        """
-        stage = make(recipe, Folders(teacher, data, run_dir))
-        return _as_upstream(stage) if upstream_parity else stage
+    @functools.wraps(stages)
+    def config(*args, **kwargs) -> StageConfig:
+        return stages(*args, **kwargs)[name]
 
     return config
 
 
 def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
-    """The `config` of a whole conversion: stages 1, 2 and 3, the published layers keeping softmax attention."""
+    """The `config` of a whole conversion: stages 1, 2 and 3, then long contexts of teacher and student."""
+    stages = _stages_config(recipe)
 
+    @functools.wraps(stages)
+    def config(*args, **kwargs) -> HaloConfig:
+        made = stages(*args, **kwargs)
+        del made["select"]  # the published layers keep softmax attention
+        last = made["finetune"]
+        measured = evaluation(
+            str(last.hf_folder),
+            last.teacher_folder,
+            HeldOut(last.data.corpus.folder),
+            EVALUATED_LENGTHS,
+            out=f"{last.run_dir}/report",
+        )
+        return HaloConfig(run_dir=last.run_dir, stages=tuple(made.values()), evaluation=measured)
+
+    return config
+
+
+def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
     def config(
         teacher: str = f"models/{recipe.teacher_name}",
         data: str = "data/fineweb-edu",
         run_dir: str = f"runs/{recipe.name}",
         upstream_parity: bool = False,
-    ) -> HaloConfig:
-        """A published conversion: stages 1, 2 and 3 in order, then long contexts of teacher and student.
+    ) -> dict[str, StageConfig]:
+        """A published conversion, or one stage of it.
 
         Args:
           teacher: Hugging Face folder of the teacher.
@@ -122,108 +115,74 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
           run_dir: where everything goes.
           upstream_parity: as the official code does it, to compare with the released models.
         """
-        stages = (stage_config(recipe, make) for make in (align, distill, finetune))
-        made = tuple(stage(teacher, data, run_dir, upstream_parity) for stage in stages)
-        student, heldout = f"{run_dir}/finetune/hf", HeldOut(made[0].data.corpus.folder)
-        measured = evaluation(student, teacher, heldout, EVALUATED_LENGTHS, out=f"{run_dir}/report")
-        return HaloConfig(run_dir=run_dir, stages=made, evaluation=measured)
+        made = _stages(recipe, teacher, data, run_dir)
+        return {one.name: _as_upstream(one) if upstream_parity else one for one in made}
 
     return config
 
 
-def align(recipe: Recipe, folders: Folders) -> StageConfig:
-    """Stage 1: every layer's lightning mixer against the teacher's attention, learning rate 1e-3 to 1e-5."""
-    return StageConfig(
-        name="align",
-        run_dir=folders.run_dir,
-        teacher=recipe.teacher,
-        teacher_folder=folders.teacher,
-        student=None,
-        method=AlignConfig(),
-        data=DataConfig(
-            corpus=_corpus(folders),
-            context_length=SHORT,
-            sequences_per_step=ALIGN_ROWS,
-            first_token=0,
-            seed=0,
-        ),
-        training=_training(ALIGN_STEPS, 1e-3, 1e-5),
-        mesh=MeshConfig(),
-        seed=0,
-    )
+def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[StageConfig, ...]:
+    """Stages 1 to 3 and, after the first, the choice of layers.
 
-
-def select(recipe: Recipe, folders: Folders) -> StageConfig:
-    """Which layers keep softmax attention: passkey retrieval and likelihood of text with each layer replaced in turn.
-
-    As many are kept as were published. The released models were chosen with other tasks; the stages after it keep the
-    published layers.
+    As many layers are chosen as were published, but the released models were chosen with other tasks, and the stages
+    after it keep the published layers.
     """
-    before = align(recipe, folders)
-    data = dataclasses.replace(before.data, context_length=SELECT_LENGTH, sequences_per_step=4)
-    keep = len(recipe.softmax_layers)
-    return dataclasses.replace(
-        before,
-        name="select",
-        method=SelectConfig(start_from="align", keep=keep, rows=128, eps=0.01),
-        data=data,
-        training=None,
-    )
-
-
-def distill(recipe: Recipe, folders: Folders) -> StageConfig:
-    """Stage 2: KL to the teacher, everything trainable, learning rate `recipe.peak_lr` to 1e-5."""
-    before = align(recipe, folders)
-    first = tokens_after(before.data, ALIGN_STEPS)
-    return dataclasses.replace(
-        before,
-        name="distill",
-        student=StudentConfig(softmax_layers=recipe.softmax_layers),
-        method=DistillConfig(start_from="align"),
-        data=DataConfig(
-            corpus=before.data.corpus,
-            context_length=SHORT,
-            sequences_per_step=DISTILL_ROWS,
-            first_token=first,
-            seed=0,
-        ),
-        training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
-    )
-
-
-def finetune(recipe: Recipe, folders: Folders) -> StageConfig:
-    """Stage 3: next token at 16,384, constant learning rate 1e-5 after the warm-up, 16 micro-batches."""
-    before = distill(recipe, folders)
-    first = tokens_after(before.data, DISTILL_STEPS)
-    return dataclasses.replace(
-        before,
-        name="finetune",
-        student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
-        method=FinetuneConfig(start_from="distill"),
-        data=DataConfig(
-            corpus=before.data.corpus,
-            context_length=LONG,
-            sequences_per_step=FINETUNE_ROWS,
-            first_token=first,
-            seed=0,
-        ),
-        training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
-        export="bfloat16",
-    )
-
-
-def _corpus(folders: Folders) -> CorpusConfig:
-    """JSON lines with a "text" field (FineWeb-Edu in the paper), read with the teacher's own tokenizer."""
-    text = folders.text
-    source = JsonLines(text, ("**/*.jsonl", "**/*.jsonl.gz"), "text")
-    return CorpusConfig(
+    corpus = CorpusConfig(
         folder=f"{text}/prepared",
-        source=source,
-        tokenizer=TokenizerFile(folders.teacher),
+        # FineWeb-Edu in the paper.
+        source=JsonLines(text, ("**/*.jsonl", "**/*.jsonl.gz"), "text"),
+        tokenizer=TokenizerFile(teacher),
         block_length=LONG,
         heldout_fraction=0.001,
         seed=0,
     )
+    rows = functools.partial(DataConfig, corpus=corpus, seed=0)
+    short = rows(context_length=SHORT, sequences_per_step=ALIGN_ROWS, first_token=0)
+    # Every layer's lightning mixer against the teacher's attention.
+    align = StageConfig(
+        name="align",
+        run_dir=run_dir,
+        teacher=recipe.teacher,
+        teacher_folder=teacher,
+        student=None,
+        method=AlignConfig(),
+        data=short,
+        training=_training(ALIGN_STEPS, 1e-3, 1e-5),
+        mesh=MeshConfig(),
+        seed=0,
+    )
+    # Passkey retrieval and likelihood of text with each layer replaced in turn.
+    select = dataclasses.replace(
+        align,
+        name="select",
+        method=SelectConfig(
+            start_from="align", keep=len(recipe.softmax_layers), rows=128, eps=0.01
+        ),
+        data=dataclasses.replace(short, context_length=SELECT_LENGTH, sequences_per_step=4),
+        training=None,
+    )
+    # KL to the teacher, everything trainable.
+    first = tokens_after(short, ALIGN_STEPS)
+    distill = dataclasses.replace(
+        align,
+        name="distill",
+        student=StudentConfig(softmax_layers=recipe.softmax_layers),
+        method=DistillConfig(start_from="align"),
+        data=rows(context_length=SHORT, sequences_per_step=DISTILL_ROWS, first_token=first),
+        training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
+    )
+    # The next token at 16,384; constant learning rate after the warm-up.
+    first = tokens_after(distill.data, DISTILL_STEPS)
+    finetune = dataclasses.replace(
+        align,
+        name="finetune",
+        student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
+        method=FinetuneConfig(start_from="distill"),
+        data=rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first),
+        training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
+        export="bfloat16",
+    )
+    return align, select, distill, finetune
 
 
 def _as_upstream(stage: StageConfig) -> StageConfig:

@@ -7,6 +7,7 @@ in the text and asked for at its end. It was chosen because a tiny model learns 
 
 import dataclasses
 import functools
+from typing import Any, Literal
 
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
@@ -63,27 +64,8 @@ STEPS = {
     "align": 400,
     "distill": 200,
     "finetune": 300,
-    "rope_distill": 200,  # the controls are trained as the student is
-    "rope_finetune": 300,
     "recurrent_distill": 100,  # what it cannot do, more steps do not bring
 }
-
-
-def training(
-    name: str, peak_lr: float, final_lr: float, *, warmup: int = 20, weight_decay: float = 0.0
-) -> TrainingConfig:
-    """Learning rates for a training of minutes; the published ones are meant for 20,000 steps."""
-    return TrainingConfig(
-        optimizer=OptimizerConfig(
-            peak_lr=peak_lr,
-            final_lr=final_lr,
-            warmup_steps=warmup,
-            steps=STEPS[name],
-            weight_decay=weight_decay,
-        ),
-        loop=LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
-        dtype="float32",
-    )
 
 
 def config(
@@ -100,124 +82,117 @@ def config(
       data: folder of Python files to read.
       teacher: Hugging Face folder of a teacher that an earlier quickstart made; None trains one.
     """
+    own = TrainedTokenizer(TEXT_VOCABULARY, CATALOGUE.token_names())
     corpus = CorpusConfig(
         folder=f"{run_dir}/data",
         source=dataclasses.replace(standard_library(), folder=data),
-        tokenizer=TokenizerFile(teacher)
-        if teacher
-        else TrainedTokenizer(TEXT_VOCABULARY, CATALOGUE.token_names()),
+        tokenizer=TokenizerFile(teacher) if teacher else own,
         block_length=LONG_LENGTH,
         heldout_fraction=0.05,
         seed=0,
     )
-    student = StudentConfig(selected_by="select", logit_scale=float(TRAINED_LENGTH))
-    with_rope = StudentConfig(selected_by="select", rope_in_softmax=True)
-    texts = texts_of(corpus, seed)
-    distill = DistillConfig(start_from="align")
+    texts, teacher_folder = texts_of(corpus, seed), teacher or f"{run_dir}/teacher/hf"
 
-    def stage(name: str, method: Method, student: StudentConfig | None, **rest) -> StageConfig:
+    def stage(
+        name: str,
+        method: Method,
+        student: StudentConfig | None = None,
+        training: TrainingConfig | None = None,
+        export: Literal["float32"] | None = None,
+    ) -> StageConfig:
         makes_teacher = not method.reads_teacher and student is None
         return StageConfig(
             name=name,
             run_dir=run_dir,
             teacher=TEACHER,
-            teacher_folder=None if makes_teacher else teacher or f"{run_dir}/teacher/hf",
+            teacher_folder=None if makes_teacher else teacher_folder,
             student=student,
             method=method,
             data=texts[name.removeprefix("rope_").removeprefix("recurrent_")],
+            training=training,
             mesh=MeshConfig(),
             seed=seed,
-            **rest,
+            export=export,
         )
 
-    short = training("teacher_short", 3e-3, 3e-3, warmup=50, weight_decay=0.1)
+    # Learning rates for a training of minutes; the published ones are meant for 20,000 steps.
+    short = training("teacher_short", 3e-3, 3e-3, warmup_steps=50, weight_decay=0.1)
     long = training("teacher", 1.8e-3, 1e-4, weight_decay=0.1)
-    made = (
-        stage("teacher_short", FinetuneConfig(start_from=None, start=START), None, training=short),
-        stage(
-            "teacher",
-            FinetuneConfig(start_from="teacher_short"),
-            None,
-            training=long,
-            export="float32",
-        ),
-    )
-    select = SelectConfig(start_from="align", keep=1, rows=96, eps=0.01)
     tuned = training("finetune", 2e-3, 5e-5)
+    to_align, to_distill, no_softmax = (
+        training(name, 1e-3, 1e-5) for name in ("align", "distill", "recurrent_distill")
+    )
+    scratch = FinetuneConfig(start_from=None, start=START)
+    select = SelectConfig(start_from="align", keep=1, rows=96, eps=0.01)
+    distill, finetune = DistillConfig(start_from="align"), FinetuneConfig(start_from="distill")
+    from_short, from_rope = (
+        FinetuneConfig(start_from=n) for n in ("teacher_short", "rope_distill")
+    )
+    student = StudentConfig(selected_by="select", logit_scale=float(TRAINED_LENGTH))
+    with_rope = StudentConfig(selected_by="select", rope_in_softmax=True)
+    made = (
+        stage("teacher_short", scratch, training=short),
+        stage("teacher", from_short, training=long, export="float32"),
+    )
     converted = (
-        stage("align", AlignConfig(), None, training=training("align", 1e-3, 1e-5)),
-        stage("select", select, None, training=None),
+        stage("align", AlignConfig(), training=to_align),
+        stage("select", select),
+        stage("distill", distill, student, to_distill, export="float32"),
+        stage("finetune", finetune, student, tuned, export="float32"),
+        # The controls are trained as the student is.
+        stage("rope_distill", distill, with_rope, to_distill),
+        stage("rope_finetune", from_rope, with_rope, tuned, export="float32"),
         stage(
-            "distill", distill, student, training=training("distill", 1e-3, 1e-5), export="float32"
-        ),
-        stage(
-            "finetune",
-            FinetuneConfig(start_from="distill"),
-            student,
-            training=tuned,
-            export="float32",
+            "recurrent_distill", distill, StudentConfig(softmax_layers=()), no_softmax, "float32"
         ),
     )
-    no_softmax = training("recurrent_distill", 1e-3, 1e-5)
-    controls = (
-        stage("rope_distill", distill, with_rope, training=training("rope_distill", 1e-3, 1e-5)),
-        stage(
-            "rope_finetune",
-            FinetuneConfig(start_from="rope_distill"),
-            with_rope,
-            training=tuned,
-            export="float32",
-        ),
-        stage(
-            "recurrent_distill",
-            distill,
-            StudentConfig(softmax_layers=()),
-            training=no_softmax,
-            export="float32",
-        ),
+    return HaloConfig(
+        run_dir=run_dir,
+        stages=converted if teacher else made + converted,
+        evaluation=evaluation(run_dir, teacher_folder, seed),
     )
-    stages = converted + controls if teacher else made + converted + controls
-    measured = evaluation(run_dir, teacher or f"{run_dir}/teacher/hf", seed)
-    return HaloConfig(run_dir=run_dir, stages=stages, evaluation=measured)
+
+
+def training(name: str, peak_lr: float, final_lr: float, **others: Any) -> TrainingConfig:
+    """Of a stage, by its steps; `others` are further settings of the optimizer."""
+    settings = {"warmup_steps": 20, "weight_decay": 0.0, **others}
+    return TrainingConfig(
+        optimizer=OptimizerConfig(
+            peak_lr=peak_lr, final_lr=final_lr, steps=STEPS[name], **settings
+        ),
+        loop=LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
+        dtype="float32",
+    )
 
 
 def texts_of(corpus: CorpusConfig, seed: int) -> dict[str, DataConfig]:
     """What each stage reads, one after another along the text; half the rows or more carry needles."""
-
-    def rows(before: str | None, length: int, count: int, share: float, queries: int) -> DataConfig:
-        first = 0 if before is None else tokens_after(texts[before], STEPS[before])
-        needles = NeedleRows(CATALOGUE, share, min_needles=4, max_needles=8, queries=queries)
-        return DataConfig(
+    texts, first = {}, 0
+    # Tokens of a row, rows of a step, share of rows with needles, and questions in one.
+    for name, length, rows, share, queries in (
+        ("teacher_short", SHORT_LENGTH, 32, 0.75, 8),
+        ("teacher", TRAINED_LENGTH, 24, 0.75, 8),
+        ("align", TRAINED_LENGTH, 16, 0.5, 8),
+        ("distill", TRAINED_LENGTH, 16, 0.5, 8),
+        ("finetune", LONG_LENGTH, 4, 1.0, 32),
+    ):
+        texts[name] = DataConfig(
             corpus=corpus,
             context_length=length,
-            sequences_per_step=count,
+            sequences_per_step=rows,
             first_token=first,
             seed=seed,
-            needles=needles,
+            needles=NeedleRows(CATALOGUE, share, min_needles=4, max_needles=8, queries=queries),
         )
-
-    texts: dict[str, DataConfig] = {}
-    texts["teacher_short"] = rows(None, SHORT_LENGTH, 32, 0.75, 8)
-    texts["teacher"] = rows("teacher_short", TRAINED_LENGTH, 24, 0.75, 8)
-    texts["align"] = rows("teacher", TRAINED_LENGTH, 16, 0.5, 8)
-    texts["select"] = texts["align"]
-    texts["distill"] = rows("align", TRAINED_LENGTH, 16, 0.5, 8)
-    texts["finetune"] = rows("distill", LONG_LENGTH, 4, 1.0, 32)
-    return texts
+        first = tokens_after(texts[name], STEPS[name])
+    return {**texts, "select": texts["align"]}
 
 
 def evaluation(run_dir: str, teacher: str, seed: int) -> EvaluationConfig:
     """What is measured at the end, and what must hold for the command to succeed."""
-    student = f"{run_dir}/finetune/hf"
-    needle = NeedleEvaluator(
-        models=(TEACHER_MODEL, HYPENET, UNSCALED, ROPE, RECURRENT),
-        catalogue=CATALOGUE,
-        lengths=LENGTHS,
-        needles=4,
-        sequences=256,
-        long_sequences=32,
-        long_length=512,
-    )
+    student, data = f"{run_dir}/finetune/hf", f"{run_dir}/data"
+    compared = (TEACHER_MODEL, HYPENET, UNSCALED, ROPE, RECURRENT)
+    needle = NeedleEvaluator(models=compared, catalogue=CATALOGUE, lengths=LENGTHS)
     return EvaluationConfig(
         models=(
             ModelSource(TEACHER_MODEL, teacher),
@@ -228,18 +203,16 @@ def evaluation(run_dir: str, teacher: str, seed: int) -> EvaluationConfig:
             ModelSource(STAGE_2, f"{run_dir}/distill/hf", None),
         ),
         out=f"{run_dir}/report",
-        text=HeldOut(f"{run_dir}/data"),
+        text=HeldOut(data),
         measurements={
             "needle": needle,
             "needle_stage_2": dataclasses.replace(
                 needle, models=(STAGE_2,), lengths=(TRAINED_LENGTH,)
             ),
             "perplexity": PerplexityEvaluator(
-                models=needle.models, lengths=LENGTHS, windows=16, targets=64
+                models=compared, lengths=LENGTHS, windows=16, targets=64
             ),
-            "heldout": HeldOutEvaluator(
-                folder=f"{run_dir}/data", context_length=TRAINED_LENGTH, rows=192, batch=16
-            ),
+            "heldout": HeldOutEvaluator(folder=data, context_length=TRAINED_LENGTH, rows=192),
             "speed": SpeedEvaluator(
                 models=(TEACHER_MODEL, HYPENET), lengths=(1024, 2048, 4096, 8192)
             ),
@@ -257,7 +230,6 @@ def evaluation(run_dir: str, teacher: str, seed: int) -> EvaluationConfig:
 
 def checks() -> tuple[Check, ...]:
     """The bounds; speed depends on what else the machine does, so it does not decide."""
-
     needle = functools.partial(Check, metric="needle")
     faster = functools.partial(Check, model=HYPENET, length=8192, required=False)
     return (

@@ -6,7 +6,7 @@ GIB = 2**30
 TPU_HOST = (2, 2)  # chips of one host along the first axes of a slice; 1 along further axes
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """One device at its peak; what is computed from these rates is the least time that something can take.
 
@@ -31,16 +31,10 @@ class Chip:
 def _tpu(
     name: str, bandwidth: float, flops: float, gib: float | None = None, link_bits: float = 0.0
 ) -> Chip:
-    # Within a slice there is only the one network.
+    memory, links = None if gib is None else gib * GIB, link_bits / 8
     return Chip(
-        name=name,
-        platform="tpu",
-        bandwidth=bandwidth,
-        flops=flops,
-        memory=None if gib is None else gib * GIB,
-        links=link_bits / 8,
-        network=link_bits / 8,
-    )
+        name, "tpu", bandwidth, flops, memory, links, network=links
+    )  # there is only the one
 
 
 def _gpu(name: str, bandwidth: float, flops: float, memory: int | None = None) -> Chip:
@@ -48,15 +42,8 @@ def _gpu(name: str, bandwidth: float, flops: float, memory: int | None = None) -
 
     Links are Hopper's NVLink, network one 400 Gb/s adapter per GPU.
     """
-    return Chip(
-        name=name,
-        platform="gpu",
-        bandwidth=bandwidth,
-        flops=flops,
-        memory=None if memory is None else 0.75 * memory,
-        links=450e9,
-        network=50e9,
-    )
+    usable = None if memory is None else 0.75 * memory
+    return Chip(name, "gpu", bandwidth, flops, usable, links=450e9, network=50e9)
 
 
 # Rates and links: cloud.google.com/tpu/docs; NVIDIA's data sheets, SXM, without sparsity. Memory: of TPUs what the

@@ -11,7 +11,7 @@ import pathlib
 import runpy
 import typing
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -103,49 +103,43 @@ class _CommandLine:
 
     def config_file(self, words: list[str], wants_help: bool) -> str:
         """The word that is no option, and no value of one of the command's own options."""
-        file = _inline(_section([("path", tyro.conf.Positional[str], "")], None))
-        parsed, _ = self._known("", words, ("file", file, file.__origin__()))
-        if parsed.file.path not in words:
-            self._exit_with_help("", 0 if wants_help else 2)
-        return parsed.file.path
+        file = ("path", tyro.conf.Positional[str], "")
+        parsed, _ = self._parse("", words, file, return_unknown_args=True)
+        if parsed.path not in words:
+            with contextlib.suppress(SystemExit):
+                self._parse("", ["--help"], file)
+            raise SystemExit(0 if wants_help else 2)
+        return parsed.path
 
     def config(self, path: str, words: list[str], wants_help: bool) -> tuple[Any, ...]:
         """The config with its overrides, and the command's own options."""
         make = _defined(path)
-        function = _inline(_section(_parameters(make), inspect.getdoc(make)))
-        if wants_help and _missing(make, words):
-            self._exit_with_help(path, 0, ("arguments", function))
-        parsed, unknown = self._known(path, words, ("arguments", function))
-        config = make(**vars(parsed.arguments))
+        parameters = inspect.signature(make).parameters
+        given = {_option(word) for word in words}
+        function = ("made", Annotated[Any, tyro.conf.arg(name="", constructor=make)])
+        if wants_help and any(
+            parameter.default is parameter.empty and _option(name) not in given
+            for name, parameter in parameters.items()
+        ):
+            self._parse(path, ["--help"], function)
+        parsed, unknown = self._parse(path, words, function, return_unknown_args=True)
+        config = parsed.made
         if not isinstance(config, self.kinds):
             name, command = type(config).__name__, getattr(config, "command", "launch.train")
             raise ConfigError(f"{path} makes a {name}; use python -m {command}")
         if unknown or wants_help:
-            fields = _inline(
-                _section([*_fields(config, vars(parsed.arguments))], type(config).__doc__)
-            )
-            sections = [("arguments", function, parsed.arguments), ("fields", fields)]
-            if wants_help:
-                self._exit_with_help(path, 0, *sections)
-            config = _replaced(config, self._parse(path, words, sections).fields)
-        return config, *(getattr(parsed, name) for name, *_ in self._own())
+            fields = _inline(_section([*_fields(config, parameters)], type(config).__doc__))
+            words = ["--help"] if wants_help else words
+            parsed = self._parse(path, words, function, ("fields", fields))
+            config = _replaced(config, parsed.fields)
+        return config, *(getattr(parsed, f"command_{i}") for i in range(len(self.options)))
 
-    def _own(self) -> list[Field]:
-        return [(f"command_{i}", _inline(one), one()) for i, one in enumerate(self.options)]
-
-    def _known(self, path: str, words: list[str], *sections: Field) -> tuple[Any, list[str]]:
-        """The sections, and the words that belong to none of them."""
-        return self._parse(path, words, sections, return_unknown_args=True)
-
-    def _exit_with_help(self, path: str, code: int, *sections: Field) -> NoReturn:
-        with contextlib.suppress(SystemExit):
-            self._parse(path, ["--help"], sections)
-        raise SystemExit(code)
-
-    def _parse(self, path: str, words: list[str], sections: Sequence[Field], **how: Any) -> Any:
+    def _parse(self, path: str, words: list[str], *sections: Field, **how: Any) -> Any:
+        """The command's own options and these sections; exits after `--help`."""
+        own = [(f"command_{i}", _inline(one), one()) for i, one in enumerate(self.options)]
         command = getattr(self.kinds[-1], "command", "")
         return tyro.cli(
-            _section([*self._own(), *sections], self.usage),
+            _section([*own, *sections], self.usage),
             prog=f"python -m {command} {path or 'CONFIG'}",
             description=self.usage,
             args=words,
@@ -165,7 +159,7 @@ def _section(fields: Sequence[Field], doc: str | None) -> type:
     return section
 
 
-def _inline(section: type) -> Any:
+def _inline(section: Any) -> Any:
     """The section without a name of its own in front of its options."""
     return Annotated[section, tyro.conf.arg(name="")]
 
@@ -180,41 +174,23 @@ def _defined(path: str) -> Any:
     return config if callable(config) else lambda: config
 
 
-def _parameters(make: Any) -> list[Field]:
-    parameters = inspect.signature(make, eval_str=True).parameters.values()
-    return [
-        (p.name, p.annotation) if p.default is p.empty else (p.name, p.annotation, p.default)
-        for p in parameters
-    ]
-
-
-def _missing(make: Any, words: list[str]) -> bool:
-    """Whether an argument without a default is not given."""
-    given = {_option(word) for word in words}
-    return any(
-        len(field) == 2 and _option(f"--{field[0]}") not in given for field in _parameters(make)
-    )
-
-
 def _fields(config: Any, arguments: Collection[str]) -> Iterator[Field]:
     """What can be set of a config, except a field, not a section, with the name of one of the arguments."""
     kinds = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if _is_named(value):
-            for i, one in enumerate(value):
-                yield f"{field.name}_{i}", Annotated[type(one), tyro.conf.arg(name=one.name)], one
+            yield field.name, _inline(dict[str, Any]), {one.name: one for one in value}
         elif field.init and (field.name not in arguments or dataclasses.is_dataclass(value)):
             yield field.name, kinds[field.name], value
 
 
 def _replaced(config: Any, section: Any) -> Any:
     """The config with the values of a section made of its `_fields`."""
-    values = dict(vars(section))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if _is_named(value):
-            values[field.name] = tuple(values.pop(f"{field.name}_{i}") for i in range(len(value)))
+    values = {
+        name: tuple(value.values()) if _is_named(getattr(config, name)) else value
+        for name, value in vars(section).items()
+    }
     return dataclasses.replace(config, **values)
 
 

@@ -15,23 +15,14 @@ from jaxtyping import Array, Float, Shaped
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Scalar, SegmentIds, Tokens, Weights
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels import (
-    MeshAxes,
-    linear_cross_entropy,
-    linear_kl,
-    num_shards,
-    on_each_device,
-)
+from pallas_kernels import MeshAxes, linear_cross_entropy, linear_kl, num_shards, on_each_device
 
 
 # Not checked at construction: tree functions build it with shapes or shardings as leaves.
 @typing.no_type_check
 @flax.struct.dataclass
 class Mean:
-    """A weighted sum over tokens and the sum of the weights; their ratio is the mean.
-
-    Separate, so that micro-batches, batches and devices can be summed before a single division.
-    """
+    """A weighted sum over tokens and the sum of the weights; their ratio is the mean."""
 
     total: Scalar
     weight: Scalar
@@ -54,13 +45,7 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
     targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
     sharded = _op_axes(tokens, head)
     sources, targets, flat_counted = _flat(sharded, hidden, targets, counted)
-    total, _ = linear_cross_entropy(
-        sources,
-        head,
-        targets,
-        flat_counted,
-        mesh_axes=sharded,
-    )
+    total, _ = linear_cross_entropy(sources, head, targets, flat_counted, mesh_axes=sharded)
     return Mean(total, jnp.sum(counted))
 
 
@@ -117,24 +102,25 @@ def _flat(sharded: MeshAxes, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
 
 def squared_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     """Sum over tokens of the mean square over the width of imitation - target."""
+    return Mean(jnp.sum(_per_token(imitation, target) * weights), jnp.sum(weights))
+
+
+def _per_token(imitation: Hidden, target: Hidden) -> Float[Array, "B T"]:
     gap = imitation.astype(jnp.float32) - target.astype(jnp.float32)
-    per_token = jnp.mean(jnp.square(gap), axis=-1)
-    return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
+    return jnp.mean(jnp.square(gap), axis=-1)
 
 
 def norm_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     """Sum over tokens of |imitation - target| / sqrt(D), the alternative alignment loss of the official code."""
-    gap = imitation.astype(jnp.float32) - target.astype(jnp.float32)
     # The norm has no gradient at zero; the smallest normal number keeps it finite where a student is perfect.
-    per_token = jnp.sqrt(jnp.mean(jnp.square(gap), axis=-1) + jnp.finfo(jnp.float32).tiny)
+    per_token = jnp.sqrt(_per_token(imitation, target) + jnp.finfo(jnp.float32).tiny)
     return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
 
 
 def token_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     """Sum over tokens of |imitation - target|^2 / |target|^2, normalised per token, so that micro-batches sum up."""
-    wide = target.astype(jnp.float32)
-    gap = jnp.mean(jnp.square(imitation.astype(jnp.float32) - wide), axis=-1)
-    per_token = gap / (jnp.mean(jnp.square(wide), axis=-1) + jnp.finfo(jnp.float32).tiny)
+    size = jnp.mean(jnp.square(target.astype(jnp.float32)), axis=-1)
+    per_token = _per_token(imitation, target) / (size + jnp.finfo(jnp.float32).tiny)
     return Mean(jnp.sum(per_token * weights), jnp.sum(weights))
 
 

@@ -50,22 +50,20 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        if any(size < 1 and size != -1 for size in self._sizes()) or self._sizes().count(-1) > 1:
+        sizes = dataclasses.astuple(self)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ShardingError(f"{self}: sizes must be positive, and at most one of them -1")
-
-    def _sizes(self) -> tuple[int, int, int, int]:
-        return (self.data, self.fsdp, self.sequence, self.tensor)
 
     def sizes(self, devices: int) -> tuple[int, int, int, int]:
         """Sizes in the order of MESH_AXES on this many devices, -1 resolved."""
-        known = math.prod(size for size in self._sizes() if size != -1)
-        exact = known == devices if -1 not in self._sizes() else devices % known == 0
-        if not exact:
+        sizes = dataclasses.astuple(self)
+        known, free = math.prod(size for size in sizes if size != -1), -1 in sizes
+        if devices % known if free else devices != known:
             raise ShardingError(
-                f"{self} needs {'a multiple of ' if -1 in self._sizes() else ''}{known} devices, "
+                f"{self} needs {'a multiple of ' if free else ''}{known} devices, "
                 f"there are {devices}; set one axis to -1, or use sizes whose product is {devices}"
             )
-        data, fsdp, sequence, tensor = (devices // known if s == -1 else s for s in self._sizes())
+        data, fsdp, sequence, tensor = (devices // known if s == -1 else s for s in sizes)
         return (data, fsdp, sequence, tensor)
 
 
@@ -90,8 +88,7 @@ def sharding_of(
     """Sharding of an array with these logical axes on a mesh (or AbstractMesh).
 
     Raises:
-      ShardingError: a name without a rule, one mesh axis used twice, or a size that does not
-        divide.
+      ShardingError: a name without a rule, one mesh axis used twice, or a size that does not divide.
     """
     names = tuple(logical_axes)
     if len(names) != len(shape):
@@ -111,15 +108,14 @@ def sharding_of(
         parts = math.prod(mesh.shape[axis] for axis in wanted)
         if size % parts:
             what = f"{path}: dimension {dimension}"
-            raise ShardingError(_indivisible(what, names[dimension], size, wanted, parts))
-    return NamedSharding(mesh, PartitionSpec(*(_entry(wanted) for wanted in spec)))
+            raise _indivisible(what, names[dimension], size, wanted, parts)
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
     """Tree of NamedSharding for a tree of arrays (or shapes) and a matching tree of logical axes.
 
-    The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's
-    metadata gives).
+    The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's metadata gives).
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = tree.flatten_up_to(logical_axes)
@@ -143,7 +139,7 @@ def constrain(x: Shaped[Array, "..."], logical_names: LogicalAxes) -> Shaped[Arr
     if jax.sharding.get_abstract_mesh().empty:
         return x
     spec = [mesh_axes(name, size) for size, name in zip(x.shape, logical_names, strict=True)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*map(_entry, spec)))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
@@ -164,25 +160,19 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
         return automatic
     if name in (axes.BATCH, axes.TIME):
         return ()
-    raise ShardingError(_indivisible("an activation's axis", name, size, automatic, parts))
+    raise _indivisible("an activation's axis", name, size, automatic, parts)
 
 
 def place_batch(batch: Any, mesh: Mesh | None) -> Any:
-    """Global arrays made of the local "B T" numpy rows of every process; mesh None: on the default
-    device.
-    """
+    """Global arrays of the local "B T" numpy rows of every process; mesh None: on the default device."""
     if mesh is None:
         return jax.tree.map(jnp.asarray, batch)
-    spec = PartitionSpec(
-        *(_entry(_mesh_axes(name, mesh, "batch")) for name in (axes.BATCH, axes.TIME))
-    )
-    sharding = NamedSharding(mesh, spec)
 
     def place(path: Any, local: Any) -> Array:
         name = "batch" + jax.tree_util.keystr(path)
-        rows, time = local.shape[0] * row_parts(mesh)[1], local.shape[1]
-        sharding_of((axes.BATCH, axes.TIME), (rows, time), mesh, name)
-        return jax.make_array_from_process_local_data(sharding, local, (rows, time))
+        shape = local.shape[0] * row_parts(mesh)[1], local.shape[1]
+        sharding = sharding_of((axes.BATCH, axes.TIME), shape, mesh, name)
+        return jax.make_array_from_process_local_data(sharding, local, shape)
 
     return jax.tree_util.tree_map_with_path(place, batch)
 
@@ -193,22 +183,16 @@ def row_parts(mesh: Mesh) -> tuple[int, int]:
     Processes that differ only along `sequence` or `tensor` load the same rows.
     """
     grid = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
-    local = [i for i, row in enumerate(grid) if any(_is_local(device) for device in row)]
-    if (
-        len(grid) % len(local)
-        or local != list(range(local[0], local[0] + len(local)))
-        or local[0] % len(local)
-    ):
+    own = jax.process_index()
+    local = [i for i, row in enumerate(grid) if any(d.process_index == own for d in row)]
+    first, count = local[0], len(local)
+    if len(grid) % count or first % count or local != list(range(first, first + count)):
         raise ShardingError(
             f"process {jax.process_index()} holds batch parts {local} of {len(grid)}, "
             "not one aligned range; make data * fsdp a multiple of the number of processes, "
             "or a divisor of it"
         )
-    return local[0] // len(local), len(grid) // len(local)
-
-
-def _is_local(device: Any) -> bool:
-    return device.process_index == jax.process_index()
+    return first // count, len(grid) // count
 
 
 def _mesh_axes(name: str | None, mesh: Any, path: str) -> tuple[str, ...]:
@@ -222,17 +206,13 @@ def _mesh_axes(name: str | None, mesh: Any, path: str) -> tuple[str, ...]:
     return tuple(axis for axis in wanted if axis in mesh.axis_names)
 
 
-def _entry(wanted: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    return None if not wanted else wanted[0] if len(wanted) == 1 else wanted
-
-
 def _indivisible(
     what: str, name: str | None, size: int, wanted: tuple[str, ...], parts: int
-) -> str:
+) -> ShardingError:
     fitting = [n for n in range(1, min(size, parts) + 1) if size % n == 0]
     listed = ", ".join(map(str, fitting[-8:]))
     larger = f", or make it a multiple of {parts}" if name == axes.BATCH else ""
-    return (
+    return ShardingError(
         f"{what} ({name!r}) of size {size} does not divide over mesh axis "
         f"{' x '.join(wanted)} of size {parts}; sizes of that axis that work: {listed}{larger}"
     )

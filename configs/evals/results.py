@@ -69,20 +69,21 @@ def checks() -> tuple[Check, ...]:
 shown = functools.partial(Check, required=False)
 
 
-def needle(text: str, model: str, length: int, **bound: float) -> Check:
-    at_least, at_most = bound.get("at_least"), bound.get("at_most")
-    text = f"Figure 8: {text}; accuracy"
+def needle(
+    text: str, model: str, length: int, at_least: float | None = None, at_most: float | None = None
+) -> Check:
     row = functools.partial(shown, metric="needle", model=model, length=length)
-    return row(text=text, at_least=at_least, at_most=at_most)
+    return row(text=f"Figure 8: {text}; accuracy", at_least=at_least, at_most=at_most)
 
 
 def more(text: str, other: str) -> Check:
-    text, minus = f"Figure 8: {text}; difference", (other, LONGEST)
-    return shown(text=text, metric="needle", model=LOG, length=LONGEST, minus=minus, at_least=0.02)
+    row = functools.partial(shown, metric="needle", model=LOG, length=LONGEST, at_least=0.02)
+    return row(text=f"Figure 8: {text}; difference", minus=(other, LONGEST))
 
 
-def growth(text: str, model: str, **bound: float) -> Check:
-    at_least, at_most = bound.get("at_least"), bound.get("at_most")
+def growth(
+    text: str, model: str, at_least: float | None = None, at_most: float | None = None
+) -> Check:
     row = functools.partial(shown, metric="perplexity", model=model, length=LONGEST)
     return row(text=f"{text}; ratio", over=(model, LENGTHS[0]), at_least=at_least, at_most=at_most)
 
@@ -100,14 +101,7 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Evalu
       out: where the page and the rows go.
     """
     student = f"{run_dir}/finetune/hf"
-    needle = NeedleEvaluator(
-        catalogue=CATALOGUE,
-        lengths=LENGTHS,
-        needles=4,
-        sequences=256,
-        long_sequences=32,
-        long_length=512,
-    )
+    needle = NeedleEvaluator(catalogue=CATALOGUE, lengths=LENGTHS)
     return EvaluationConfig(
         models=(
             ModelSource(TEACHER, f"{run_dir}/teacher/hf"),

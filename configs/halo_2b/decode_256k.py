@@ -2,13 +2,5 @@
 
 from hypenet_jax.model.presets import hypenet_2b
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.sharding import MeshConfig
 
-config = ServeConfig(
-    name="decode",
-    model=hypenet_2b(),
-    task="decode",
-    context_length=2**18,
-    batch=1,
-    mesh=MeshConfig(),
-)
+config = ServeConfig(model=hypenet_2b(), task="decode", context_length=2**18)

@@ -5,10 +5,5 @@ from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.sharding import MeshConfig
 
 config = ServeConfig(
-    name="prefill",
-    model=hypenet_2b(),
-    task="prefill",
-    context_length=2**20,
-    batch=1,
-    mesh=MeshConfig(tensor=4),
+    model=hypenet_2b(), task="prefill", context_length=2**20, mesh=MeshConfig(tensor=4)
 )

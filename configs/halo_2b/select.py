@@ -1,5 +1,5 @@
 """Choice of the softmax layers, HypeNet-2B:  python -m launch.train configs/halo_2b/select.py"""
 
-from configs.published import HALO_2B, select, stage_config
+from configs.published import HALO_2B, stage_config
 
-config = stage_config(HALO_2B, select)
+config = stage_config(HALO_2B, "select")

@@ -1,5 +1,5 @@
 """HALO stage 1, HypeNet-5B:  python -m launch.train configs/halo_5b/align.py"""
 
-from configs.published import HALO_5B, align, stage_config
+from configs.published import HALO_5B, stage_config
 
-config = stage_config(HALO_5B, align)
+config = stage_config(HALO_5B, "align")

@@ -1,5 +1,5 @@
 """HALO stage 2, HypeNet-9B:  python -m launch.train configs/halo_9b/distill.py"""
 
-from configs.published import HALO_9B, distill, stage_config
+from configs.published import HALO_9B, stage_config
 
-config = stage_config(HALO_9B, distill)
+config = stage_config(HALO_9B, "distill")

@@ -14,7 +14,6 @@ class ServeConfig:
     """One of the two programs of text generation, in bfloat16.
 
     Attributes:
-      name: shown in the plan.
       task: "prefill" reads the context in chunks; "decode" generates the next token.
       context_length: tokens of each row, and the capacity of its caches.
       batch: rows.
@@ -23,9 +22,13 @@ class ServeConfig:
 
     command: ClassVar[str] = "launch.plan"
 
-    name: str
     model: Annotated[ModelConfig, tyro.conf.Fixed]
     task: Literal["prefill", "decode"]
     context_length: int
-    batch: int
-    mesh: MeshConfig
+    batch: int = 1
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    @property
+    def name(self) -> str:
+        """Shown in the plan."""
+        return self.task

@@ -59,13 +59,6 @@ def test_typing_the_words_gives_the_changed_run_and_its_batch_divides(align):
 
 
 def test_serving_takes_more_devices_that_share_the_heads():
-    serve = ServeConfig(
-        name="decode",
-        model=hypenet_2b(),
-        task="decode",
-        context_length=2**18,
-        batch=1,
-        mesh=MeshConfig(),
-    )
+    serve = ServeConfig(model=hypenet_2b(), task="decode", context_length=2**18)
     tried = [change.flags for change in changes(serve, parse("v5e:1x1"))]
     assert tried == [{"--topology": "v5e:2x2", "--mesh.tensor": "4"}]
