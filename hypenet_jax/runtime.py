@@ -1,14 +1,10 @@
-"""The process: joining the others and agreeing with them, logging, seeds, signals, exit codes.
-
-Imports nothing of ours.
-"""
+"""The process: joining the others and agreeing with them, logging, seeds, signals, exit codes."""
 
 import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
-import json
 import logging
 import os
 import pathlib
@@ -20,12 +16,14 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from hypenet_jax.fingerprint import digest
 
 FINISHED, BUG, BAD_CONFIG, DOES_NOT_FIT, NUMERICS, BAD_DATA, PREEMPTED = 0, 1, 2, 3, 4, 5, 42
 """Exit codes. 42 asks the scheduler for a restart with the same command; the others do not."""
@@ -66,8 +64,7 @@ class Cluster:
         given = [self.coordinator, self.num_processes, self.process_id]
         if any(value is not None for value in given) and None in given:
             raise ValueError(
-                f"{self}: coordinator, num_processes and process_id must be given together, "
-                "or none of them"
+                f"{self}: coordinator, num_processes and process_id must be given together, or none of them"
             )
 
 
@@ -79,11 +76,15 @@ def join_processes(cluster: Cluster) -> None:
     Raises:
       RuntimeError: the other processes did not connect in time.
     """
-    if cluster.coordinator is None:
-        coordinator, count, process, devices = _detected(cluster.join_seconds)
-    else:
-        coordinator, count, process = cluster.coordinator, cluster.num_processes, cluster.process_id
-        devices = None
+    # JAX's own detection, called for its values: `initialize` uses them without reporting them.
+    from jax._src.clusters import ClusterEnv
+
+    coordinator, count, process = cluster.coordinator, cluster.num_processes, cluster.process_id
+    devices = None
+    if coordinator is None:
+        coordinator, count, process, devices = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, cluster.join_seconds
+        )
     if coordinator is None or count == 1:
         return
     # Printed beforehand, because JAX ends the whole process on a timeout.
@@ -101,14 +102,6 @@ def join_processes(cluster: Cluster) -> None:
         heartbeat_timeout_seconds=cluster.heartbeat_seconds,
         shutdown_timeout_seconds=cluster.heartbeat_seconds + 5,
     )
-
-
-def _detected(seconds: int) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """Address of process 0, number of processes, ours, our devices (None: all); None where there is no cluster."""
-    # JAX's own detection, called for its values: `initialize` uses them without reporting them.
-    from jax._src.clusters import ClusterEnv
-
-    return ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)
 
 
 def reason(error: Exception) -> str:
@@ -141,12 +134,9 @@ def check_agreement(**values: Any) -> None:
     """
     if jax.process_count() == 1:
         return
-    digests = [
-        hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
-        for value in values.values()
-    ]
+    digests = bytes.fromhex("".join(map(digest, values.values())))
     name = socket.gethostname().encode()[:_NAME_BYTES].ljust(_NAME_BYTES, b"\0")
-    local = np.frombuffer(name + b"".join(digests), np.uint8)
+    local = np.frombuffer(name + digests, np.uint8)
     everyone = np.asarray(multihost_utils.process_allgather(local))
     hosts = [bytes(row[:_NAME_BYTES]).rstrip(b"\0").decode() for row in everyone]
     parts = everyone[:, _NAME_BYTES:].reshape(len(everyone), len(values), _DIGEST_BYTES)
@@ -178,9 +168,7 @@ def code_version() -> dict[str, str]:
 
 
 def set_up_logging() -> None:
-    """Process 0 logs from INFO, rich on a terminal and plain lines elsewhere; the others from
-    WARNING.
-    """
+    """Process 0 logs from INFO, rich on a terminal and plain lines elsewhere; the others from WARNING."""
     first = jax.process_index() == 0
     if first and sys.stderr.isatty():
         from rich.logging import RichHandler
@@ -197,9 +185,7 @@ def set_up_logging() -> None:
 
 
 def keys(seed: int) -> Callable[[str], jax.Array]:
-    """Random keys by name: keys(0)("init") is the same on every machine and independent of other
-    names.
-    """
+    """Random keys by name: keys(0)("init") is the same on every machine and independent of other names."""
     root = jax.random.key(seed)
     return lambda name: jax.random.fold_in(root, zlib.crc32(name.encode()))
 
@@ -208,8 +194,7 @@ def keys(seed: int) -> Callable[[str], jax.Array]:
 def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
     """Yields stop(step), which returns True once this process has received SIGTERM.
 
-    With several processes JAX's preemption service receives the signal, and all processes return
-    True at the same step.
+    With several processes JAX's preemption service receives the signal, and all return True at the same step.
     """
     if jax.process_count() > 1:
         # Steps restart with every stage, but the service needs increasing numbers, so that a signal late in one stage
@@ -227,9 +212,10 @@ def stop_on_sigterm() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def main_guard(codes: Mapping[type[Exception], int]) -> Iterator[None]:
-    """Ends a command: known exceptions print a message without traceback and exit with their code,
-    others are bugs (1). With several processes, a known error of this one alone ends it after
-    SECONDS_TO_LEAVE, and an unknown one caused by the loss of another process exits with LOST.
+    """Ends a command: known exceptions print a message without traceback and exit with their code, others are bugs (1).
+
+    With several processes, a known error of this one alone ends it after SECONDS_TO_LEAVE, and an unknown one caused
+    by the loss of another process exits with LOST.
 
     Args:
       codes: exception class to exit code; subclasses count, the first match wins.
