@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
-from configs.evals.model import evaluation
+from configs.evals.model import config as evaluation
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import JsonLines
@@ -88,13 +88,9 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
         made = stages(*args, **kwargs)
         del made["select"]  # the published layers keep softmax attention
         last = made["finetune"]
-        measured = evaluation(
-            str(last.hf_folder),
-            last.teacher_folder,
-            HeldOut(last.data.corpus.folder),
-            EVALUATED_LENGTHS,
-            out=f"{last.run_dir}/report",
-        )
+        folders, out = (str(last.hf_folder), last.teacher_folder), f"{last.run_dir}/report"
+        measured = evaluation(*folders, lengths=EVALUATED_LENGTHS, out=out)
+        measured = dataclasses.replace(measured, text=HeldOut(last.data.corpus.folder))
         return HaloConfig(run_dir=last.run_dir, stages=tuple(made.values()), evaluation=measured)
 
     return config

@@ -97,9 +97,11 @@ def config(
         name: str,
         method: Method,
         student: StudentConfig | None = None,
-        training: TrainingConfig | None = None,
+        rates: tuple[float, float] | None = None,
         export: Literal["float32"] | None = None,
+        **optimizer: Any,
     ) -> StageConfig:
+        # A control reads and trains as the student does in the stage that its name ends with.
         makes_teacher = not method.reads_teacher and student is None
         return StageConfig(
             name=name,
@@ -109,19 +111,12 @@ def config(
             student=student,
             method=method,
             data=texts[name.removeprefix("rope_").removeprefix("recurrent_")],
-            training=training,
+            training=rates and training(STEPS[name.removeprefix("rope_")], *rates, **optimizer),
             mesh=MeshConfig(),
             seed=seed,
             export=export,
         )
 
-    # Learning rates for a training of minutes; the published ones are meant for 20,000 steps.
-    short = training("teacher_short", 3e-3, 3e-3, warmup_steps=50, weight_decay=0.1)
-    long = training("teacher", 1.8e-3, 1e-4, weight_decay=0.1)
-    tuned = training("finetune", 2e-3, 5e-5)
-    to_align, to_distill, no_softmax = (
-        training(name, 1e-3, 1e-5) for name in ("align", "distill", "recurrent_distill")
-    )
     scratch = FinetuneConfig(start_from=None, start=START)
     select = SelectConfig(start_from="align", keep=1, rows=96, eps=0.01)
     distill, finetune = DistillConfig(start_from="align"), FinetuneConfig(start_from="distill")
@@ -130,21 +125,21 @@ def config(
     )
     student = StudentConfig(selected_by="select", logit_scale=float(TRAINED_LENGTH))
     with_rope = StudentConfig(selected_by="select", rope_in_softmax=True)
+    recurrent = StudentConfig(softmax_layers=())
+    # First and last learning rates for a training of minutes; the published ones are meant for 20,000 steps.
+    to_align, to_tune = (1e-3, 1e-5), (2e-3, 5e-5)
     made = (
-        stage("teacher_short", scratch, training=short),
-        stage("teacher", from_short, training=long, export="float32"),
+        stage("teacher_short", scratch, rates=(3e-3, 3e-3), warmup_steps=50, weight_decay=0.1),
+        stage("teacher", from_short, None, (1.8e-3, 1e-4), "float32", weight_decay=0.1),
     )
     converted = (
-        stage("align", AlignConfig(), training=to_align),
+        stage("align", AlignConfig(), rates=to_align),
         stage("select", select),
-        stage("distill", distill, student, to_distill, export="float32"),
-        stage("finetune", finetune, student, tuned, export="float32"),
-        # The controls are trained as the student is.
-        stage("rope_distill", distill, with_rope, to_distill),
-        stage("rope_finetune", from_rope, with_rope, tuned, export="float32"),
-        stage(
-            "recurrent_distill", distill, StudentConfig(softmax_layers=()), no_softmax, "float32"
-        ),
+        stage("distill", distill, student, to_align, "float32"),
+        stage("finetune", finetune, student, to_tune, "float32"),
+        stage("rope_distill", distill, with_rope, to_align),
+        stage("rope_finetune", from_rope, with_rope, to_tune, "float32"),
+        stage("recurrent_distill", distill, recurrent, to_align, "float32"),
     )
     return HaloConfig(
         run_dir=run_dir,
@@ -153,14 +148,11 @@ def config(
     )
 
 
-def training(name: str, peak_lr: float, final_lr: float, **others: Any) -> TrainingConfig:
-    """Of a stage, by its steps; `others` are further settings of the optimizer."""
-    settings = {"warmup_steps": 20, "weight_decay": 0.0, **others}
+def training(steps: int, peak_lr: float, final_lr: float, **optimizer: Any) -> TrainingConfig:
+    rates = {"peak_lr": peak_lr, "final_lr": final_lr, "warmup_steps": 20, "weight_decay": 0.0}
     return TrainingConfig(
-        optimizer=OptimizerConfig(
-            peak_lr=peak_lr, final_lr=final_lr, steps=STEPS[name], **settings
-        ),
-        loop=LoopConfig(steps=STEPS[name], accumulate=1, checkpoint_every=50),
+        optimizer=OptimizerConfig(**{**rates, **optimizer}, steps=steps),
+        loop=LoopConfig(steps=steps, accumulate=1, checkpoint_every=50),
         dtype="float32",
     )
 

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from hypenet_jax.data.sources import JsonLines, Source, TextFiles, standard_library
+from hypenet_jax.data.sources import JsonLines, TextFiles, standard_library
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.evaluator import Evaluator
@@ -19,7 +19,6 @@ from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.ruler.tasks import TASKS
 from hypenet_jax.evals.sweep import SweepEvaluator
-from hypenet_jax.evals.text import HeldOut
 
 
 def config(
@@ -33,6 +32,8 @@ def config(
 ) -> EvaluationConfig:
     """Long contexts of one model, and of its teacher for comparison.
 
+    Passkeys, the harness, the sweep and samples are left out until they are given lengths, tasks, constants or prompts.
+
     Args:
       model: Hugging Face folder.
       teacher: Hugging Face folder of the model that it is compared with.
@@ -42,21 +43,6 @@ def config(
       sweep_by: what decides on the logit scale where --sweep.constants are given, at 8192 tokens.
       out: where the report goes; questions are kept below it.
     """
-    source = standard_library() if text is None else source_of(text)
-    return evaluation(model, teacher, source, lengths, out=out, tasks=tasks, sweep_by=sweep_by)
-
-
-def evaluation(
-    model: str,
-    teacher: str | None,
-    text: Source | HeldOut,
-    lengths: tuple[int, ...],
-    *,
-    out: str,
-    tasks: tuple[str, ...] = tuple(TASKS),
-    sweep_by: Literal["perplexity", "ruler"] = "perplexity",
-) -> EvaluationConfig:
-    """The same of any text; the last four are left out until they are given lengths, tasks, constants or prompts."""
     folders = {"teacher": teacher, "model": model}
     ruler = RulerEvaluator(tasks=tasks, lengths=lengths, cache=f"{out}/questions")
     sweeps = {
@@ -79,7 +65,7 @@ def evaluation(
     return EvaluationConfig(
         models=tuple(ModelSource(name, path) for name, path in folders.items() if path is not None),
         out=out,
-        text=text,
+        text=standard_library() if text is None else source_of(text),
         measurements=measurements,
     )
 

@@ -11,13 +11,7 @@ import jax
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.method import (
-    AbstractParams,
-    Models,
-    TrainedMethod,
-    Weights,
-    abstract_params,
-)
+from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights, abstract_params
 from hypenet_jax.losses import Mean, next_token
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder, init_params, output_head

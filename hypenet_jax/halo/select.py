@@ -180,16 +180,7 @@ class SweptDecoder:
     ) -> Output | Logits:
         if method is not None:
             return self.teacher.apply(variables, tokens, method=method)
-        return Output(self._hidden(variables["params"], tokens, positions, segment_ids))
-
-    def _hidden(
-        self,
-        params: Params,
-        tokens: Tokens,
-        positions: Positions | None,
-        segment_ids: SegmentIds | None,
-    ) -> Hidden:
-        teacher, layers = self.teacher, self.config.num_layers
+        params, teacher, layers = variables["params"], self.teacher, self.config.num_layers
         layout, _ = layout_tokens(tokens.shape[0], tokens.shape[1], positions, segment_ids)
 
         def apply(spec: MixerSpec, own: Params, x: Hidden) -> Hidden:
@@ -209,4 +200,4 @@ class SweptDecoder:
         rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
         unroll = layers if unroll_layers() else 1
         x, _ = jax.lax.scan(layer, bound.embed(tokens), rows, unroll=unroll)
-        return bound.final_norm(x)
+        return Output(bound.final_norm(x))

@@ -58,8 +58,7 @@ def compile_program(program: PlannedProgram, topology: Topology) -> CompiledProg
       DoesNotFit: the compiler runs out of memory, or the program's peak is above the limit of the chip.
     """
     began, chip = time.monotonic(), topology.chip
-    platform = jax.default_backend() if chip is None else chip.platform
-    platforms = ("cuda" if platform == "gpu" else platform,)
+    platforms = ("cuda" if topology.platform == "gpu" else topology.platform,)
     with on_mesh(program.mesh):
         lowered = program.function.trace(*program.arguments).lower(lowering_platforms=platforms)
         try:

@@ -6,6 +6,7 @@ minimum over all algorithms.
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 
@@ -50,13 +51,12 @@ def collectives(text: str) -> list[Collective]:
     times = _times(bodies)
     stated = re.search(r"num_partitions=(\d+)", text)
     devices = int(stated[1]) if stated else 1
-    result = []
-    for name, lines in bodies.items():
-        for line in lines:
-            collective = _collective(name, line, times[name], devices)
-            if collective is not None and collective.times and collective.sent:
-                result.append(collective)
-    return result
+    found = [
+        _collective(name, line, times[name], devices)
+        for name, lines in bodies.items()
+        for line in lines
+    ]
+    return [one for one in found if one is not None and one.times and one.sent]
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -80,16 +80,13 @@ def _times(bodies: dict[str, list[str]]) -> dict[str, int]:
             trips = _trips(line, bodies)
             for called in _called(line):
                 calls[called].append((name, trips))
-    times: dict[str, int] = {"ENTRY": 1}
 
-    def of(name: str) -> int:
-        if name not in times:
-            times[name] = sum(of(caller) * trips for caller, trips in calls[name])
-        return times[name]
+    @functools.cache
+    def times(name: str) -> int:
+        called = sum(times(caller) * trips for caller, trips in calls[name])
+        return 1 if name == "ENTRY" else called
 
-    for name in bodies:
-        of(name)
-    return times
+    return {name: times(name) for name in bodies}
 
 
 def _called(line: str) -> list[str]:

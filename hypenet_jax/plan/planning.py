@@ -10,8 +10,7 @@ from hypenet_jax.model.cost import Flops
 from hypenet_jax.plan.changes import Change, PlannedConfig, changes
 from hypenet_jax.plan.compiled import CompiledProgram, DoesNotFit, compile_program
 from hypenet_jax.plan.hlo import Collective
-from hypenet_jax.plan.programs import PlannedProgram, training_program
-from hypenet_jax.plan.serving import serving_program
+from hypenet_jax.plan.programs import PlannedProgram, serving_program, training_program
 from hypenet_jax.plan.topology import Topology
 from hypenet_jax.sharding import ShardingError, make_mesh
 

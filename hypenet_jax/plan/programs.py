@@ -1,4 +1,4 @@
-"""The training step of a stage as an abstract program: a jitted function and the shapes of its arguments."""
+"""A training step, prefill and decoding as abstract programs: jitted functions and the shapes of their arguments."""
 
 import dataclasses
 from typing import Any, cast
@@ -11,10 +11,14 @@ from hypenet_jax import axes
 from hypenet_jax.config import StageConfig
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
+from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
+from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.halo.method import abstract_params
-from hypenet_jax.model.cost import Flops
+from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.sharding import sharding_of
+from hypenet_jax.plan.config import ServeConfig
+from hypenet_jax.sharding import replicated, sharding_of
 from hypenet_jax.train.step import make_train_step
 
 
@@ -53,8 +57,12 @@ def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
     )
     frozen = None if program.teacher is None else frozen_params(program.teacher, mesh)
     rows, length = config.data.sequences_per_step, config.data.context_length
-    arguments = (state, frozen, _batch(rows, length, mesh))
-    return PlannedProgram(step, arguments, mesh, program.flops, rows * length, loop.steps)
+    shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    numbers = _placed(shape, (axes.BATCH, axes.TIME), mesh)
+    batch = cast(Any, Batch)(numbers, numbers, numbers, numbers.update(dtype=jnp.float32))
+    return PlannedProgram(
+        step, (state, frozen, batch), mesh, program.flops, rows * length, loop.steps
+    )
 
 
 def frozen_params(decoder: Decoder, mesh: Mesh) -> Any:
@@ -67,7 +75,66 @@ def frozen_params(decoder: Decoder, mesh: Mesh) -> Any:
     )
 
 
-def _batch(rows: int, length: int, mesh: Mesh) -> Batch:
-    sharding = sharding_of((axes.BATCH, axes.TIME), (rows, length), mesh, "batch")
-    numbers = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=sharding)
-    return cast(Any, Batch)(numbers, numbers, numbers, numbers.update(dtype=jnp.float32))
+def serving_program(config: ServeConfig, mesh: Mesh) -> PlannedProgram:
+    """The program that `generate` runs: prefill of one chunk of the prompts, or one decoding step.
+
+    Caches and recurrent states are sharded by heads, cache slots by sequence, rows by batch.
+    """
+    decoder = Decoder(config.model, scan=False)
+    make = {"prefill": _prefill, "decode": _decode}[config.task]
+    return make(config, decoder, frozen_params(decoder, mesh), mesh)
+
+
+def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
+    batch, length = config.batch, config.context_length
+    if length % PREFILL_PART:
+        raise ValueError(
+            f"context_length {length} is not a multiple of the {PREFILL_PART} tokens of a part"
+        )
+    tokens = _placed(jax.ShapeDtypeStruct((batch, PREFILL_PART), jnp.int32), (axes.BATCH,), mesh)
+    arguments = (decoder, params, _context(config, decoder, mesh), tokens, tokens)
+    # The chunk in the middle costs as much as the average chunk.
+    layers = layers_flops(config.model, PREFILL_PART, before=(length - PREFILL_PART) // 2)
+    flops = Flops(batch * layers + head_flops(config.model, batch))
+    calls = length // PREFILL_PART
+    return PlannedProgram(prefill_part, arguments, mesh, flops, batch * PREFILL_PART, calls)
+
+
+def _decode(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:
+    batch, length = config.batch, config.context_length
+    context = _context(config, decoder, mesh)
+    start, keys = jax.eval_shape(lambda c: (init_carry(c, 1, ()), row_keys(None, batch)), context)
+    until = jax.ShapeDtypeStruct((), jnp.int32)
+    start, keys, until = jax.tree.map(
+        lambda leaf: leaf.update(sharding=replicated(mesh)), (start, keys, until)
+    )
+    arguments = (decoder, params, start.replace(context=context), keys, until, Sampling(), ())
+    layers = layers_flops(config.model, 1, before=length - 1)
+    flops = Flops(batch * layers + head_flops(config.model, batch))
+    return PlannedProgram(decode_until, arguments, mesh, flops, batch, 1)
+
+
+def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
+    """Shapes and shardings of a context that fills its caches."""
+    context = jax.eval_shape(lambda: start_context(decoder, config.batch, config.context_length))
+    state = context.state
+    layers = tuple(
+        layer.replace(
+            **{
+                name: _placed(getattr(layer, name), names, mesh)
+                for name, names in spec.STATE_AXES.items()
+            }
+        )
+        for spec, layer in zip(config.model.mixers, state.layers, strict=True)
+    )
+    position = jax.tree.map(lambda leaf: _placed(leaf, (axes.BATCH,), mesh), state.cache_position)
+    return cast(Any, Context)(
+        state.replace(layers=layers, cache_position=position),
+        _placed(context.logits, (axes.BATCH, axes.VOCAB), mesh),
+    )
+
+
+def _placed(leaf: Any, names: tuple[str | None, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape with the sharding of its first axes, by their logical names; further axes are whole."""
+    names += (None,) * (len(leaf.shape) - len(names))
+    return leaf.update(sharding=sharding_of(names, leaf.shape, mesh, "state"))

@@ -49,21 +49,29 @@ class Topology:
     """Devices of one kind.
 
     Attributes:
-      name: as on the command line.
       chip: None for devices of this machine, whose peak rates are not known.
       shape: chips along each axis of a TPU slice; (nodes, GPUs per node); or (devices,) of this machine.
     """
 
-    name: str
     chip: Chip | None
     shape: tuple[int, ...]
+
+    @property
+    def platform(self) -> str:
+        """As JAX names it."""
+        return jax.default_backend() if self.chip is None else self.chip.platform
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+        return f"{self.chip.name if self.chip else self.platform}:{'x'.join(map(str, self.shape))}"
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
 
     def devices(self) -> Sequence[Any]:
-        """Devices to compile programs for.
+        """Devices to compile programs for; GPUs need the extra `cuda`, and are one process per node.
 
         Raises:
           TopologyError: the compiler refuses the topology, or this machine has too few devices.
@@ -75,8 +83,15 @@ class Topology:
                     f"{self.count} devices do not exist: this machine has {len(devices)}"
                 )
             return devices[: self.count]
+        what: dict[str, Any] = {"platform": "tpu", "topology_name": self.name}
+        if self.platform == "gpu":
+            chip = dataclasses.asdict(self.chip) | {"name": self.chip.name.upper()}
+            grid = "x".join(map(str, (1, *self.shape)))
+            what = {"platform": "cuda", "target_config": TARGET.format(**chip), "topology": grid}
+        elif self.count == 1:  # the compiler assumes hosts of four chips unless told otherwise
+            what["chips_per_host_bounds"] = (1, 1, 1)
         try:
-            return _described(self.chip, self.name, self.shape).devices
+            return topologies.get_topology_desc(**what).devices
         except Exception as error:
             raise TopologyError(f"{self.name}: {str(error).splitlines()[0]}") from error
 
@@ -85,23 +100,24 @@ class Topology:
         """Which compiler the numbers come from."""
         if self.chip is None:
             return "the compiler of this machine's devices"
-        if self.chip.platform == "tpu":
+        if self.platform == "tpu":
             return "the compiler of TPUs, without one"
         return "the compiler of NVIDIA GPUs, without one; it tunes no kernel then"
 
     def larger(self) -> "Topology":
         """The next larger one: a host after one TPU, else twice a slice's shortest axis, or twice the GPU nodes."""
         place = max(range(len(self.shape)), key=lambda i: (-self.shape[i], i))
-        if self.chip is not None and self.chip.platform == "gpu":
+        if self.platform == "gpu":
             place = 0
         elif self.count == 1:
-            return _named(self.chip, (*TPU_HOST, *self.shape)[: len(self.shape)])
-        shape = tuple(n * 2 if i == place else n for i, n in enumerate(self.shape))
-        return _named(self.chip, shape)
+            return Topology(self.chip, (*TPU_HOST, *self.shape)[: len(self.shape)])
+        return Topology(
+            self.chip, tuple(n * 2 if i == place else n for i, n in enumerate(self.shape))
+        )
 
     def node(self, device: Any) -> int:
         """Index of the device's node; a TPU slice counts as one node."""
-        return device.process_index if self.chip is None or self.chip.platform == "gpu" else 0
+        return 0 if self.platform == "tpu" else device.process_index
 
 
 def parse(name: str) -> Topology:
@@ -122,25 +138,9 @@ def parse(name: str) -> Topology:
         shape = (1, *shape) if len(shape) == 1 else shape
         if len(shape) != 2:
             raise TopologyError(f"{name}: GPUs are NODESxGPUS, or GPUS of one node")
-    return _named(chip, shape)
+    return Topology(chip, shape)
 
 
 def here(count: int | None) -> Topology:
     """Devices of this machine; None takes all."""
-    return _named(None, (jax.device_count() if count is None else count,))
-
-
-def _described(chip: Chip, name: str, shape: tuple[int, ...]) -> Any:
-    """What JAX compiles for; GPUs need the extra `cuda`, and one process per node."""
-    if chip.platform == "gpu":
-        target = TARGET.format(bandwidth=chip.bandwidth, memory=chip.memory, name=chip.name.upper())
-        grid = "x".join(map(str, (1, *shape)))
-        return topologies.get_topology_desc(platform="cuda", target_config=target, topology=grid)
-    # The compiler assumes hosts of four chips unless told otherwise.
-    host = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(shape) == 1 else {}
-    return topologies.get_topology_desc(platform="tpu", topology_name=name, **host)
-
-
-def _named(chip: Chip | None, shape: tuple[int, ...]) -> Topology:
-    name = "x".join(map(str, shape))
-    return Topology(f"{chip.name if chip else jax.default_backend()}:{name}", chip, shape)
+    return Topology(None, (jax.device_count() if count is None else count,))

@@ -21,7 +21,7 @@ from hypenet_jax.model.cost import decode_work, layers_flops, prefill_work, stat
 from hypenet_jax.model.decoder import Decoder, decode_state
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.plan.serving import serving_program
+from hypenet_jax.plan.programs import serving_program
 from hypenet_jax.sharding import MeshConfig, make_mesh
 from hypenet_jax.testing import random_params, tiny_teacher
 from hypenet_jax.weights import read_hf, save_hf
@@ -141,7 +141,6 @@ def test_its_costs_count(student):
 
 def test_a_plan_shards_its_state(student):
     serve = ServeConfig(
-        name="toy",
         model=dataclasses.replace(student.config, vocab_size=62),
         task="decode",
         batch=4,
