@@ -22,8 +22,8 @@ class Layout:
     words: tuple[str, ...] = ()
 
 
-# For each size a slice of TPUs, with the micro-batches that leave one row of 16K to each device, and a node, where the 16
-# of the recipe do.
+# For each size a slice of TPUs, with the micro-batches that leave one row of 16K to each device; and a node, where the
+# recipe's own do.
 SLICES = {"2b": ("v5e:4x4", 8), "5b": ("v6e:4x4", 8), "9b": ("v5p:2x4x4", 4)}
 NODES = {"2b": "h100:8", "5b": "h100:8", "9b": "h200:8"}
 

@@ -80,13 +80,16 @@ def stage_config(recipe: Recipe, name: str) -> Callable[..., StageConfig]:
 
 
 def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
-    """The `config` of a whole conversion: stages 1, 2 and 3, then long contexts of teacher and student."""
+    """The `config` of a whole conversion: stages 1, 2 and 3, then long contexts of teacher and student.
+
+    It keeps softmax attention in the published layers; a select stage can choose them anew, see configs/quickstart.py.
+    """
     stages = _stages_config(recipe)
 
     @functools.wraps(stages)
     def config(*args, **kwargs) -> HaloConfig:
         made = stages(*args, **kwargs)
-        del made["select"]  # the published layers keep softmax attention
+        del made["select"]
         last = made["finetune"]
         folders, out = (str(last.hf_folder), last.teacher_folder), f"{last.run_dir}/report"
         measured = evaluation(*folders, lengths=EVALUATED_LENGTHS, out=out)

@@ -7,6 +7,7 @@ writes docs/results.md and a page.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
 from hypenet_jax.evals.checks import Check
@@ -40,57 +41,36 @@ Made by `make results`, which also writes `runs/results/index.html` and `runs/re
 def checks() -> tuple[Check, ...]:
     """What the paper says, as numbers of these models."""
     x1, x8, x16, x64 = LENGTHS[0], LENGTHS[3], LENGTHS[4], LONGEST
+    needle = functools.partial(_shown, "Figure 8: {}; accuracy", "needle")
+    more = functools.partial(_shown, "Figure 8: {}; difference", "needle", at_least=0.02)
+    growth = functools.partial(_shown, "{}; ratio", "perplexity")
+    reads = functools.partial(_shown, "Figure 1: {}; ratio", "prefill_speedup")
+    writes = functools.partial(_shown, "Figure 1: {}; ratio", "decode_speedup")
+    size = functools.partial(_shown, "Figure 1: {}; share", "state_bytes")
+    grows = "The teacher's perplexity grows from 1x to 64x"
+    less = "HypeNet's state at 64K takes less than a third of the teacher's bytes"
     return (
         needle("the teacher finds needles at 1x", TEACHER, x1, at_least=0.9),
         needle("the teacher with RoPE loses them at 8x", TEACHER, x8, at_most=0.5),
         needle("a hybrid that keeps RoPE loses them at 16x", ROPE, x16, at_most=0.5),
         needle("HypeNet with log scaling keeps them at 16x", LOG, x16, at_least=0.9),
         needle("HypeNet with log scaling keeps them at 64x", LOG, x64, at_least=0.9),
-        more("log scaling finds more than no scaling at 64x", NONE),
-        more("log scaling finds more than a constant at 64x", CONSTANT),
-        growth("The teacher's perplexity grows from 1x to 64x", TEACHER, at_least=1.5),
-        growth("HypeNet's perplexity does not grow", LOG, at_most=1.05),
-        speed("HypeNet reads 8K faster", "prefill_speedup", 8192, 1.0),
-        speed("HypeNet reads 16K three times as fast", "prefill_speedup", 16384, 3.0),
-        speed("HypeNet writes a token after 8K faster", "decode_speedup", 8192, 1.0),
-        speed("HypeNet writes one after 64K three times as fast", "decode_speedup", 65536, 3.0),
-        shown(
-            text="Figure 1: HypeNet's state at 64K takes less than a third of the teacher's bytes; share",
-            metric="state_bytes",
-            model=LOG,
-            length=65536,
-            over=(TEACHER, 65536),
-            at_most=1 / 3,
-        ),
+        more("log scaling finds more than no scaling at 64x", LOG, x64, minus=(NONE, x64)),
+        more("log scaling finds more than a constant at 64x", LOG, x64, minus=(CONSTANT, x64)),
+        growth(grows, TEACHER, x64, over=(TEACHER, x1), at_least=1.5),
+        growth("HypeNet's perplexity does not grow", LOG, x64, over=(LOG, x1), at_most=1.05),
+        reads("HypeNet reads 8K faster", LOG, 8192, at_least=1.0),
+        reads("HypeNet reads 16K three times as fast", LOG, 16384, at_least=3.0),
+        writes("HypeNet writes a token after 8K faster", LOG, 8192, at_least=1.0),
+        writes("HypeNet writes one after 64K three times as fast", LOG, 65536, at_least=3.0),
+        size(less, LOG, 65536, over=(TEACHER, 65536), at_most=1 / 3),
     )
 
 
-# What does not hold is shown, and the command succeeds.
-shown = functools.partial(Check, required=False)
-
-
-def needle(
-    text: str, model: str, length: int, at_least: float | None = None, at_most: float | None = None
-) -> Check:
-    row = functools.partial(shown, metric="needle", model=model, length=length)
-    return row(text=f"Figure 8: {text}; accuracy", at_least=at_least, at_most=at_most)
-
-
-def more(text: str, other: str) -> Check:
-    row = functools.partial(shown, metric="needle", model=LOG, length=LONGEST, at_least=0.02)
-    return row(text=f"Figure 8: {text}; difference", minus=(other, LONGEST))
-
-
-def growth(
-    text: str, model: str, at_least: float | None = None, at_most: float | None = None
-) -> Check:
-    row = functools.partial(shown, metric="perplexity", model=model, length=LONGEST)
-    return row(text=f"{text}; ratio", over=(model, LENGTHS[0]), at_least=at_least, at_most=at_most)
-
-
-def speed(text: str, metric: str, length: int, at_least: float) -> Check:
-    text = f"Figure 1: {text}; ratio"
-    return shown(text=text, metric=metric, model=LOG, length=length, at_least=at_least)
+def _shown(form: str, metric: str, text: str, model: str, length: int, **bounds: Any) -> Check:
+    """What does not hold is shown, and the command succeeds."""
+    row = {"metric": metric, "model": model, "length": length}
+    return Check(**row, text=form.format(text), required=False, **bounds)
 
 
 def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> EvaluationConfig:

@@ -1,7 +1,4 @@
-"""The whole conversion to HypeNet-2B:  python -m launch.halo configs/halo_2b/halo.py
-
-It keeps softmax attention in the published layers; a select stage can choose them anew, see configs/quickstart.py.
-"""
+"""The whole conversion to HypeNet-2B:  python -m launch.halo configs/halo_2b/halo.py"""
 
 from configs.published import HALO_2B, chain_config
 

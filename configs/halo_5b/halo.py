@@ -1,7 +1,4 @@
-"""The whole conversion to HypeNet-5B:  python -m launch.halo configs/halo_5b/halo.py
-
-It keeps softmax attention in the published layers; a select stage can choose them anew, see configs/quickstart.py.
-"""
+"""The whole conversion to HypeNet-5B:  python -m launch.halo configs/halo_5b/halo.py"""
 
 from configs.published import HALO_5B, chain_config
 

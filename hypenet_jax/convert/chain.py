@@ -47,20 +47,18 @@ def convert(
     """
     if "evaluate" in (only, start):
         raise ConfigError("evaluate has a new name: evaluation")
-    for stage in _chosen(config, only, start):
+    stages = config.stages
+    if EVALUATION in (only, start):
+        stages = ()
+    elif only is not None:
+        stages = (config.stage(only),)
+    elif start is not None:
+        stages = stages[stages.index(config.stage(start)) :]
+    for stage in stages:
         run_stage(stage, stop=stop)
     if config.evaluation is None or only not in (None, EVALUATION):
         return True
     return evaluate(config.evaluation, stop=stop).passed
-
-
-def _chosen(config: HaloConfig, only: str | None, start: str | None) -> tuple[StageConfig, ...]:
-    if EVALUATION in (only, start):
-        return ()
-    if only is not None:
-        return (config.stage(only),)
-    first = 0 if start is None else config.stages.index(config.stage(start))
-    return config.stages[first:]
 
 
 def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step: False) -> None:

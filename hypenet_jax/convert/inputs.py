@@ -34,27 +34,23 @@ class Inputs:
 
 
 def open_inputs(config: StageConfig) -> Inputs:
-    """Everything that the stage needs, prepared or read.
+    """Everything that the stage needs, prepared or read. Process 0 prepares the text, the others wait and open it.
 
     Raises:
       CheckpointError: the stage before has not left its weights, or the teacher's folder is damaged.
       ConfigError: neighbor exchange over parts of the sequence that are too short for it.
       FileNotFoundError: the student's plan follows a selection that was not made yet.
     """
-    mesh, prepared, models = make_mesh(config.mesh), prepared_data(config), models_of(config)
-    check_neighbor_exchange(config, mesh)  # before anything large is read
-    weights = read_weights(config, models, mesh)
-    return Inputs(config=config, mesh=mesh, prepared=prepared, models=models, weights=weights)
-
-
-def prepared_data(config: StageConfig) -> Prepared:
-    """The tokenised corpus: process 0 prepares it, the others wait and open it."""
+    mesh = make_mesh(config.mesh)
     if jax.process_index() == 0:
         prepare(config.data.corpus)
     runtime.meet("data prepared")
     prepared = open_prepared(config.data.corpus.folder)
     runtime.check_agreement(data=prepared.manifest)
-    return prepared
+    models = models_of(config)
+    check_neighbor_exchange(config, mesh)  # before anything large is read
+    weights = read_weights(config, models, mesh)
+    return Inputs(config=config, mesh=mesh, prepared=prepared, models=models, weights=weights)
 
 
 def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
