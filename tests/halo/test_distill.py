@@ -11,6 +11,7 @@ from hypenet_jax import runtime
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.method import Models, Weights
 from hypenet_jax.model.config import hypenet
+from hypenet_jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.brief
 
@@ -26,7 +27,9 @@ def student(teacher, mixers):
     decoder = teacher.decoder.clone(config=hypenet(teacher.config, (1,)))
     models = Models(teacher=teacher.decoder, student=decoder, mixer="lightning")
     weights = Weights(teacher=teacher.params, parent={"mixers": mixers})
-    params = PLAIN.initial_weights(models, weights, runtime.keys(2), None)
+    alone = make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings = PLAIN.params(models).shardings(alone)
+    params = PLAIN.initial_weights(models, weights, runtime.keys(2), shardings)
     return dataclasses.replace(teacher, decoder=decoder, params=params)
 
 
