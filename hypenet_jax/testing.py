@@ -72,10 +72,7 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY, reserved: tuple[str, ...] = ())
 
 
 def tiny_teacher_folder(path: str | pathlib.Path) -> pathlib.Path:
-    """Writes `tiny_teacher` with random weights and its tokenizer as a Hugging Face folder.
-
-    Returns: the folder, as a path.
-    """
+    """Writes `tiny_teacher` with random weights and its tokenizer as a Hugging Face folder, which it returns."""
     return write_folder(path, tiny_teacher())
 
 

@@ -12,12 +12,14 @@ from hypenet_jax.axes import Params
 from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.inputs import Inputs, open_inputs
-from hypenet_jax.convert.programs import exported_config
+from hypenet_jax.convert.programs import student_config
 from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
 from hypenet_jax.convert.selection import LayerScores
 from hypenet_jax.convert.training import train
 from hypenet_jax.evals.runner import evaluate
 from hypenet_jax.halo.method import Work
+from hypenet_jax.model.config import with_logit_scale
+from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.train.stage_output import save_params
 from hypenet_jax.weights import save_hf
 
@@ -97,5 +99,8 @@ def _export(inputs: Inputs, params: Params) -> None:
         # An interrupted start of this very stage may have left it.
         shutil.rmtree(config.hf_folder, ignore_errors=True)
     runtime.meet(f"nothing in {config.hf_folder}")
-    model, tokenizer = exported_config(config), inputs.prepared.folder
+    model, tokenizer = student_config(config), inputs.prepared.folder
+    if config.student is not None and config.student.logit_scale is not None:
+        # Training leaves it out.
+        model = with_logit_scale(model, LogLengthScale(config.student.logit_scale))
     save_hf(config.hf_folder, model, params, dtype=config.export, tokenizer_from=tokenizer)

@@ -13,10 +13,9 @@ from hypenet_jax.config_file import ConfigError
 from hypenet_jax.halo.method import Models, TrainedMethod
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
+from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
-from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers.lightning import LightningSpec, slopes
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
@@ -41,21 +40,10 @@ def student_config(config: StageConfig) -> ModelConfig:
     return hypenet(config.teacher, layers, mixer=config.mixer, rope_in_softmax=rope)
 
 
-def exported_config(config: StageConfig) -> ModelConfig:
-    """The student's plan as it is exported: with its logit scale, which training leaves out."""
-    model = student_config(config)
-    if config.student is None or config.student.logit_scale is None:
-        return model
-    return with_logit_scale(model, LogLengthScale(config.student.logit_scale))
-
-
 def models_of(config: StageConfig) -> Models:
     """Teacher and student of a stage: float32 parameters, activations as the stage says.
 
     Nothing of the frozen teacher is differentiated, so nothing is kept or recomputed.
-
-    Raises:
-      FileNotFoundError: the student's plan follows a selection that was not made yet.
     """
     student = Decoder(student_config(config), dtype=jnp.float32)
     if config.training is not None:

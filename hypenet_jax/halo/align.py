@@ -50,9 +50,6 @@ class AlignConfig(TrainedMethod):
     def params(self, models: Models) -> AbstractParams:
         return models.aligned_mixers()
 
-    def parent(self, models: Models) -> AbstractParams:
-        raise ValueError("alignment starts from the teacher alone")
-
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
     ) -> Params:

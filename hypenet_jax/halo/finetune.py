@@ -11,7 +11,7 @@ import jax
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights, abstract_params
+from hypenet_jax.halo.method import Models, TrainedMethod, Weights
 from hypenet_jax.losses import Mean, next_token
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder, init_params, output_head
@@ -39,9 +39,6 @@ class FinetuneConfig(TrainedMethod):
 
     def stage(self, models: Models) -> Stage:
         return finetune_stage(models.student)
-
-    def parent(self, models: Models) -> AbstractParams:
-        return abstract_params(models.student)
 
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params

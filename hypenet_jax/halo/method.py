@@ -122,9 +122,9 @@ class Method(abc.ABC):
 
     start_from: str | None
 
-    @abc.abstractmethod
     def parent(self, models: Models) -> AbstractParams:
-        """What `start_from` must have left."""
+        """What `start_from` must have left: the whole student, unless a method says otherwise."""
+        return abstract_params(models.student)
 
     @abc.abstractmethod
     def run(self, work: Work) -> Params:

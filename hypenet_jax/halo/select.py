@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import ClassVar
 
 import jax
@@ -55,12 +54,13 @@ class SelectConfig(Method):
 
     def run(self, work: Work) -> Params:
         swept = SweptDecoder(work.models.teacher, work.models.aligned_spec)
-
-        def score(params: Params) -> tuple[float, float]:
-            return work.score(int(params["replaced"]), swept, params, self.rows)
-
-        scores = sweep(score, work.weights.teacher, work.weights.parent["mixers"])
-        selection = select(*scores, keep=self.keep, eps=self.eps)
+        trees = work.weights.teacher, work.weights.parent["mixers"]
+        scores = [
+            work.score(layer, swept, swept_params(*trees, layer), self.rows)
+            for layer in range(swept.config.num_layers)
+        ]
+        retrieval, commonsense = np.asarray(scores, np.float64).T
+        selection = select(retrieval, commonsense, keep=self.keep, eps=self.eps)
         log.info("layers %s keep softmax attention", selection.softmax_layers)
         if jax.process_index() == 0:
             write_selection(work.folder / "selection.json", selection)
@@ -125,22 +125,12 @@ def write_selection(path: pathlib.Path, selection: Selection) -> None:
 
 
 def read_selection(path: pathlib.Path) -> Selection:
-    """Raises FileNotFoundError: no sweep has been run, naming what would write the file."""
+    """Raises FileNotFoundError: no sweep has been run; it names what would write the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: run the select stage, or name softmax_layers")
     saved = json.loads(path.read_text(encoding="utf-8"))
     names = ("retrieval", "commonsense", "importance", "softmax_layers")
     return Selection(*(tuple(saved[name]) for name in names), eps=saved["eps"])
-
-
-def sweep(
-    score: Callable[[Params], tuple[float, float]], teacher: Params, mixers: Params
-) -> tuple[LayerScores, LayerScores]:
-    """Scores (retrieval, commonsense) of the `SweptDecoder` with each layer replaced in turn."""
-    layers = jax.tree.leaves(mixers)[0].shape[0]
-    scores = [score(swept_params(teacher, mixers, i)) for i in range(layers)]
-    retrieval, commonsense = zip(*scores, strict=True)
-    return np.asarray(retrieval, np.float64), np.asarray(commonsense, np.float64)
 
 
 def swept_params(teacher: Params, mixers: Params, layer: int) -> Params:

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax.halo.method import Models, Weights, Work
 from hypenet_jax.halo.select import (
+    SelectConfig,
     Selection,
     SweptDecoder,
     halo_importance,
     keep_layers,
     read_selection,
     select,
-    sweep,
     swept_params,
     write_selection,
 )
@@ -106,17 +107,24 @@ def test_a_missing_selection_names_the_stage_that_writes_it(tmp_path):
         read_selection(tmp_path / "selection.json")
 
 
-def test_a_sweep_scores_each_layer_with_that_layer_replaced(teacher, mixers):
+def test_a_stage_scores_each_layer_with_that_layer_replaced(teacher, mixers, tmp_path):
     seen = []
 
-    def score(params):
-        seen.append(int(params["replaced"]))
-        return 0.5 + seen[-1], -1.0 * seen[-1]
+    def score(layer, decoder, params, rows):
+        seen.append((layer, int(params["replaced"]), rows))
+        return 0.5 + layer, -1.0 * layer
 
-    retrieval, sense = sweep(score, teacher.params, mixers)
-    assert seen == [0, 1]
-    np.testing.assert_array_equal(retrieval, [0.5, 1.5])
-    np.testing.assert_array_equal(sense, [0.0, -1.0])
+    work = Work(
+        models=Models(teacher=teacher.decoder, student=teacher.decoder, mixer="lightning"),
+        weights=Weights(teacher=teacher.params, parent={"mixers": mixers}),
+        folder=tmp_path,
+        train=lambda: pytest.fail("it trains nothing"),
+        score=score,
+    )
+    assert SelectConfig(start_from="align", keep=1, rows=3).run(work)["mixers"] is mixers
+    assert seen == [(0, 0, 3), (1, 1, 3)]
+    selection = read_selection(tmp_path / "selection.json")
+    assert (selection.retrieval, selection.commonsense) == ((0.5, 1.5), (0.0, -1.0))
 
 
 @pytest.fixture(scope="module")

@@ -65,9 +65,7 @@ def test_every_stage_compiles_with_its_state_donated(tiny, stage):
 @pytest.mark.parametrize("task", ["prefill", "decode"])
 def test_serving_cuts_caches_by_heads(tiny, task):
     mesh = MeshConfig(fsdp=1, tensor=4)
-    config = ServeConfig(
-        model=tiny("align").teacher, task=task, context_length=4096, mesh=mesh
-    )
+    config = ServeConfig(model=tiny("align").teacher, task=task, context_length=4096, mesh=mesh)
     made = plan(config, here(4))
     cache = 2 * 2 * 4096 * 4 * 16 * 2
     assert cache / 4 < made.compiled.arguments < cache / 2
@@ -78,9 +76,7 @@ def test_more_than_a_chip_may_take_does_not_fit(tiny, monkeypatch):
     small = dataclasses.replace(CHIPS["h100"], platform="cpu", memory=2.0**14)
     topology = dataclasses.replace(here(8), chip=small)
     monkeypatch.setattr(type(topology), "devices", lambda self: jax.devices())
-    config = ServeConfig(
-        model=tiny("align").teacher, task="decode", context_length=64, batch=8
-    )
+    config = ServeConfig(model=tiny("align").teacher, task="decode", context_length=64, batch=8)
     with pytest.raises(DoesNotFit, match=r"may take 0\.00 GiB") as refused:
         plan(config, topology)
     assert refused.value.need > refused.value.limit == 2**14
