@@ -112,15 +112,18 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
           teacher: Hugging Face folder of the teacher.
           data: folder of JSON lines.
           run_dir: where everything goes.
-          upstream_parity: as the official code does it, to compare with the released models.
+          upstream_parity: as the official code does it, to compare with the released models: rows cross documents (one
+            segment, one count of positions), and the first update has learning rate 0.
         """
-        made = _stages(recipe, teacher, data, run_dir)
-        return {one.name: _as_upstream(one) if upstream_parity else one for one in made}
+        made = _stages(recipe, teacher, data, run_dir, upstream=upstream_parity)
+        return {stage.name: stage for stage in made}
 
     return config
 
 
-def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[StageConfig, ...]:
+def _stages(
+    recipe: Recipe, teacher: str, text: str, run_dir: str, *, upstream: bool
+) -> tuple[StageConfig, ...]:
     """Stages 1 to 3 and, after the first, the choice of layers.
 
     As many layers are chosen as were published, but the released models were chosen with other tasks, and the stages
@@ -135,7 +138,8 @@ def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[Stag
         heldout_fraction=0.001,
         seed=0,
     )
-    rows = functools.partial(DataConfig, corpus=corpus, seed=0)
+    rows = functools.partial(DataConfig, corpus=corpus, seed=0, reset_documents=not upstream)
+    training = functools.partial(_training, upstream=upstream)
     short = rows(context_length=SHORT, sequences_per_step=ALIGN_ROWS, first_token=0)
     # Every layer's lightning mixer against the teacher's attention.
     align = StageConfig(
@@ -146,7 +150,7 @@ def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[Stag
         student=None,
         method=AlignConfig(),
         data=short,
-        training=_training(ALIGN_STEPS, 1e-3, 1e-5),
+        training=training(ALIGN_STEPS, 1e-3, 1e-5),
         mesh=MeshConfig(),
         seed=0,
     )
@@ -168,7 +172,7 @@ def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[Stag
         student=StudentConfig(softmax_layers=recipe.softmax_layers),
         method=DistillConfig(start_from="align"),
         data=rows(context_length=SHORT, sequences_per_step=DISTILL_ROWS, first_token=first),
-        training=_training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
+        training=training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
     )
     # The next token at 16,384; constant learning rate after the warm-up.
     first = tokens_after(distill.data, DISTILL_STEPS)
@@ -178,23 +182,10 @@ def _stages(recipe: Recipe, teacher: str, text: str, run_dir: str) -> tuple[Stag
         student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
         method=FinetuneConfig(start_from="distill"),
         data=rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first),
-        training=_training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
+        training=training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
         export="bfloat16",
     )
     return align, select, distill, finetune
-
-
-def _as_upstream(stage: StageConfig) -> StageConfig:
-    """The stage as the official code does it, to compare with the released models.
-
-    Rows cross documents (one segment, one count of positions), and the first update has learning rate 0.
-    """
-    data = dataclasses.replace(stage.data, reset_documents=False)
-    training = stage.training
-    if training is not None:
-        optimizer = dataclasses.replace(training.optimizer, first_update_at_zero=True)
-        training = dataclasses.replace(training, optimizer=optimizer)
-    return dataclasses.replace(stage, data=data, training=training)
 
 
 def _training(
@@ -202,12 +193,17 @@ def _training(
     peak_lr: float,
     final_lr: float,
     *,
+    upstream: bool,
     remat: Literal["none", "full"] = "none",
     accumulate: int = 1,
 ) -> TrainingConfig:
     return TrainingConfig(
         optimizer=OptimizerConfig(
-            peak_lr=peak_lr, final_lr=final_lr, warmup_steps=WARMUP, steps=steps
+            peak_lr=peak_lr,
+            final_lr=final_lr,
+            warmup_steps=WARMUP,
+            steps=steps,
+            first_update_at_zero=upstream,
         ),
         loop=LoopConfig(
             steps=steps, accumulate=accumulate, checkpoint_every=250, evaluate_every=250
