@@ -133,28 +133,15 @@ def _collective(computation: str, line: str, times: int, devices: int) -> Collec
     n = len(groups[0])
     size = _bytes(result.replace("u32[]", ""))  # context words of an async permute
     if name.endswith("-start"):
-        size *= _result_share(kind, n)
+        # Result bytes over tuple bytes; all but all-reduce also list their operand.
+        shares = {"all-gather": n / (n + 1), "reduce-scatter": 1 / (n + 1), "all-reduce": 1.0}
+        size *= shares.get(kind, 0.5)
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind, size = "reduce-scatter", size / n
-    return Collective(kind, _sent(kind, size, n), times, groups)
-
-
-def _result_share(kind: str, n: int) -> float:
-    """Result bytes over tuple bytes of an async `-start` op; all but all-reduce also list their operand."""
-    shares = {"all-gather": n / (n + 1), "reduce-scatter": 1 / (n + 1), "all-reduce": 1.0}
-    return shares.get(kind, 0.5)
-
-
-def _sent(kind: str, size: float, n: int) -> float:
-    """Bytes that each of n devices sends for a result of `size` bytes per device."""
-    match kind:
-        case "all-reduce":
-            return 2 * size * (n - 1) / n
-        case "reduce-scatter":
-            return size * (n - 1)
-        case "collective-permute" | "collective-broadcast":
-            return size
-    return size * (n - 1) / n
+    # Bytes that each of n devices sends, over those of the result on a device.
+    sent = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0}
+    sent |= dict.fromkeys(("collective-permute", "collective-broadcast"), 1.0)
+    return Collective(kind, size * sent.get(kind, (n - 1) / n), times, groups)
 
 
 def _bytes(shape: str) -> float:
