@@ -22,24 +22,21 @@ class Layout:
     words: tuple[str, ...] = ()
 
 
-# For each size a slice of TPUs, with the micro-batches that leave one row of 16K to each device; and a node, where the
-# recipe's own do.
-SLICES = {"2b": ("v5e:4x4", 8), "5b": ("v6e:4x4", 8), "9b": ("v5p:2x4x4", 4)}
-NODES = {"2b": "h100:8", "5b": "h100:8", "9b": "h200:8"}
-
-STAGES = ("align", "distill", "finetune")
+# Of each size the micro-batches of stage 3 that leave one row of 16K to each device; None: the recipe's own do.
+PLACES = {
+    "2b": {"v5e:4x4": 8, "h100:8": None},
+    "5b": {"v6e:4x4": 8, "h100:8": None},
+    "9b": {"v5p:2x4x4": 4, "h200:8": None},
+}
 TRAINING = tuple(
     Layout(
         f"configs/halo_{size}/{stage}.py",
         topology,
-        ("--training.loop.accumulate", str(parts)) if stage == "finetune" else (),
+        ("--training.loop.accumulate", str(parts)) if parts and stage == "finetune" else (),
     )
-    for size, (topology, parts) in SLICES.items()
-    for stage in STAGES
-) + tuple(
-    Layout(f"configs/halo_{size}/{stage}.py", topology)
-    for size, topology in NODES.items()
-    for stage in STAGES
+    for size, places in PLACES.items()
+    for topology, parts in places.items()
+    for stage in ("align", "distill", "finetune")
 )
 SERVING = (
     Layout("configs/halo_2b/decode_256k.py", "v5e:1x1"),

@@ -36,9 +36,8 @@ def changes(config: PlannedConfig, topology: Topology) -> Iterator[Change]:
     sharded over devices that hold copies, then more devices.
     """
     change: Change | None = Change(config, topology)
-    while (
-        change := _next(change)
-    ) is not None and change.topology.count <= MAX_GROWTH * topology.count:
+    most = MAX_GROWTH * topology.count
+    while (change := _next(change)) is not None and change.topology.count <= most:
         yield change
 
 
@@ -51,10 +50,9 @@ def _next(change: Change) -> Change | None:
     assert training is not None
     data, fsdp, _, _ = config.mesh.sizes(change.topology.count)
     accumulate, rows = training.loop.accumulate, config.data.sequences_per_step
-    rows_fit = rows % (2 * accumulate * data * fsdp) == 0
     if training.remat == "none":
         return _changed(change, "training", remat="full")
-    if rows_fit:
+    if rows % (2 * accumulate * data * fsdp) == 0:
         return _changed(change, "training.loop", accumulate=2 * accumulate)
     if data > 1:
         return _changed(change, "mesh", data=1, fsdp=data * fsdp)
