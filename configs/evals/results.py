@@ -11,12 +11,11 @@ from typing import Any
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
 from hypenet_jax.evals.checks import Check
-from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.config import Document, EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.present.presentation import Document
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.evals.text import HeldOut
@@ -29,7 +28,7 @@ LOG, CONSTANT, NONE = "HypeNet, log scaling", "HypeNet, constant", "HypeNet, no 
 FACTOR = math.log(LONGEST - 1 + TRAINED_LENGTH) / math.log(TRAINED_LENGTH)
 
 SCALE = f"log(t + {TRAINED_LENGTH}) / log({TRAINED_LENGTH})"
-ABOUT = f"""The models of `make quickstart`: a Qwen3 teacher of four layers, trained on rows of {TRAINED_LENGTH}
+DESCRIPTION = f"""The models of `make quickstart`: a Qwen3 teacher of four layers, trained on rows of {TRAINED_LENGTH}
 tokens, and hybrids converted from it that keep softmax attention in one layer, distilled at {TRAINED_LENGTH} and
 finetuned at 512 tokens. Multiples are of {TRAINED_LENGTH}. Four needles of a catalogue of 16 classes with 16 entries
 each lie in held-out text and one is asked for at its end. HypeNet is one set of weights with three factors on the
@@ -116,7 +115,7 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Evalu
         document=Document(
             path="docs/results.md",
             title="Results",
-            about=ABOUT,
+            description=DESCRIPTION,
             trained_length=TRAINED_LENGTH,
             figure="docs/figures/needle_and_speed.svg",
         ),

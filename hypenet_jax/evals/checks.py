@@ -1,6 +1,7 @@
 """Statements about measured numbers, and what a report says of them."""
 
 import dataclasses
+import math
 
 from hypenet_jax.evals.report import Report
 
@@ -29,6 +30,8 @@ class Check:
 
     def result(self, report: Report) -> "CheckResult":
         """What the numbers say; what was not measured does not hold."""
+        limits = (("at least", self.at_least), ("at most", self.at_most))
+        bound = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         try:
             value = report.value(self.metric, self.model, self.length)
             if self.minus is not None:
@@ -36,10 +39,11 @@ class Check:
             if self.over is not None:
                 value /= report.value(self.metric, *self.over)
         except KeyError:
-            return CheckResult(self.statement, "not measured", self.bound, False, self.required)
-        return CheckResult(
-            self.statement, f"{value:.4g}", self.bound, self._holds(value), self.required
-        )
+            return CheckResult(self.statement, "not measured", bound, False, self.required)
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        passed = low <= value <= high
+        return CheckResult(self.statement, f"{value:.4g}", bound, passed, self.required)
 
     @property
     def statement(self) -> str:
@@ -50,17 +54,6 @@ class Check:
         than = f", minus that of {self.minus[0]}" if self.minus else ""
         times = f", over that of {self.over[0]}" if self.over else ""
         return f"{self.metric} of {self.model}{at}{than}{times}"
-
-    @property
-    def bound(self) -> str:
-        """The bounds in words."""
-        limits = (("at least", self.at_least), ("at most", self.at_most))
-        return " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
-
-    def _holds(self, value: float) -> bool:
-        low = -float("inf") if self.at_least is None else self.at_least
-        high = float("inf") if self.at_most is None else self.at_most
-        return low <= value <= high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,26 @@ from hypenet_jax.data.sources import Source
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.evaluator import Evaluator
 from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.present.presentation import Document
 from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.sharding import MeshConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Document:
+    """A Markdown file of the measured tables and what they say of the claims.
+
+    Attributes:
+      path: where it goes.
+      title, description: its heading, and what stands below it: which models these are and how they were made.
+      trained_length: context lengths are also told as multiples of it.
+      figure: SVG file of needle accuracy and time per token by context length; None: not drawn.
+    """
+
+    path: str
+    title: str
+    description: str
+    trained_length: int
+    figure: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,3 +66,8 @@ class EvaluationConfig:
         labels = [source.label for source in self.models]
         if not labels or len(set(labels)) != len(labels):
             raise ValueError(f"an evaluation needs models of different labels, it has {labels}")
+
+    @property
+    def active(self) -> dict[str, Evaluator]:
+        """The measurements that measure something."""
+        return {name: one for name, one in self.measurements.items() if one.active}

@@ -4,38 +4,56 @@ A new kind of measurement is a subclass of `Evaluator` in a file of its own and 
 """
 
 import dataclasses
+import logging
+import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from jax.sharding import Mesh
+import jax
 
-from hypenet_jax.evals.cache import ResultCache, attempt
+from hypenet_jax import runtime
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.report import Report
+from hypenet_jax.evals.report import Report, failure, report_from_json_lines
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.train.errors import Preempted
+
+log = logging.getLogger("hypenet_jax")
+
+# What a measurement may raise because of what it was given; other errors are bugs.
+EXPECTED = (
+    *(ValueError, FloatingPointError, FileNotFoundError),
+    *(MemoryError, jax.errors.JaxRuntimeError),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """What a measurement is given besides its model.
+    """What a measurement is given besides its model. Its parts are kept, so that the same command goes on after them.
 
     Attributes:
       model: name of the model in rows "failed"; of several models, the first.
       seed: of questions and of whatever else is drawn.
-      mesh: where the model lies; a measurement runs inside `on_mesh(mesh)`.
-      cache: what an earlier run of the same measurement on the same model has finished.
-      stop: asked before each part that is not in the cache; True ends the evaluation, and the same command resumes it.
+      folder: of a file for each part that is done.
+      key: what the rows depend on: with other numbers, code or weights nothing that was kept is found.
+      stop: asked before each part that was not kept; True ends the evaluation, and the same command resumes it.
     """
 
     model: str
     seed: int
-    mesh: Mesh
-    cache: ResultCache
+    folder: pathlib.Path
+    key: str
     stop: Callable[[int], bool] = lambda part: False
 
+    def part(self, *keys: str) -> "Session":
+        """The same for rows that depend on this too, such as one constant of a sweep."""
+        return dataclasses.replace(self, key="\n".join((self.key, *keys)))
+
     def keep(self, what: str, measure: Callable[[], Report], length: int | None = None) -> Report:
-        """The rows of one part of a measurement, such as needles at 4096 tokens: from the cache, else measured now.
+        """The rows of one part of a measurement, such as needles at 4096 tokens: those kept, else measured now.
+
+        Every process has those of process 0.
 
         Args:
           what: name of the part, and task of the row "failed" if it cannot be measured because of its input.
@@ -43,17 +61,24 @@ class Session:
         Raises:
           Preempted: `stop` said so.
         """
-
-        def now() -> Report:
-            if self.stop(0):
-                raise Preempted(f"stopped before {what} of {self.model}; the same command goes on")
-            return attempt(self.model, what, length, measure)
-
-        return self.cache(f"{what} of {self.model} at {length}", now)
-
-    def part(self, name: str) -> "Session":
-        """The same for a part that has parts of its own, such as one constant of a sweep."""
-        return dataclasses.replace(self, cache=self.cache.of(name))
+        path = self.folder / f"{digest((self.key, what, self.model, length))[:24]}.jsonl"
+        kept = runtime.broadcast(path.read_text(encoding="utf-8") if path.is_file() else None)
+        if kept is not None:
+            return report_from_json_lines(kept)
+        if self.stop(0):
+            raise Preempted(f"stopped before {what} of {self.model}; the same command goes on")
+        try:
+            report = measure()
+        except EXPECTED as error:
+            why = runtime.reason(error)
+            log.warning("%s of %s at %s: %s", what, self.model, length, why)
+            report = Report((failure(self.model, what, why, length),))
+        if jax.process_index() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".new")
+            beside.write_text(report.to_json_lines(), encoding="utf-8")
+            os.replace(beside, path)
+        return report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,7 @@ class EvalModel:
         words = None if self.tokenizer is None else self.tokenizer.fingerprint
         return model_fingerprint(self.decoder, self.params, words, self.end_ids)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Of all that the model's numbers depend on, the text included."""
         return digest([self.model_fingerprint, hashlib.sha256(self.text.tobytes()).hexdigest()])

@@ -44,12 +44,10 @@ class Row:
     step: int | None = None
 
     @property
-    def key(self) -> tuple[str, str, str, str, int, float, int]:
+    def key(self) -> tuple[str | int | float, ...]:
         """What names this row; rows sort by it."""
-        length = -1 if self.length is None else self.length
-        depth = -1.0 if self.depth is None else self.depth
-        step = -1 if self.step is None else self.step
-        return self.metric, self.task or "", self.model, self.label or "", length, depth, step
+        numbers = (-1 if n is None else n for n in (self.length, self.depth, self.step))
+        return (self.metric, self.task or "", self.model, self.label or "", *numbers)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -75,36 +73,24 @@ class Report:
         metric: str | None = None,
         model: str | None = None,
         length: int | None = None,
-        label: str | None = None,
-        task: str | None = None,
+        **fields: Any,
     ) -> "Report":
-        """The rows that agree with every argument given."""
-        wanted = {"metric": metric, "model": model, "length": length, "label": label, "task": task}
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        return Report(
-            tuple(
-                row
-                for row in self.rows
-                if all(getattr(row, name) == value for name, value in wanted.items())
-            )
-        )
+        """The rows that agree with every argument given; `fields` are further ones of `Row`."""
+        given = {"metric": metric, "model": model, "length": length, **fields}
+        wanted = [(name, value) for name, value in given.items() if value is not None]
+        agree = (r for r in self.rows if all(getattr(r, name) == value for name, value in wanted))
+        return Report(tuple(agree))
 
-    def value(
-        self,
-        metric: str,
-        model: str,
-        length: int | None = None,
-        label: str | None = None,
-        task: str | None = None,
-    ) -> float:
-        """The number of the one row that agrees.
+    def value(self, metric: str, model: str, length: int | None = None, **fields: Any) -> float:
+        """The number of the one row that agrees, as `select` reads its arguments.
 
         Raises:
           KeyError: no row agrees, or more than one.
         """
-        found = self.select(metric, model, length, label, task).rows
+        found = self.select(metric, model, length, **fields).rows
         if len(found) != 1:
-            asked = f"metric {metric!r}, model {model!r}, length {length}, label {label!r}, task {task!r}"
+            given = {"metric": metric, "model": model, "length": length, **fields}
+            asked = ", ".join(f"{name} {value!r}" for name, value in given.items())
             keys = [row.key for row in found or self.rows]
             raise KeyError(f"{len(found)} rows have {asked}; there are {keys}")
         return found[0].value
@@ -168,18 +154,15 @@ def scored(
     Question i of n lies at depth (i + 1/2) / n, and counts for the part of the context that this is in. NaN is a
     question that failed; it does not count.
     """
-    places: list[tuple[float | None, str, np.ndarray]] = [(None, metric, found)]
-    if by_depth:
-        part = (np.arange(len(found)) + 0.5) / len(found) * DEPTHS // 1
-        places += [
-            ((i + 0.5) / DEPTHS, f"{metric}_by_depth", found[part == i]) for i in range(DEPTHS)
-        ]
+    part_of = (np.arange(len(found)) + 0.5) / len(found) * DEPTHS // 1
+    parts = {(i + 0.5) / DEPTHS: found[part_of == i] for i in range(DEPTHS if by_depth else 0)}
     rows = []
-    for depth, name, part in places:
+    for depth, part in {None: found, **parts}.items():
         known = part[~np.isnan(part)]
         if len(known):
-            hits, rest = float(known.sum()), {"length": length, "task": task, "depth": depth}
-            rows.append(share(name, model, hits, len(known), **rest))
+            name, hits = metric if depth is None else f"{metric}_by_depth", float(known.sum())
+            row = share(name, model, hits, len(known), length=length, task=task, depth=depth)
+            rows.append(row)
     return Report(tuple(rows))
 
 
@@ -196,31 +179,26 @@ def wilson(hits: int | float, count: int) -> tuple[float, float]:
 
 def _plain(row: Row) -> dict[str, Any]:
     """JSON has no word for infinities and NaN: they are written as text."""
-    fields = {name: value for name, value in dataclasses.asdict(row).items() if value is not None}
     return {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in fields.items()
+        for name, value in dataclasses.asdict(row).items()
+        if value is not None
     }
 
 
 def _row(fields: dict[str, Any]) -> Row:
-    names = ("value", "low", "high", "depth")
-    numbers = {name: float(fields[name]) for name in names if name in fields}
-    return Row(**{**fields, **numbers})
+    numbers = {"value", "low", "high", "depth"} & fields.keys()
+    return Row(**{**fields, **{name: float(fields[name]) for name in numbers}})
 
 
 def _block(metric: str, report: Report) -> str:
-    lengths = report.lengths
-    columns = [*map(str, lengths), *([""] if any(r.length is None for r in report.rows) else [])]
-    lines = {}
+    columns = sorted({row.length for row in report.rows}, key=lambda n: (n is None, n))
+    lines: dict[str, dict[int | None, str]] = {}
     for row in report.rows:
-        name = ", ".join(part for part in (row.model, row.task, row.label) if part)
-        column = len(lengths) if row.length is None else lengths.index(row.length)
-        lines.setdefault(name, [""] * len(columns))[column] = f"{row.value:.4g}"
-    cells = [[metric, *columns], *([name, *values] for name, values in lines.items())]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-    aligned = [
-        [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        for line in cells
-    ]
+        name = ", ".join(filter(None, (row.model, row.task, row.label)))
+        lines.setdefault(name, {})[row.length] = f"{row.value:.4g}"
+    table = [[metric, *("" if n is None else str(n) for n in columns)]]
+    table += [[name, *(line.get(n, "") for n in columns)] for name, line in lines.items()]
+    first, *others = (max(map(len, column)) for column in zip(*table, strict=True))
+    aligned = ([name.ljust(first), *map(str.rjust, cells, others)] for name, *cells in table)
     return "".join("  ".join(line).rstrip() + "\n" for line in aligned)

@@ -1,10 +1,11 @@
-"""Measures models in folders: order, cache, resumption and files. It knows no kind of measurement."""
+"""Measures models in folders: order, resumption and files. It knows no kind of measurement."""
 
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
+import shutil
 from collections.abc import Callable, Sequence
 
 import jax
@@ -13,12 +14,9 @@ from jax.sharding import Mesh
 from hypenet_jax import runtime
 from hypenet_jax.config_file import resolved
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.evals.cache import ResultCache
-from hypenet_jax.evals.checks import CheckResult
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator, Session
 from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
-from hypenet_jax.evals.present.units import length_text
 from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Results
 from hypenet_jax.evals.text import check_tokenizer
@@ -49,17 +47,25 @@ def evaluate(
       Preempted: `stop` said so.
     """
     check_evaluation(config)
-    measuring = _Measuring(config, make_mesh(config.mesh), stop)
+    session = Session(
+        model="",
+        seed=config.seed,
+        folder=pathlib.Path(config.out) / "parts",
+        key=f"{runtime.code_version()}\n{config.mesh}\n{config.seed}",
+        stop=stop,
+    )
+    measuring = _Measuring(config, make_mesh(config.mesh), session)
     with on_mesh(measuring.mesh):
-        report = measuring.each() + measuring.together()
-    results = _results(config, report)
+        report = sum(map(measuring.alone, config.models), Report()) + measuring.together()
+    results = Results(config, report)
     if jax.process_index() == 0:
         print(report.table())
         for check in results.checks:
             print(check.line())
-        _write(config, results)
+        _write(results)
     runtime.meet("report written")
-    measuring.cache.clear()
+    if jax.process_index() == 0:  # the next run measures anew
+        shutil.rmtree(session.folder, ignore_errors=True)
     return results
 
 
@@ -72,114 +78,66 @@ def check_evaluation(config: EvaluationConfig) -> None:
     """
     for source in config.models:
         check_tokenizer(load_tokenizer(source.folder), read_config(source.folder), source.label)
-    for evaluator in active(config).values():
+    for evaluator in config.active.values():
         evaluator.check(evaluator.selected(config.models))
-
-
-def active(config: EvaluationConfig) -> dict[str, Evaluator]:
-    """The measurements that measure something."""
-    return {name: one for name, one in config.measurements.items() if one.active}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measuring:
-    """One run of an evaluation."""
+    """One run of an evaluation; its session is completed for each measurement."""
 
     config: EvaluationConfig
     mesh: Mesh
-    stop: Callable[[int], bool]
+    session: Session
 
-    @functools.cached_property
-    def cache(self) -> ResultCache:
-        """Rows depend on the code, on the mesh, and on what `_session` adds."""
-        key = f"{runtime.code_version()}\n{self.config.mesh}\n{self.config.seed}"
-        return ResultCache(pathlib.Path(self.config.out) / "parts", key)
-
-    def each(self) -> Report:
-        """Model after model, each with all that measures it alone: only one is loaded at a time."""
-        report, alone = Report(), {n: e for n, e in active(self.config).items() if not e.together}
-        for source in self.config.models:
-            chosen = {n: e for n, e in alone.items() if source in e.selected(self.config.models)}
-            if not chosen:
-                continue
-            model = self._opened(source)
-            fingerprint = model.fingerprint
-            for name, evaluator in chosen.items():
-                log.info("evaluate: %s, %s", source.label, name)
-                session = self._session(evaluator, source.label, fingerprint)
-                report += evaluator.run(model, session)
-        return report
+    def alone(self, source: ModelSource) -> Report:
+        """All that measures this model by itself; the model is loaded only for as long."""
+        chosen = {
+            name: evaluator
+            for name, evaluator in self.config.active.items()
+            if not evaluator.together and source in evaluator.selected(self.config.models)
+        }
+        models = [self._opened(source)] if chosen else []
+        return sum((self._report(*one, models) for one in chosen.items()), Report())
 
     def together(self) -> Report:
         """What compares models; those stay loaded until all is compared."""
         report, opened = Report(), functools.cache(self._opened)
-        for name, evaluator in active(self.config).items():
+        for name, evaluator in self.config.active.items():
             if evaluator.together:
-                sources = evaluator.selected(self.config.models)
-                log.info(
-                    "evaluate: %s of %s", name, ", ".join(s.label for s in sources) or "stages"
-                )
-                models = [opened(source) for source in sources]
-                keys = [key for model in models for key in (model.name, model.fingerprint)]
-                first = models[0].name if models else name
-                report += evaluator.compare(models, self._session(evaluator, first, *keys))
+                models = [opened(source) for source in evaluator.selected(self.config.models)]
+                report += self._report(name, evaluator, models)
         return report
 
     def _opened(self, source: ModelSource) -> EvalModel:
-        context = max((one.text_tokens for one in active(self.config).values()), default=0)
+        context = max((one.text_tokens for one in self.config.active.values()), default=0)
         at_most, dtype = context + TEXT_TOKENS, self.config.dtype
         return open_model(source, self.mesh, dtype=dtype, text=self.config.text, at_most=at_most)
 
-    def _session(self, evaluator: Evaluator, model: str, *fingerprints: str) -> Session:
-        """With the cache of this very measurement; other models in its list change nothing."""
-        numbers = repr(dataclasses.replace(evaluator, models=None))
-        cache = self.cache.of(numbers, *fingerprints)
-        return Session(
-            model=model, seed=self.config.seed, mesh=self.mesh, cache=cache, stop=self.stop
-        )
+    def _report(self, name: str, evaluator: Evaluator, models: Sequence[EvalModel]) -> Report:
+        """With what was kept of this very measurement; other models in its list change nothing."""
+        log.info("evaluate: %s of %s", name, ", ".join(m.name for m in models) or "stages")
+        keys = [text for model in models for text in (model.name, model.fingerprint)]
+        session = self.session.part(repr(dataclasses.replace(evaluator, models=None)), *keys)
+        session = dataclasses.replace(session, model=models[0].name if models else name)
+        if evaluator.together:
+            return evaluator.compare(models, session)
+        return evaluator.run(models[0], session)
 
 
-def _results(config: EvaluationConfig, report: Report) -> Results:
-    measurements = tuple(active(config).values())
-    checks = tuple(check.result(report) for check in config.checks)
-    return Results(
-        title=config.title,
-        lead=config.lead,
-        models=tuple(source.label for source in config.models),
-        summary=_summary(measurements, report, checks),
-        report=report,
-        presentations=tuple({p.metric: p for m in measurements for p in m.presentations}.values()),
-        checks=checks,
-    )
-
-
-def _summary(
-    measurements: Sequence[Evaluator], report: Report, checks: Sequence[CheckResult]
-) -> tuple[tuple[str, str], ...]:
-    """The head of the page: how far it went, what held, and what each measurement says in short."""
-    measured = Report(tuple(row for row in report.rows if row.metric != "failed"))
-    pairs = [("longest context", length_text(max(measured.lengths, default=0)))]
-    if checks:
-        held = sum(check.passed for check in checks)
-        pairs.append(("checks that hold", f"{held} of {len(checks)}"))
-    pairs += [pair for one in measurements for pair in one.summary(report)]
-    failed = sum(row.count for row in report.select("failed").rows)
-    return (*pairs, ("samples that failed", f"{failed}"))
-
-
-def _write(config: EvaluationConfig, results: Results) -> None:
+def _write(results: Results) -> None:
     """All files of an evaluation."""
     # Imported here: matplotlib and jinja2 take half a second, and only this process draws.
     from hypenet_jax.evals.present.write import write_results
 
-    folder = pathlib.Path(config.out)
+    folder = pathlib.Path(results.config.out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.jsonl").write_text(results.report.to_json_lines(), encoding="utf-8")
-    about = {
+    record = {
         "checks": [dataclasses.asdict(check) for check in results.checks],
         "versions": versions(),
-        "config": resolved(config),
+        "config": resolved(results.config),
     }
-    (folder / "checks.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    write_results(folder, results, config.document)
+    (folder / "checks.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_results(folder, results)
     print(f"report: {folder / 'index.html'}")

@@ -14,7 +14,7 @@ from hypenet_jax import runtime
 from hypenet_jax.evals.evaluator import Evaluator, Session
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.report import Report
 from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
 
@@ -67,9 +67,8 @@ class SweepEvaluator(Evaluator):
     def check(self, models: Sequence[ModelSource]) -> None:
         """Refuses what `by` refuses and, where the best is to be written, folders without a logit scale."""
         self.by.check(models)
-        if self.write:
-            for source in models:
-                scaled_fields(pathlib.Path(source.folder) / "config.json")
+        for source in models if self.write else ():
+            scaled_fields(pathlib.Path(source.folder) / "config.json")
 
     def run(self, model: EvalModel, session: Session) -> Report:
         """Rows "scale_sweep", whose task is the metric and whose label is the scale as a config.json writes it, and one
@@ -87,16 +86,11 @@ class SweepEvaluator(Evaluator):
         rows = report.select("scale_sweep").rows
         if not rows:
             return report
-        best = best_of(rows, maximize=self.maximize)
+        best = min(rows, key=lambda row: -row.value if self.maximize else row.value)
         if self.write and model.folder is not None and jax.process_index() == 0:
             write_scale(model.folder, best.label)
         runtime.meet("scale written")
         return report.add(dataclasses.replace(best, metric="scale_best"))
-
-
-def best_of(rows: Sequence[Row], *, maximize: bool) -> Row:
-    """The first of the best rows."""
-    return min(rows, key=lambda row: -row.value if maximize else row.value)
 
 
 def write_scale(folder: pathlib.Path, scale: str | None) -> None:

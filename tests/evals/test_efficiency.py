@@ -25,7 +25,7 @@ def test_state_bytes_by_formula_are_those_of_the_arrays(teacher, student, capaci
 
 def test_every_model_is_timed_at_every_length_and_compared_with_the_first(teacher, student):
     models = [teacher, student]
-    report = efficiency(models, [64], rounds=2) + efficiency(models, [96], rounds=2, prefill=False)
+    report = efficiency(models, 64, 2) + efficiency(models, 96, 2, prefill=False)
     for metric, lengths in (("prefill", (64,)), ("decode", (64, 96))):
         assert report.select(f"{metric}_seconds", "teacher").lengths == lengths
         assert report.select(f"{metric}_speedup").models == ("student",)
@@ -69,7 +69,7 @@ def test_a_length_without_room_for_the_steps_is_refused(student):
 
 def test_a_state_larger_than_the_memory_is_refused_before_it_is_made(student):
     with pytest.raises(MemoryError, match=r"1 rows of \d+ tokens takes .* use a shorter length"):
-        efficiency([student], [2**44], rounds=1)
+        efficiency([student], 2**44, 1)
 
 
 def test_floors_count_weights_caches_and_products_once():
@@ -91,10 +91,10 @@ def test_floors_count_weights_caches_and_products_once():
 def test_floors_are_the_longer_of_moving_and_multiplying():
     report = roofline_rows("teacher", qwen3_1p7b(), (2**10, 2**16), "h200")
     work, chip = decode_work(qwen3_1p7b(), 2**16, jnp.bfloat16), CHIPS["h200"]
-    seconds = report.value("decode_seconds_roofline", "teacher", 2**16, "h200")
+    seconds = report.value("decode_seconds_roofline", "teacher", 2**16, label="h200")
     assert seconds == work.bytes / chip.bandwidth
     work = prefill_work(qwen3_1p7b(), 2**16, jnp.bfloat16)
-    seconds = report.value("prefill_seconds_roofline", "teacher", 2**16, "h200")
+    seconds = report.value("prefill_seconds_roofline", "teacher", 2**16, label="h200")
     assert seconds == work.flops / chip.flops
     with pytest.raises(ValueError, match=r"'M4' is not known; there are v4, .*h200"):
         roofline_rows("teacher", qwen3_1p7b(), (1,), "M4")

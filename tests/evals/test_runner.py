@@ -12,14 +12,13 @@ import shutil
 import pytest
 
 from hypenet_jax.data.synthetic import Catalogue
-from hypenet_jax.evals.cache import ResultCache, attempt
 from hypenet_jax.evals.checks import Check
-from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.config import Document, EvaluationConfig
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
+from hypenet_jax.evals.evaluator import Session
 from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
-from hypenet_jax.evals.present.presentation import Document
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
@@ -89,7 +88,7 @@ def config(folders, tmp_path_factory) -> EvaluationConfig:
         document=Document(
             path=str(out / "docs/results.md"),
             title="Results",
-            about="Made here.",
+            description="Made here.",
             trained_length=16,
         ),
         mesh=MeshConfig(data=2, fsdp=1, sequence=4),
@@ -126,10 +125,10 @@ def test_the_files_hold_the_rows_the_checks_and_a_page(config, results, report):
     out = pathlib.Path(config.out)
     lines = (out / "report.jsonl").read_text()
     assert report_from_json_lines(lines).to_json_lines() == report.to_json_lines()
-    about = json.loads((out / "checks.json").read_text())
-    assert [check["passed"] for check in about["checks"]] == [True, False]
-    assert about["config"]["measurements"]["speed"]["rounds"] == 1
-    assert about["versions"]["jax"]
+    record = json.loads((out / "checks.json").read_text())
+    assert [check["passed"] for check in record["checks"]] == [True, False]
+    assert record["config"]["measurements"]["speed"]["rounds"] == 1
+    assert record["versions"]["jax"]
     page = (out / "index.html").read_text().lower()
     for text in ("loses nothing", "not measured", "by depth", "tasks"):
         assert text in page, text
@@ -167,16 +166,21 @@ def test_devices_do_not_change_the_numbers(config, report, tmp_path):
             assert row.count == same.count
 
 
-def test_what_a_measurement_raises_because_of_its_input_is_a_row_and_other_errors_are_bugs():
+@pytest.fixture
+def session(tmp_path) -> Session:
+    return Session(model="student", seed=0, folder=tmp_path / "parts", key="seed 0")
+
+
+def test_what_a_measurement_raises_because_of_its_input_is_a_row_and_other_errors_are_bugs(session):
     def fail(error):
         raise error
 
     small = functools.partial(fail, MemoryError("no room\nfor it"))
-    (row,) = attempt("student", "speed", 64, small).rows
+    (row,) = session.keep("speed", small, 64).rows
     assert (row.metric, row.task, row.length) == ("failed", "speed", 64)
     assert row.label == "MemoryError: no room"
     with pytest.raises(KeyError):
-        attempt("student", "speed", 64, functools.partial(fail, KeyError("bug")))
+        session.keep("speed", functools.partial(fail, KeyError("bug")), 128)
 
 
 @pytest.fixture
@@ -222,16 +226,17 @@ def test_an_evaluation_that_was_stopped_goes_on_after_what_it_measured(swept, mo
     assert len(report.select("scale_sweep").rows) == 3
 
 
-def test_rows_are_kept_for_the_same_part_of_the_same_measurement_alone(tmp_path):
+def test_rows_are_kept_for_the_same_part_of_the_same_measurement_alone(session):
     rows = Report((Row("needle", "a", 0.5, 4, 16),))
-    cache = ResultCache(tmp_path / "parts", "seed 0")
-    assert cache("needles at 16", lambda: rows).rows == rows.rows
-    assert cache("needles at 16", pytest.fail).rows == rows.rows
-    other = ResultCache(tmp_path / "parts", "seed 1")
-    assert other("needles at 16", Report).rows == ()
-    assert cache.of("another model")("needles at 16", Report).rows == ()
-    cache.clear()
-    assert cache("needles at 16", Report).rows == ()
+    assert session.keep("needles", lambda: rows, 16).rows == rows.rows
+    assert session.keep("needles", pytest.fail, 16).rows == rows.rows
+    others = (
+        session.part("another constant"),
+        *(dataclasses.replace(session, **{name: "other"}) for name in ("key", "model")),
+    )
+    for other in others:
+        assert other.keep("needles", Report, 16).rows == ()
+    assert session.keep("needles", Report, 32).rows == ()
 
 
 def test_responses_of_changed_weights_or_text_are_those_of_another_model(swept):

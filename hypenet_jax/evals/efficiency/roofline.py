@@ -4,37 +4,29 @@ Counted are matrix products and what attention and recurrences need; batch 1. Ti
 """
 
 import dataclasses
+import functools
+import itertools
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from hypenet_jax.chips import CHIPS, Chip
+from hypenet_jax.chips import CHIPS
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.cost import Work, decode_work, prefill_work
+from hypenet_jax.model.cost import decode_work, prefill_work
 
-_NOTE = (
-    "Computed, not measured: bytes that must move over a chip's bandwidth, or operations over its peak, whichever "
-    "takes longer."
+_table = functools.partial(
+    Presentation,
+    note="Computed, not measured: bytes that must move over a chip's bandwidth, or operations over its peak, whichever "
+    "takes longer.",
+    unit="seconds",
+    kind="table",
+    section="Least times of chips",
 )
 PRESENTATIONS = (
-    Presentation(
-        metric="prefill_seconds_roofline",
-        title="Roofline of prefill",
-        note=_NOTE,
-        unit="seconds",
-        kind="table",
-        section="Least times of chips",
-    ),
-    Presentation(
-        metric="decode_seconds_roofline",
-        title="Roofline of decode, per token",
-        note=_NOTE,
-        unit="seconds",
-        kind="table",
-        section="Least times of chips",
-    ),
+    _table(metric="prefill_seconds_roofline", title="Roofline of prefill"),
+    _table(metric="decode_seconds_roofline", title="Roofline of decode, per token"),
 )
 
 
@@ -55,29 +47,22 @@ def roofline_rows(
     """
     if chip not in CHIPS:
         raise ValueError(f"chip {chip!r} is not known; there are {', '.join(CHIPS)}")
-    report = Report()
-    for length in lengths:
-        for metric, work in (("prefill", prefill_work), ("decode", decode_work)):
-            seconds = _seconds(work(config, length, dtype), CHIPS[chip])
-            report = report.add(
-                Row(f"{metric}_seconds_roofline", name, seconds, 1, length, label=chip)
-            )
-    return report
+    rows = []
+    programs = (("prefill", prefill_work), ("decode", decode_work))
+    for length, (program, work_of) in itertools.product(lengths, programs):
+        work = work_of(config, length, dtype)
+        # Moving and computing may overlap.
+        least = max(work.bytes / CHIPS[chip].bandwidth, work.flops / CHIPS[chip].flops)
+        rows.append(Row(f"{program}_seconds_roofline", name, least, 1, length, label=chip))
+    return Report(tuple(rows))
 
 
 def relative_to_roofline(report: Report) -> Report:
     """Rows "decode_relative_to_roofline": the measured time per token over the least one, where a report has both."""
-    return Report(
-        tuple(
-            dataclasses.replace(
-                least, metric="decode_relative_to_roofline", value=time.value / least.value
-            )
-            for least in report.select("decode_seconds_roofline").rows
-            for time in report.select("decode_seconds", least.model, least.length).rows
-        )
+    metric = "decode_relative_to_roofline"
+    rows = (
+        dataclasses.replace(least, metric=metric, value=time.value / least.value)
+        for least in report.select("decode_seconds_roofline").rows
+        for time in report.select("decode_seconds", least.model, least.length).rows
     )
-
-
-def _seconds(work: Work, chip: Chip) -> float:
-    """The longer of moving and computing, which may overlap."""
-    return max(work.bytes / chip.bandwidth, work.flops / chip.flops)
+    return Report(tuple(rows))

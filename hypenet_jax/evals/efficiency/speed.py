@@ -17,13 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypenet_jax.chips import CHIPS
-from hypenet_jax.evals.efficiency.memory import bytes_rows, peak_rows
+from hypenet_jax.evals.efficiency.memory import memory_rows
 from hypenet_jax.evals.efficiency.roofline import PRESENTATIONS as ROOFLINE
 from hypenet_jax.evals.efficiency.roofline import roofline_rows
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_known, check_positive
 from hypenet_jax.evals.model import EvalModel, ModelSource, random_like
-from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.present.units import length_text
+from hypenet_jax.evals.present.presentation import Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.generation.decode import decode
 from hypenet_jax.generation.model import Model, check_memory
@@ -32,57 +31,43 @@ from hypenet_jax.generation.prefill import prefill as read_prompts
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.token_layout import CachePosition
 
-_SECTION = "Speed and memory"
+_timed = functools.partial(
+    Presentation, unit="seconds", section="Speed and memory", better="faster"
+)
+_held = functools.partial(
+    Presentation, unit="bytes", label="bytes", section="Speed and memory", better="smaller"
+)
 PRESENTATIONS = (
-    Presentation(
+    _timed(
         metric="prefill_seconds",
         title="Prefill: reading the context",
         note="One sequence; medians of runs in turns.",
-        unit="seconds",
         label="time",
-        section=_SECTION,
-        better="faster",
         ratio="prefill_speedup",
     ),
-    Presentation(
+    _timed(
         metric="decode_seconds",
         title="Decode: time per token",
         note="One sequence, greedy; medians of runs in turns, after a cache filled with random numbers.",
-        unit="seconds",
         label="time per token",
-        section=_SECTION,
-        better="faster",
         ratio="decode_speedup",
     ),
-    Presentation(
+    _held(
         metric="state_bytes",
         title="State of one sequence",
         note="Key-value caches of softmax layers and states of recurrent ones.",
-        unit="bytes",
-        label="bytes",
-        section=_SECTION,
-        better="smaller",
     ),
-    Presentation(
+    _held(
         metric="prefill_peak_bytes",
         title="Peak memory of prefill",
         note="Weights, state and activations.",
-        unit="bytes",
-        label="bytes",
-        section=_SECTION,
-        better="smaller",
     ),
-    Presentation(
+    _held(
         metric="decode_peak_bytes",
         title="Peak memory of decode",
         note="Weights, state and activations of one token.",
-        unit="bytes",
-        label="bytes",
-        section=_SECTION,
-        better="smaller",
     ),
 )
-
 
 DECODE_STEPS = 32
 
@@ -121,9 +106,7 @@ class SpeedEvaluator(Evaluator):
             report += roofline_rows(model.name, model.decoder.config, self.lengths, chip)
         for length in self.lengths:
             prefill = length <= self.longest_prefill
-            measure = functools.partial(
-                efficiency, models, [length], rounds=self.rounds, prefill=prefill
-            )
+            measure = functools.partial(efficiency, models, length, self.rounds, prefill=prefill)
             report += session.keep("speed", measure, length)
         return report
 
@@ -140,9 +123,9 @@ class SpeedEvaluator(Evaluator):
 
 
 def efficiency(
-    models: Sequence[EvalModel], lengths: Sequence[int], *, rounds: int, prefill: bool = True
+    models: Sequence[EvalModel], length: int, rounds: int, *, prefill: bool = True
 ) -> Report:
-    """All numbers of this file for these models at these context lengths, batch 1.
+    """All numbers of this file for these models at this context length, batch 1.
 
     Args:
       prefill: also time how long it takes to read a context; decoding after one needs no reading.
@@ -155,17 +138,11 @@ def efficiency(
       MemoryError: see `check_memory`.
     """
     single = [model.with_single_layers() for model in models]
-    report = Report()
-    for length in lengths:
-        for model in single:
-            check_memory(model.decoder, 1, length)
-        if prefill:
-            report += prefill_times(single, length, rounds=rounds)
-        report += decode_times(single, length, rounds=rounds)
-        for model in single:
-            report = report.add(*bytes_rows(model, length))
-            report = report.add(*peak_rows(model, length, new_tokens=DECODE_STEPS))
-    return report
+    for model in single:
+        check_memory(model.decoder, 1, length)
+    report = prefill_times(single, length, rounds=rounds) if prefill else Report()
+    report += decode_times(single, length, rounds=rounds)
+    return sum((memory_rows(m, length, new_tokens=DECODE_STEPS) for m in single), report)
 
 
 def prefill_times(models: Sequence[EvalModel], length: int, *, rounds: int) -> Report:
@@ -227,16 +204,14 @@ def _timed_in_turns(
 ) -> Report:
     for model in models:
         seconds(model)  # compiles
-    times = np.asarray([[seconds(model) for model in models] for _ in range(rounds)])
-    rows = [_row(f"{what}_seconds", s, times[:, i], length) for i, s in enumerate(models)]
-    for i, model in enumerate(models[1:], start=1):
-        rows.append(_row(f"{what}_speedup", model, times[:, 0] / times[:, i], length))
+    times = np.asarray([[seconds(model) for model in models] for _ in range(rounds)]).T
+    rows = []
+    for i, model in enumerate(models):
+        for metric, n in ("seconds", times[i]), ("speedup", times[0] / times[i]):
+            if i or metric == "seconds":
+                low, middle, high = (float(f(n)) for f in (np.min, np.median, np.max))
+                rows.append(Row(f"{what}_{metric}", model.name, middle, rounds, length, low, high))
     return Report(tuple(rows))
-
-
-def _row(metric: str, model: EvalModel, values: np.ndarray, length: int) -> Row:
-    low, middle, high = (float(f(values)) for f in (np.min, np.median, np.max))
-    return Row(metric, model.name, middle, len(values), length, low, high)
 
 
 def filled_state(decoder: Model, length: int) -> DecodeState:
@@ -248,10 +223,6 @@ def filled_state(decoder: Model, length: int) -> DecodeState:
 
 def cursor_at(capacity: int, written: int) -> CachePosition:
     """The cache position of one row that has read `written` tokens of one document."""
-    return CachePosition(
-        written=jnp.full((1,), written, jnp.int32),
-        next_position=jnp.full((1,), written, jnp.int32),
-        segment_id=jnp.ones((1,), jnp.int32),
-        num_segments=jnp.ones((1,), jnp.int32),
-        slot_segment_ids=(jnp.arange(capacity)[None] < written).astype(jnp.int32),
-    )
+    counts = (jnp.full((1,), count, jnp.int32) for count in (written, written, 1, 1))
+    slots = (jnp.arange(capacity)[None] < written).astype(jnp.int32)
+    return CachePosition(*counts, slot_segment_ids=slots)

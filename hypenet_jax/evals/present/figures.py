@@ -1,145 +1,166 @@
-"""Figures of rows by their presentations, drawn by matplotlib without a window: lines, bars, heat maps, curves."""
+"""Figures of rows by their presentations, drawn by matplotlib without a window, for the page and for papers."""
 
+import collections
+import html
+import io
 import math
+import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
-from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.present.scales import length_axis, value_axis
-from hypenet_jax.evals.present.theme import COLORS, SERIES, STYLE, TIP
-from hypenet_jax.evals.present.units import TEXTS, interval_text, length_text
+from hypenet_jax.evals.present.presentation import TEXTS, Presentation, Unit, length_text
 from hypenet_jax.evals.report import Report, Row
 
-# In points of 1/72 inch.
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 370, 240, 56, 12, 24, 38
-LEGEND_LINE, CELL_WIDTH, CELL_HEIGHT = 17, 43, 26
-MARKERS = ("o", "s", "^", "D")
-DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), "-", (0, (5, 1.5, 1, 1.5)), (0, (1, 1.5)), (0, (7, 2)))
+STYLE = pathlib.Path(__file__).with_name("figures.mplstyle")
+# The page's colours, light or dark as the device is. No two light ones are equal: by them those of figures are found.
+CSS = STYLE.with_name("theme.css").read_text(encoding="utf-8")
+COLORS: dict[str, str] = dict(re.findall(r"--(\w+):(#\w+)", CSS.partition("@media")[0]))
+TIP = "tip:"  # what follows in the id of an artist is said when it is pointed at
+# In points of 1/72 inch: a panel, a line of the legend, and a cell of a heat map and what is around all of them.
+WIDTH, HEIGHT, LEGEND_LINE = 340, 205, 17
+CELL_WIDTH, CELL_HEIGHT, AROUND = 40, 25, 58
+MOST_LENGTHS = 8  # told below a figure
+LOGARITHMIC: Mapping[Unit, int] = {"seconds": 10, "bytes": 2}  # and the bases of these scales
 
 
-def draw(presentation: Presentation, report: Report, models: Sequence[str]) -> dict[str, Figure]:
+def draw(p: Presentation, report: Report, models: Sequence[str]) -> dict[str, Figure]:
     """Captions and figures of a presentation; none for tables, lists and texts, and where no number is finite."""
-    if presentation.kind not in _PAINTERS:
-        return {}
+    told = {"curves": ("model",), "heat map": ("model", "task")}.get(p.kind)
     groups: dict[str, list[Row]] = {}
-    for row in presentation.rows(report).rows:
-        measured = row.length or presentation.kind in ("bars", "curves")
-        if math.isfinite(row.value) and measured:
-            caption = {"curves": (row.model,), "heat map": (row.model, row.task)}
-            names = caption.get(presentation.kind, (presentation.title,))
-            groups.setdefault(", ".join(filter(None, names)), []).append(row)
-    with mpl.rc_context(STYLE):
-        return {
-            caption: _figure([presentation], [rows], models) for caption, rows in groups.items()
-        }
+    for row in _drawable(p, report):
+        names = [getattr(row, name) for name in told] if told else [p.title]
+        groups.setdefault(", ".join(filter(None, names)), []).append(row)
+    return {caption: _figure([(p, rows)], models) for caption, rows in groups.items()}
 
 
 def draw_beside(
     presentations: Sequence[Presentation], report: Report, models: Sequence[str]
 ) -> Figure:
     """Metrics side by side below one legend, each named by its title."""
-    rows = [presentation.rows(report).rows for presentation in presentations]
-    with mpl.rc_context(STYLE):
-        return _figure(presentations, rows, models)
+    return _figure([(p, _drawable(p, report)) for p in presentations], models)
 
 
-def _figure(
-    presentations: Sequence[Presentation], rows: Sequence[Sequence[Row]], models: Sequence[str]
-) -> Figure:
-    width, tall = WIDTH, HEIGHT - TOP - BOTTOM
-    if presentations[0].kind == "heat map":
-        lengths, depths = ({getattr(row, name) for row in rows[0]} for name in ("length", "depth"))
-        width = LEFT + RIGHT + CELL_WIDTH * max(len(lengths), 3)
-        tall = CELL_HEIGHT * len(depths)
-    figure = Figure()
-    panels = [figure.add_subplot(1, len(rows), i + 1) for i in range(len(rows))]
-    legend: dict[str, Any] = {}
-    for axes, presentation, each in zip(panels, presentations, rows, strict=True):
-        _PAINTERS[presentation.kind](axes, presentation, each, models)
-        label = presentation.label if len(rows) == 1 else presentation.title
-        label = {"curves": each[0].task, "heat map": "depth"}.get(presentation.kind, label)
-        axes.annotate(
-            label or "", (0, 1), (-LEFT + 2, 9), "axes fraction", textcoords="offset points"
-        )
+def save_figure(figure: Figure, path: pathlib.Path) -> None:
+    """PATH.svg, PATH.png and PATH.pdf in light colours, the same bytes each time."""
+    path.with_suffix(".svg").write_text(_svg(figure), encoding="utf-8")
+    with mpl.rc_context(fname=STYLE):
+        for kind, dated in ((".png", "Software"), (".pdf", "CreationDate")):
+            figure.savefig(path.with_suffix(kind), metadata={dated: None})
+
+
+def themed_svg(figure: Figure, description: str, *, alone: bool = False) -> str:
+    """An SVG element whose colours are the variables of the page, and whose font is that of what is around it.
+
+    Args:
+      alone: it is a file of its own, such as a README's, and brings the variables and a font.
+    """
+    svg = _svg(figure)
+    for name, light in COLORS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    unwanted = r' id="[\w.]+_\d+"| font-family: [^;"]*;?|<metadata>.*?</metadata>|<style.*?</style>'
+    unwanted += "" if alone else r'| xmlns(:xlink)?="[^"]*"'
+    svg = re.sub(unwanted, "", svg[svg.index("<svg") :], flags=re.S)
+    font = f"<style>{CSS}svg{{font-family:system-ui,sans-serif}}</style>" if alone else ""
+    head = f'<svg role="img" aria-label="{html.escape(description)}"'
+    return svg.replace("<svg", head, 1).replace("<defs", f"{font}<defs", 1).strip()
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with mpl.rc_context(fname=STYLE):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text.getvalue())
+
+
+def _drawable(p: Presentation, report: Report) -> list[Row]:
+    """The rows that have a place in a figure."""
+    rows = [row for row in p.rows(report) if p.kind in _PAINTERS and math.isfinite(row.value)]
+    if p.kind in ("lines", "heat map"):
+        rows = [row for row in rows if row.length]
+    return [row for row in rows if row.value > 0 or p.unit not in LOGARITHMIC]
+
+
+@mpl.rc_context(fname=STYLE)
+def _figure(drawn: Sequence[tuple[Presentation, Sequence[Row]]], models: Sequence[str]) -> Figure:
+    figure, legend = Figure(layout="constrained"), {}
+    width, height = WIDTH * len(drawn), HEIGHT
+    for i, (p, rows) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(1, len(drawn), i)
+        _PAINTERS[p.kind](axes, p, rows, models)
+        label = p.label if len(drawn) == 1 else p.title
+        axes.set_title({"curves": rows[0].task, "heat map": "depth"}.get(p.kind) or label)
         handles, names = axes.get_legend_handles_labels()
         legend |= dict(zip(names, handles, strict=True))
-    longest = 45 + 6.4 * max(map(len, legend), default=1)
-    lines = -(-len(legend) // max(1, int(len(rows) * width / longest)))
-    above = TOP + LEGEND_LINE * lines
-    whole, height = len(rows) * width, above + tall + BOTTOM
-    figure.set_size_inches(whole / 72, height / 72)
-    for i, axes in enumerate(panels):
-        inner = (width - LEFT - RIGHT) / whole
-        axes.set_position(((i * width + LEFT) / whole, BOTTOM / height, inner, tall / height))
+        if p.kind == "heat map":
+            width = AROUND + CELL_WIDTH * max(len({row.length for row in rows}), 3)
+            height = AROUND + CELL_HEIGHT * len({row.depth for row in rows})
     if legend:
-        place = {"loc": "upper left", "bbox_to_anchor": (0, 1), "ncols": -(-len(legend) // lines)}
+        columns = int(width / (45 + 6 * max(map(len, legend)))) or 1
+        height += LEGEND_LINE * -(-len(legend) // columns)
+        place = {"loc": "outside upper left", "ncols": columns}
         figure.legend(legend.values(), legend.keys(), **place)
+    figure.set_size_inches(width / 72, height / 72)
+    figure.draw_without_rendering()  # lays it out, once for all formats
+    figure.set_layout_engine("none")
     return figure
 
 
 def _lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
     """A line per model; whiskers where every number has a finite interval, but not on a logarithmic scale."""
-    log = p.unit in ("seconds", "bytes")
-    rows = [row for row in rows if row.length and math.isfinite(row.value)]
-    rows = sorted((row for row in rows if not log or row.value > 0), key=lambda row: row.key)
-    for slot, model in enumerate(models):
-        line = [row for row in rows if row.model == model]
+    for model in models:
+        line = sorted((row for row in rows if row.model == model), key=lambda row: row.key)
         x, y = [row.length or 0 for row in line], [row.value for row in line]
-        look = {"color": _color(slot), "linestyle": DASHES[slot % 6], "marker": MARKERS[slot % 4]}
+        # Also where there is nothing of it: each model has its look, whatever is drawn.
+        (drawn,) = axes.plot(x, y, label=model if line else None)
         ends = [row.interval for row in line if row.interval and math.isfinite(row.interval[1])]
-        if line:
-            axes.plot(x, y, label=model, **look)
-        if line and not log and len(ends) == len(line):
+        if line and len(ends) == len(line) and p.unit not in LOGARITHMIC:
             lows, highs = zip(*ends, strict=True)
-            axes.vlines(x, lows, highs, color=_color(slot), alpha=0.5, linewidth=1.4)
+            axes.vlines(x, lows, highs, color=drawn.get_color(), alpha=0.5, linewidth=1.3)
     for row in rows:  # last, so that they lie above all else
-        tip = f"{row.model}, {length_text(row.length or 0)}: {_told(p, row)}"
-        spot: Any = {"color": COLORS["ink"], "markersize": 14, "alpha": 0, "gid": TIP + tip}
+        tip = f"{TIP}{row.model}, {length_text(row.length or 0)}: {p.told(row)}"
+        spot: Any = {"color": COLORS["ink"], "markersize": 13, "alpha": 0, "gid": tip}
         axes.plot(row.length or 0, row.value, "o", **spot)
     if p.reference is not None:
         height, name = p.reference
         axes.axhline(height, color=COLORS["soft"], linestyle=":", linewidth=1.2)
         axes.text(0.01, height, name, transform=axes.get_yaxis_transform(), va="bottom")
-    axes.set_xlabel("context length in tokens")
     length_axis(axes, [row.length or 0 for row in rows])
-    value_axis(axes, p.unit, [row.value for row in rows])
+    value_axis(axes, p.unit)
 
 
 def _bars(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
     """Groups of bars side by side, one per label; the task with fewer bars has the stronger colour."""
-    tasks = [row.task or "" for row in rows]
-    series = sorted(dict.fromkeys(tasks), key=lambda task: -tasks.count(task))
+    counts = collections.Counter(row.task or "" for row in rows)
+    series = [task for task, _ in counts.most_common()]
     labels = list(dict.fromkeys(row.label or "" for row in rows))
     for i, label in enumerate(labels):
-        group = [
-            row for task in series for row in rows if (row.label, row.task or "") == (label, task)
-        ]
-        wide = 0.8 / len(group)
+        group = [row for row in rows if (row.label or "") == label]
+        group.sort(key=lambda row: series.index(row.task or ""))
         for j, row in enumerate(group):
-            place, slot = i + (j - (len(group) - 1) / 2) * wide, series.index(row.task or "")
-            tip = f"{', '.join(filter(None, (label, row.task)))}: {_told(p, row)}"
-            name = row.task if tasks.index(row.task or "") == rows.index(row) else None
-            color = _color((0, 2, 1, 3, 4, 5)[slot % 6])
-            axes.bar(place, row.value, wide * 0.92, color=color, label=name, gid=TIP + tip)
+            wide, slot = 0.8 / len(group), series.index(row.task or "")
+            tip = f"{TIP}{', '.join(filter(None, (label, row.task)))}: {p.told(row)}"
+            look: Any = {"color": f"C{(0, 2, 1, 3, 4, 5)[slot % 6]}", "label": row.task}
+            axes.bar(i + (j + 0.5) * wide - 0.4, row.value, wide * 0.92, gid=tip, **look)
     kinds = {label.rpartition(" ")[0] for label in labels}
     kind = kinds.pop() if len(kinds) == 1 else ""
     ticks = range(0, len(labels), -(-len(labels) // 18))
     axes.set_xticks(ticks, [labels[i].removeprefix(kind).strip() for i in ticks])
     axes.set_xlabel(kind)
-    value_axis(axes, p.unit, [0.0, *(row.value for row in rows)])
+    value_axis(axes, p.unit)
 
 
 def _curve(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
-    losses = [row.value for row in rows]
-    axes.plot([row.step or 0 for row in rows], losses, color=_color(2))
+    steps, losses = [row.step or 0 for row in rows], [row.value for row in rows]
+    axes.plot(steps, losses, "-", color="C2", marker="")
     axes.set_xlabel("step")
-    axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    value_axis(axes, p.unit, losses)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    value_axis(axes, p.unit)
 
 
 def _cells(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
@@ -149,18 +170,15 @@ def _cells(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[st
     for row in rows:
         x, y = lengths.index(row.length or 0), depths.index(row.depth or 0.0)
         place = f"{length_text(row.length or 0)} tokens, depth {row.depth or 0.0:.1%}"
-        tip = f"{_told(p, row)} at {place}, {row.count} questions"
-        look = {"color": _color(2), "alpha": 0.06 + 0.6 * min(max(row.value, 0.0), 1.0)}
-        axes.add_patch(
-            Rectangle((x + 0.02, y + 0.03), 0.96, 0.94, linewidth=0, gid=TIP + tip, **look)
-        )
-        text = TEXTS[p.unit](row.value)
-        axes.text(x + 0.5, y + 0.53, text, color=COLORS["ink"], ha="center", va="center")
+        tip = f"{TIP}{p.told(row)} at {place}, {row.count} questions"
+        look: Any = {"color": "C2", "alpha": 0.06 + 0.6 * min(max(row.value, 0.0), 1.0)}
+        axes.bar(x, 0.94, 0.96, y - 0.47, gid=tip, **look)
+        axes.text(x, y, p.text(row.value), ha="center", va="center_baseline")
     axes.grid(False)
-    axes.set_xlim(0, max(len(lengths), 3))
-    axes.set_ylim(len(depths), 0)
-    axes.set_xticks([i + 0.5 for i in range(len(lengths))], map(length_text, lengths))
-    axes.set_yticks([i + 0.5 for i in range(len(depths))], [f"{100 * d:g}%" for d in depths])
+    axes.set_xlim(-0.5, max(len(lengths), 3) - 0.5)
+    axes.set_ylim(len(depths) - 0.5, -0.5)
+    axes.set_xticks(range(len(lengths)), map(length_text, lengths))
+    axes.set_yticks(range(len(depths)), [f"{100 * d:g}%" for d in depths])
     axes.set_xlabel("context length in tokens")
 
 
@@ -172,11 +190,36 @@ _PAINTERS: Mapping[str, Callable[[Axes, Presentation, Sequence[Row], Sequence[st
 }
 
 
-def _told(p: Presentation, row: Row) -> str:
-    """The number, and its interval where there is one."""
-    ends = interval_text(row, p.unit)
-    return TEXTS[p.unit](row.value) + (f" ({ends})" if ends else "")
+def length_axis(axes: Axes, lengths: Sequence[int]) -> None:
+    """A log2 scale: the longest context is a tick, and down from it each that leaves room for its number."""
+    apart = (1.2 * max(lengths) / min(lengths)) ** (1 / MOST_LENGTHS)
+    ticks: list[int] = []
+    for length in sorted(set(lengths), reverse=True):
+        if not ticks or ticks[-1] / length >= apart:
+            ticks.append(length)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks[::-1], map(length_text, ticks[::-1]))
+    axes.minorticks_off()
+    axes.set_xlabel("context length in tokens")
 
 
-def _color(slot: int) -> str:
-    return SERIES[slot % len(SERIES)]
+def value_axis(axes: Axes, unit: Unit) -> None:
+    """0 to 1 for shares, logarithmic for seconds and bytes; a few ticks, two or more, in the unit."""
+    locator = MaxNLocator(4)
+    if unit == "share":
+        axes.set_ylim(-0.02, 1.03)
+        locator = FixedLocator([0, 0.25, 0.5, 0.75, 1])
+    elif unit in LOGARITHMIC:
+        base = LOGARITHMIC[unit]
+        axes.set_yscale("log", base=base)
+        low, high = axes.get_ylim()
+        span = math.log(high / low, base)
+        if span > (2.5 if base == 2 else 0.9):  # else powers lie too far apart
+            digits = (
+                (1.0,) if base == 2 or span > 3 else (1.0, 3.0) if span > 2 else (1.0, 2.0, 5.0)
+            )
+            locator = LogLocator(base, subs=digits, numticks=7)
+    axes.yaxis.set_major_locator(locator)
+    text = "{x:,.6g}" if unit == "number" else lambda value, _: TEXTS[unit](value)
+    axes.yaxis.set_major_formatter(text)
+    axes.minorticks_off()

@@ -1,13 +1,51 @@
 """How the rows of one metric are shown. Each measurement says it beside its code; page, figures and document follow."""
 
+import bisect
 import dataclasses
 import fnmatch
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from hypenet_jax.evals.present.units import Unit
-from hypenet_jax.evals.report import Report
+from hypenet_jax.evals.report import Report, Row
 
 Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts"]
+Number = int | float
+Unit = Literal["number", "share", "seconds", "bytes", "ratio", "count"]
+
+
+def number_text(value: Number) -> str:
+    """Three digits, and before the point all: 0.0123, 47.5, 1,370; 4.2e+07 of a model that diverged."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def seconds_text(seconds: Number) -> str:
+    """1.2 s, 35 ms, 0.74 ms, 80 µs."""
+    size, unit = ((1e6, "µs"), (1e3, "ms"), (1, "s"))[bisect.bisect((1e-4, 1), seconds)]
+    return f"{number_text(seconds * size)} {unit}"
+
+
+def bytes_text(count: Number) -> str:
+    """512 KiB, 4.1 MiB, 2 GiB."""
+    power = bisect.bisect([1000 * 1024**i for i in range(4)], count)
+    return f"{number_text(count / 1024**power)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def length_text(length: int) -> str:
+    """512, 2K, 128K, 1M: powers of two as people say them."""
+    for size, unit in ((2**20, "M"), (2**10, "K")):
+        if length >= size and length % size == 0:
+            return f"{length // size}{unit}"
+    return f"{length}"
+
+
+TEXTS: Mapping[Unit, Callable[[Number], str]] = {
+    "number": number_text,
+    "share": "{:.2f}".format,
+    "seconds": seconds_text,
+    "bytes": bytes_text,
+    "ratio": "{:.1f}\u00d7".format,
+    "count": "{:,.0f}".format,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +66,6 @@ class Presentation:
       title: heading of its section, or of its figure in a section of several.
       note: a sentence or two below it; "{counts}" becomes the least and the most `count` of the rows.
       unit: how a number is written.
-      kind: see above.
       label: name of the axis of the values.
       section: heading that presentations one after another share; None: the title alone.
       reference: value and name of a dotted line, such as the accuracy of guessing.
@@ -49,24 +86,25 @@ class Presentation:
     ratio: str | None = None
     best: str | None = None
 
-    def rows(self, report: Report) -> Report:
+    def rows(self, report: Report) -> tuple[Row, ...]:
         """Those of its rows that a report has."""
-        return Report(tuple(r for r in report.rows if fnmatch.fnmatchcase(r.metric, self.metric)))
+        return tuple(r for r in report.rows if fnmatch.fnmatchcase(r.metric, self.metric))
 
+    def note_of(self, report: Report) -> str:
+        """The note, with the counts of its rows."""
+        counts = [row.count for row in self.rows(report)]
+        ends = dict.fromkeys((min(counts), max(counts)))
+        return self.note.replace("{counts}", " to ".join(map(str, ends)))
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Document:
-    """A Markdown file of the measured tables and what they say of the claims.
+    def text(self, value: Number) -> str:
+        """A number in its unit."""
+        return TEXTS[self.unit](value)
 
-    Attributes:
-      path: where it goes.
-      title, about: its heading, and what stands below it: which models these are and how they were made.
-      trained_length: context lengths are also told as multiples of it.
-      figure: SVG file of needle accuracy and time per token by context length; None: not drawn.
-    """
+    def interval(self, row: Row) -> str:
+        """0.89 to 1.00; nothing where no interval was computed."""
+        return " to ".join(map(self.text, row.interval or ()))
 
-    path: str
-    title: str
-    about: str
-    trained_length: int
-    figure: str | None = None
+    def told(self, row: Row) -> str:
+        """The number, and its interval where there is one: 0.95 (0.89 to 1.00)."""
+        ends = self.interval(row)
+        return self.text(row.value) + (f" ({ends})" if ends else "")

@@ -3,16 +3,10 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.present.units import (
-    TEXTS,
-    interval_text,
-    length_text,
-)
+from hypenet_jax.evals.present.presentation import TEXTS, Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
 
-# Numbers that stand beside each other in half a page.
-WIDEST = 8
+WIDEST = 6  # columns beside each other in half a page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +27,8 @@ class Table:
     lines: Sequence[Sequence[Cell]]
 
     def turned(self) -> "Table":
-        """The other way round where the columns are many and the lines fewer: all is seen without scrolling."""
-        room = WIDEST // (2 if any(cell.ratio for line in self.lines for cell in line) else 1)
-        if len(self.head) - 1 <= room or len(self.head) <= len(self.lines):
+        """The other way round where it is wider than long and than half a page: all is seen without scrolling."""
+        if len(self.head) <= max(WIDEST, len(self.lines) + 1):
             return self
         first, *lines = zip(map(Cell, self.head), *self.lines, strict=True)
         return Table(self.caption, [cell.text for cell in first], lines)
@@ -52,14 +45,13 @@ def tables(
     Args:
       length: how a context length is written.
     """
-    rows = p.rows(report).rows
-    if not rows or p.kind not in ("lines", "table", "list"):
-        return []
-    if p.kind == "list":
+    rows = p.rows(report)
+    if rows and p.kind == "list":
         return [_list(p, rows, report)]
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: [*models, row.model].index(row.model)):
-        groups.setdefault(row.model if row.task else "", []).append(row)
+        if p.kind in ("lines", "table"):
+            groups.setdefault(row.model if row.task else "", []).append(row)
     found = []
     for caption, group in groups.items():
         lengths = Report(tuple(group)).lengths
@@ -85,43 +77,40 @@ def failures(report: Report) -> Table | None:
 
 def _cell(p: Presentation, row: Row, report: Report, first: str) -> Cell:
     """With how many times better than the first model it is: measured in turns where that was done."""
-    text, ratio = TEXTS[p.unit], ""
+    ratio = ""
     base = report.select(row.metric, first, row.length).rows
     if p.better and row.model != first and base and row.value:
         in_turns = report.select(p.ratio, row.model, row.length).rows if p.ratio else ()
         times = in_turns[0].value if in_turns else base[0].value / row.value
         ratio = f"{TEXTS['ratio'](times)} {p.better}"
-    return Cell(text(row.value), ratio, interval_text(row, p.unit))
+    return Cell(p.text(row.value), ratio, p.interval(row))
 
 
 def _list(p: Presentation, rows: Sequence[Row], report: Report) -> Table:
     """A line per row. Fields that all rows share are the caption; others are columns."""
-    rows = sorted(rows, key=lambda row: (row.task or "", row.metric))
-    names = {
-        "task": [row.task or "" for row in rows],
-        "metric": [row.metric.rpartition("/")[2] for row in rows],
-        "model": [row.model for row in rows],
-        "label": [row.label or "" for row in rows],
-        "context": [length_text(row.length) if row.length else "" for row in rows],
-    }
-    shared = [name for name, column in names.items() if len({*column}) == 1]
-    told = [name for name in shared if name != "metric" or "*" in p.metric]
-    caption = ", ".join(names[name][0] for name in told if names[name][0])
-    columns = {name: column for name, column in names.items() if name not in shared}
-    columns |= {} if columns else {"model": names["model"]}
-    columns["value"] = [TEXTS[p.unit](row.value) for row in rows]
-    columns["95\u00a0% interval"] = [interval_text(row, p.unit) for row in rows]
+    best = {row.label for row in report.select(p.best).rows} if p.best else ()
+    lines = [
+        {
+            "task": row.task or "",
+            "metric": row.metric.rpartition("/")[2],
+            "model": row.model,
+            "label": row.label or "",
+            "context": length_text(row.length) if row.length else "",
+            "value": p.text(row.value),
+            "95\u00a0% interval": p.interval(row),
+            "count": f"{row.count:,}" if p.unit != "count" else "",
+            "": "best" if row.label in best else "",
+        }
+        for row in sorted(rows, key=lambda row: (row.task or "", row.metric))
+    ]
+    names = ("task", "metric", "model", "label", "context")
+    shared = [name for name in names if len({line[name] for line in lines}) == 1]
+    told = [lines[0][name] for name in shared if name != "metric" or "*" in p.metric]
+    columns = [name for name in lines[0] if name not in shared]
+    head = [name for name in columns if any(line[name] for line in lines)]
+    if len(shared) == len(names):
+        head.insert(0, "model")
     if p.unit == "count":
-        total = TEXTS[p.unit](sum(row.value for row in rows))
-        for column, last in zip(columns.values(), ("all", total), strict=False):
-            column.append(last)
-    else:
-        columns["count"] = [TEXTS["count"](row.count) for row in rows]
-    best = report.select(p.best).rows if p.best else ()
-    columns[""] = ["best" if best and best[0].label == row.label else "" for row in rows]
-    columns = {name: column for name, column in columns.items() if any(column)}
-    return Table(
-        caption,
-        list(columns),
-        [list(map(Cell, line)) for line in zip(*columns.values(), strict=True)],
-    )
+        lines.append({head[0]: "all", "value": p.text(sum(row.value for row in rows))})
+    cells = [[Cell(line.get(name, "")) for name in head] for line in lines]
+    return Table(", ".join(filter(None, told)), head, cells)

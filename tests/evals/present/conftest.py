@@ -2,47 +2,25 @@ import pathlib
 
 import pytest
 
-from hypenet_jax.evals.checks import CheckResult
-from hypenet_jax.evals.present.presentation import Document, Presentation
+from hypenet_jax.evals.checks import Check
+from hypenet_jax.evals.config import Document, EvaluationConfig
+from hypenet_jax.evals.evaluator import Evaluator
+from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.write import write_results
 from hypenet_jax.evals.report import Report, Row, failure, share
 from hypenet_jax.evals.results import Results
+from hypenet_jax.evals.text import HeldOut
 
 MODELS = ("teacher <RoPE>", "student & co")
 
 
-@pytest.fixture(scope="session")
-def results() -> Results:
-    """Rows of every kind of presentation, with text that would be markup if it were not escaped."""
-    report = Report()
-    for hits, model in enumerate(MODELS, start=3):
-        for length in (128, 2048):
-            report = report.add(
-                share("needle", model, hits, 8, length=length),
-                share("needle_by_depth", model, hits, 8, length=length, depth=0.25),
-                Row("decode_seconds", model, length / 1e7 / hits, 3, length),
-                share("ruler", model, hits, 4, length=length, task="niah <1>"),
-            )
-        report = report.add(
-            share("harness/acc", model, hits, 10, task="arc"),
-            Row("sample", model, 3.0, 1, label="<i>and</i> so on", task="Once"),
-        )
-    report = report.add(
-        Row("decode_speedup", MODELS[1], 7.0, 3, 2048),
-        Row("tokens", "align", 1000.0, 1),
-        Row("tokens", "distill", 2000.0, 1),
-        *(Row("loss", "distill", 1 / (1 + i), 1, step=i, task="KL") for i in range(100)),
-        *(Row("error", "align", 1.0, 1, label=f"layer {i}", task="first step") for i in range(3)),
-        Row("error", "align", 0.1, 1, label="layer 0", task="last step"),
-        failure(MODELS[1], "vt", "too <long>", 4096, 2),
-    )
-    return Results(
-        title="A <title> & more",
-        lead="What was done.",
-        models=MODELS,
-        summary=(("needles", "<b>1.00</b>"),),
-        report=report,
-        presentations=(
+class EveryKind(Evaluator):
+    """One presentation of each kind."""
+
+    @property
+    def presentations(self) -> tuple[Presentation, ...]:
+        return (
             Presentation(
                 metric="needle",
                 title="Needles",
@@ -71,24 +49,66 @@ def results() -> Results:
             ),
             Presentation(metric="sample", title="Samples", kind="texts"),
             Presentation(metric="absent", title="Never measured"),
-        ),
-        checks=(
-            CheckResult("finds <needles>", "0.5", "at least 0.9", False),
-            CheckResult("is fast", "1.9", "at least 2", False, required=False),
-        ),
-    )
+        )
+
+    def summary(self, report: Report) -> list[tuple[str, str]]:
+        return [("needles", "<b>1.00</b>")]
 
 
 @pytest.fixture(scope="session")
-def written(results, tmp_path_factory) -> pathlib.Path:
-    """A folder with what `write_results` wrote: the page in new/page, the document in new/docs."""
-    folder = tmp_path_factory.mktemp("present") / "new"
-    document = Document(
-        path=str(folder / "docs" / "results.md"),
-        title="Results",
-        about="These models.",
-        trained_length=128,
-        figure=str(folder / "docs" / "figures" / "figure.svg"),
+def folder(tmp_path_factory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("present") / "new"
+
+
+@pytest.fixture(scope="session")
+def results(folder) -> Results:
+    """Rows of every kind of presentation, with text that would be markup if it were not escaped."""
+    report = Report()
+    for hits, model in enumerate(MODELS, start=3):
+        for length in (128, 2048):
+            report = report.add(
+                share("needle", model, hits, 8, length=length),
+                share("needle_by_depth", model, hits, 8, length=length, depth=0.25),
+                Row("decode_seconds", model, length / 1e7 / hits, 3, length),
+                share("ruler", model, hits, 4, length=length, task="niah <1>"),
+            )
+        report = report.add(
+            share("harness/acc", model, hits, 10, task="arc"),
+            Row("sample", model, 3.0, 1, label="<i>and</i> so on", task="Once"),
+        )
+    report = report.add(
+        Row("decode_speedup", MODELS[1], 7.0, 3, 2048),
+        Row("tokens", "align", 1000.0, 1),
+        Row("tokens", "distill", 2000.0, 1),
+        *(Row("loss", "distill", 1 / (1 + i), 1, step=i, task="KL") for i in range(100)),
+        *(Row("error", "align", 1.0, 1, label=f"layer {i}", task="first step") for i in range(3)),
+        Row("error", "align", 0.1, 1, label="layer 0", task="last step"),
+        failure(MODELS[1], "vt", "too <long>", 4096, 2),
     )
-    write_results(folder / "page", results, document)
+    config = EvaluationConfig(
+        models=tuple(ModelSource(label, "nowhere") for label in MODELS),
+        out="not written",
+        text=HeldOut("nowhere"),
+        measurements={"every": EveryKind()},
+        checks=(
+            Check(metric="tokens", model="align", at_most=500.0, text="finds <needles>"),
+            Check(metric="tokens", model="distill", at_least=1e4, text="is fast", required=False),
+        ),
+        title="A <title> & more",
+        lead="What was done.",
+        document=Document(
+            path=str(folder / "docs" / "results.md"),
+            title="Results",
+            description="These models.",
+            trained_length=128,
+            figure=str(folder / "docs" / "figures" / "figure.svg"),
+        ),
+    )
+    return Results(config, report)
+
+
+@pytest.fixture(scope="session")
+def written(results, folder) -> pathlib.Path:
+    """A folder with what `write_results` wrote: the page in new/page, the document in new/docs."""
+    write_results(folder / "page", results)
     return folder

@@ -8,6 +8,7 @@ import pytest
 
 from hypenet_jax.evals.present.write import render_page
 from hypenet_jax.evals.report import Report
+from hypenet_jax.evals.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +67,14 @@ def test_numbers_are_told_when_they_are_pointed_at(page):
 
 
 def test_figures_follow_light_and_dark_and_look_the_same_each_time(results, page):
-    figures = "".join(re.findall("<svg.*?</svg>", page))
+    figures = "".join(re.findall("<svg.*?</svg>", page, re.S))
     assert "var(--s0)" in figures
     assert not re.search("#[0-9a-f]{6}", figures)
     assert page == render_page(results)
 
 
 def test_an_empty_report_is_a_page_without_sections(results):
-    page = render_page(dataclasses.replace(results, report=Report(), checks=()))
+    page = render_page(Results(dataclasses.replace(results.config, checks=()), Report()))
     assert "<section>" not in page
     assert "nan" not in page
 
