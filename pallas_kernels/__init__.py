@@ -7,11 +7,8 @@
 from pallas_kernels.attention import attention
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.dispatch import UnsupportedError, interpreted, platform
-from pallas_kernels.lightning_attention import (
-    NEGLIGIBLE_DECAY,
-    lightning_attention,
-    neighbor_exchange,
-)
+from pallas_kernels.lightning_attention import lightning_attention
+from pallas_kernels.lightning_attention.sharded import NEGLIGIBLE_DECAY, neighbor_exchange
 from pallas_kernels.lightning_step import HeadNorms, lightning_step
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device

@@ -48,7 +48,7 @@ def _lightning_programs() -> list[KernelProgram]:
 def _lightning(
     batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
 ) -> list[KernelProgram]:
-    """Forward, and with gradients: of one segment, without saved states, of many segments.
+    """Forward, and with gradients: of one segment, of many segments.
 
     The arrays come and go with their heads side by side, as projections give and take them.
     """
@@ -57,24 +57,22 @@ def _lightning(
     segment_ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
 
-    def forward(q, k, v, state, segment_ids=None, save_states=True):
+    def forward(q, k, v, state, segment_ids=None):
         q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
         decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
         operands = Operands(q, k, v, decay, state, segment_ids)
-        out, last = lightning.tpu(operands, scale=scale, save_states=save_states)
+        out, last = lightning.tpu(operands, scale=scale)
         return out.reshape(tokens.shape), last
 
-    def gradient(q, k, v, state, cotangents, segment_ids=None, save_states=True):
-        function = functools.partial(forward, segment_ids=segment_ids, save_states=save_states)
+    def gradient(q, k, v, state, cotangents, segment_ids=None):
+        function = functools.partial(forward, segment_ids=segment_ids)
         return jax.vjp(function, q, k, v, state)[1](cotangents)
 
-    recomputed = functools.partial(gradient, save_states=False)
     shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
     op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
     return [
         KernelProgram(op, shape, "forward", forward, arrays, vmem_limit),
         KernelProgram(op, shape, "gradient", gradient, (*arrays, cotangents)),
-        KernelProgram(op, shape, "gradient, no saved states", recomputed, (*arrays, cotangents)),
         KernelProgram(
             op, shape, "gradient, segments", gradient, (*arrays, cotangents, segment_ids)
         ),

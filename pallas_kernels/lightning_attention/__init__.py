@@ -8,21 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import (
-    associative,
-    chunked,
-    gpu,
-    reference,
-    sharded,
-    tpu,
-)
-from pallas_kernels.lightning_attention.reference import Operands
-from pallas_kernels.lightning_attention.sharded import (
-    NEGLIGIBLE_DECAY as NEGLIGIBLE_DECAY,
-)
-from pallas_kernels.lightning_attention.sharded import (
-    neighbor_exchange as neighbor_exchange,
-)
+from pallas_kernels.lightning_attention import chunked, gpu, reference, sharded, tpu
+from pallas_kernels.lightning_attention.reference import Operands, Results
 from pallas_kernels.mesh import UNSHARDED, MeshAxes
 from pallas_kernels.products import Precision
 
@@ -32,7 +19,7 @@ TAKE_PRECISION = ("gpu", "tpu")  # the others compute in float32
 
 IMPLEMENTATIONS = {
     "recurrent": reference.recurrent,
-    "associative": associative.associative,
+    "associative": chunked.associative,
     "chunked": chunked.chunked,
     "gpu": gpu.gpu,
     "tpu": tpu.tpu,
@@ -95,20 +82,18 @@ def lightning_attention(
 
 def _attend(
     operands: Operands, *, scale: float, implementation: str | None, precision: Precision
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    preferred = _preferred(*operands[:3])
+) -> Results:
+    preferred = _preferred(operands)
     name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
     rest = {"precision": precision} if name in TAKE_PRECISION else {}
     return IMPLEMENTATIONS[name](operands, scale=scale, **rest)
 
 
-def _preferred(
-    q: Float[Array, "B T N H"], k: Float[Array, "B T N H"], v: Float[Array, "B T N H"]
-) -> str:
-    if q.shape[1] == 1:
+def _preferred(operands: Operands) -> str:
+    if operands.q.shape[1] == 1:
         return "recurrent"
-    if dispatch.platform() == "gpu" and gpu.unsupported_reason(q, k, v) is None:
+    if dispatch.platform() == "gpu" and gpu.unsupported_reason(operands) is None:
         return "gpu"
-    if dispatch.platform() == "tpu" and tpu.unsupported_reason(q) is None:
+    if dispatch.platform() == "tpu" and tpu.unsupported_reason(operands) is None:
         return "tpu"
     return "chunked"

@@ -16,19 +16,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.blocks import block_specs
 from pallas_kernels.cost import cost
-from pallas_kernels.lightning_attention import gpu_tiles as tiles
-from pallas_kernels.lightning_attention.gpu_tiles import GpuPlan, Ref, Segments
+from pallas_kernels.lightning_attention.gpu_tiles import Block, Decay, GpuPlan, Ref
+from pallas_kernels.lightning_attention.reference import Results, State, Tokens
+
+GRID = "P N S B"  # parts, heads, spans, rows
+TOKENS, STATE, SPAN_STATE = "B T N H", "B N H H", "B N S H H"
+DECAY = Decay._make(("B .", "."))
 
 
 def span_states(
-    a: Float[Array, "B T N H"],
-    b: Float[Array, "B T N H"],
-    edge: Float[Array, "B N H H"],
-    needed: Int[Array, "B N S"],
-    packed: Segments | None,
-    log_decay: Float[Array, "N"],
     plan: GpuPlan,
+    decay: Decay,
+    a: Tokens,
+    b: Tokens,
+    edge: State,
+    needed: Int[Array, "B N S"],
     *,
     backward: bool,
 ) -> Float[Array, "B N S H H"]:
@@ -37,20 +41,13 @@ def span_states(
 
     Only the `needed` chunks nearest to a boundary are read: the others have decayed to 0.
     """
-    specs = _Specs(plan)
     return _call(
-        functools.partial(_span_states, backward=backward),
+        functools.partial(_span_states, plan, backward),
         plan,
-        inputs=(packed, log_decay, needed, a, b, edge),
-        in_specs=(
-            specs.packed(packed),
-            specs.whole,
-            specs.needed,
-            *2 * (specs.tokens,),
-            specs.state,
-        ),
+        inputs=(decay, needed, a, b, edge),
+        axes=(DECAY, "B N .", TOKENS, TOKENS, STATE),
         outputs=_states(plan, plan.spans),
-        out_specs=specs.span_state,
+        out_axes=SPAN_STATE,
         flops=plan.terms * plan.width,
         stages=2 if a.dtype == jnp.float32 else 3,
         name="span_states",
@@ -58,17 +55,14 @@ def span_states(
 
 
 def attend(
-    x: Float[Array, "B T N H"],
-    y: Float[Array, "B T N H"],
-    z: Float[Array, "B T N H"],
-    before: Float[Array, "B N S H H"],
-    packed: Segments | None,
-    log_decay: Float[Array, "N"],
     plan: GpuPlan,
+    decay: Decay,
+    tokens: tuple[Tokens, Tokens, Tokens],
+    before: Float[Array, "B N S H H"],
     *,
     backward: bool = False,
     transposed: bool = False,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+) -> Results:
     """Walks each span from the state M before it: out_t = entering_t x_t M + sum_s within_ts (x_t
     y_s) z_s, where token s writes y_s z_s^T. `before` is [z, y] where transposed.
 
@@ -78,14 +72,14 @@ def attend(
     Returns:
       The outputs, and the state at the end of the walk.
     """
-    specs = _Specs(plan)
+    x = tokens[0]
     return _call(
-        functools.partial(_attend, backward=backward, transposed=transposed),
+        functools.partial(_attend, plan, backward, transposed),
         plan,
-        inputs=(packed, log_decay, x, y, z, before),
-        in_specs=(specs.packed(packed), specs.whole, *3 * (specs.tokens,), specs.span_state),
+        inputs=(decay, *tokens, before),
+        axes=(DECAY, TOKENS, TOKENS, TOKENS, SPAN_STATE),
         outputs=(jax.ShapeDtypeStruct(x.shape, x.dtype), _states(plan)),
-        out_specs=(specs.tokens, specs.state),
+        out_axes=(TOKENS, STATE),
         flops=(plan.parts + plan.terms) * plan.chunk + 2 * plan.terms * plan.width,
         # With halves, two blocks share the shared memory of a multiprocessor.
         stages=2 if plan.parts > 1 or x.dtype == jnp.float32 else 3,
@@ -94,101 +88,70 @@ def attend(
 
 
 def _span_states(
-    packed: Segments | None,
-    log_decays: Ref,
-    needed: Ref,
-    a: Ref,
-    b: Ref,
-    edge: Ref,
-    out: Ref,
-    *,
-    plan: GpuPlan,
-    backward: bool,
+    plan: GpuPlan, backward: bool, decay: Decay, needed: Ref, a: Ref, b: Ref, edge: Ref, out: Ref
 ) -> None:
-    part, head, slot = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    block, slot = Block.here(plan, decay), pl.program_id(2)
     boundary = (slot + int(backward)) * plan.tokens
-    log_decay, count = log_decays[head], tiles.count_before(packed, boundary, plan)
+    count = block.count_before(boundary)
 
     def step(i, state):
         start = boundary + i * plan.chunk if backward else boundary - (i + 1) * plan.chunk
-        counts = tiles.counts_through(packed, start, plan)
-        real = tiles.is_real(packed, start, counts, plan)
-        decays = tiles.decay_factor(log_decay, jnp.abs(counts - count))
-        decays = jnp.where(tiles.belongs(packed, start, boundary, plan), decays, 0.0)
-        keys = [tiles.read_tokens(a, start, real, plan)]
-        values = (factor * decays)[:, None] * tiles.read_tokens(b, start, real, plan, part)
-        return tiles.product(tiles.terms(values, a.dtype, plan), keys, (0, 0), plan, onto=state)
+        counts = block.counts_through(start)
+        real = block.is_real(start, counts)
+        decays = block.decay_factor(jnp.abs(counts - count))
+        decays = jnp.where(block.belongs(start, boundary), decays, 0.0)
+        keys = [block.read_tokens(a, start, real)]
+        values = (factor * decays)[:, None] * block.read_tokens(b, start, real, own=True)
+        return block.product(block.terms(values, a.dtype), keys, (0, 0), onto=state)
 
     factor = plan.scale if backward else 1.0
     is_edge = slot == (plan.spans - 1 if backward else 0)
-    first = tiles.read_state(edge, plan, part, only_if=is_edge)
-    tiles.write_state(out, jax.lax.fori_loop(0, needed[slot], step, first), plan, part)
+    first = block.read_state(edge, only_if=is_edge)
+    block.write_state(out, jax.lax.fori_loop(0, needed[slot], step, first))
 
 
 def _attend(
-    packed: Segments | None,
-    log_decays: Ref,
+    plan: GpuPlan,
+    backward: bool,
+    transposed: bool,
+    decay: Decay,
     x: Ref,
     y: Ref,
     z: Ref,
     before: Ref,
     out: Ref,
     last: Ref,
-    *,
-    plan: GpuPlan,
-    backward: bool,
-    transposed: bool,
 ) -> None:
-    part, head, span = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    log_decay, chunks = log_decays[head], tiles.chunks_here(span, plan)
-    inner = functools.partial(tiles.inner, packed, log_decay, plan=plan, backward=backward)
-    same = inner(jnp.zeros((), jnp.int32)) if packed is None else None
+    block, span = Block.here(plan, decay), pl.program_id(2)
+    # The last span may have fewer.
+    chunks = jnp.minimum(plan.chunks, pl.cdiv(plan.length, plan.chunk) - span * plan.chunks)
+    inner = functools.partial(block.inner, backward=backward)
+    same = inner(jnp.zeros((), jnp.int32)) if block.segments is None else None
 
     def step(i, state):
         chunk = chunks - 1 - i if backward else i
         start = span * plan.tokens + chunk * plan.chunk
         within, entering = inner(start) if same is None else same
-        leaving, across = tiles.outer(packed, log_decay, start, plan)
+        leaving, across = block.outer(start)
         reading, writing = (leaving, entering) if backward else (entering, leaving)
-        real = tiles.is_real(packed, start, tiles.counts_through(packed, start, plan), plan)
+        real = block.is_real(start, block.counts_through(start))
         # What needs no tokens comes before they are read: they are still on their way.
-        held = tiles.terms(state, x.dtype, plan)
-        readers, keys = ([tiles.read_tokens(ref, start, real, plan)] for ref in (x, y))
-        carried = reading[None, :] * tiles.product(held, readers, (1, 1), plan)
-        scores = within * tiles.product(keys, readers, (1, 1), plan)
-        values = tiles.read_tokens(z, start, real, plan, part)
-        scores = tiles.terms(scores, x.dtype, plan)
-        both = tiles.product([values], scores, (0, 0), plan, onto=carried)
-        tiles.write_tokens(out, start, both, plan, part)
-        new = tiles.terms(writing[:, None] * values, x.dtype, plan)
-        return tiles.product(new, keys, (0, 0), plan, onto=across * state)
+        held = block.terms(state, x.dtype)
+        readers, keys = ([block.read_tokens(ref, start, real)] for ref in (x, y))
+        carried = reading[None, :] * block.product(held, readers, (1, 1))
+        scores = within * block.product(keys, readers, (1, 1))
+        values = block.read_tokens(z, start, real, own=True)
+        both = block.product([values], block.terms(scores, x.dtype), (0, 0), onto=carried)
+        block.write_tokens(out, start, both)
+        new = block.terms(writing[:, None] * values, x.dtype)
+        return block.product(new, keys, (0, 0), onto=across * state)
 
-    state = tiles.read_state(before, plan, part, transposed=transposed)
+    state = block.read_state(before, transposed=transposed)
     state = jax.lax.fori_loop(0, chunks, step, state)
 
     @pl.when(span == (0 if backward else plan.spans - 1))
     def _():
-        tiles.write_state(last, state, plan, part)
-
-
-class _Specs:
-    """What one block of the grid (parts, heads, spans, rows) sees of each array."""
-
-    def __init__(self, plan: GpuPlan) -> None:
-        width, columns = plan.width, plan.spans * plan.tokens + 1
-        self._packed = pl.BlockSpec((None, columns), lambda p, n, s, b: (b, 0))
-        self.whole = pl.BlockSpec((plan.heads,), lambda p, n, s, b: (0,))
-        self.needed = pl.BlockSpec((None, None, plan.spans), lambda p, n, s, b: (b, n, 0))
-        self.tokens = pl.BlockSpec(
-            (None, plan.length, None, width), lambda p, n, s, b: (b, 0, n, 0)
-        )
-        self.state = pl.BlockSpec((None, None, width, width), lambda p, n, s, b: (b, n, 0, 0))
-        self.span_state = pl.BlockSpec(
-            (None, None, None, width, width), lambda p, n, s, b: (b, n, s, 0, 0)
-        )
-
-    def packed(self, packed: Segments | None) -> Any:
-        return jax.tree.map(lambda _: self._packed, packed)
+        block.write_state(last, state)
 
 
 def _states(plan: GpuPlan, *spans: int) -> jax.ShapeDtypeStruct:
@@ -201,22 +164,21 @@ def _call(
     plan: GpuPlan,
     *,
     inputs: tuple[Any, ...],
-    in_specs: tuple[Any, ...],
+    axes: tuple[Any, ...],
     outputs: Any,
-    out_specs: Any,
+    out_axes: Any,
     flops: int,
     stages: int,
     name: str,
 ) -> Any:
-    """Runs a kernel over (parts, heads, spans, rows): blocks that run together read the same tokens
-    of a head or neighbouring heads, which lie side by side. `flops` is a half of those per token,
-    head and column."""
+    """Runs a kernel over the grid: blocks that run together read the same tokens of a head or
+    neighbouring heads, which lie side by side. `flops` is a half of those per token, head and column."""
     tokens = plan.batch * plan.heads * plan.length
     return pl.pallas_call(
-        functools.partial(kernel, plan=plan),
+        kernel,
         grid=(plan.parts, plan.heads, plan.spans, plan.batch),
-        in_specs=in_specs,
-        out_specs=out_specs,
+        in_specs=block_specs(GRID, axes, inputs),
+        out_specs=block_specs(GRID, out_axes, outputs),
         out_shape=outputs,
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(

@@ -5,28 +5,28 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.lightning_attention import segments
+
+Tokens = Float[Array, "B T N H"]
+State = Float[Array, "B N H H"]
+Results = tuple[Tokens, State]
 
 
 class Operands(NamedTuple):
     """Arguments of `lightning_attention` that are arrays, state and decay in float32."""
 
-    q: Float[Array, "B T N H"]
-    k: Float[Array, "B T N H"]
-    v: Float[Array, "B T N H"]
+    q: Tokens
+    k: Tokens
+    v: Tokens
     log_decay: Float[Array, "N"]
-    state: Float[Array, "B N H H"]
+    state: State
     segment_ids: Int[Array, "B T"] | None
 
 
-def recurrent(
-    operands: Operands,
-    *,
-    scale: float,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """Scans the recurrence over tokens; arguments and results as `lightning_attention`."""
+def recurrent(operands: Operands, *, scale: float) -> Results:
+    """Scans the recurrence over tokens."""
     q, k, v, log_decay, state, segment_ids = operands
     batch, length = q.shape[:2]
     if segment_ids is None:
@@ -36,7 +36,13 @@ def recurrent(
     decay = jnp.exp(log_decay)[None, :, None, None]
 
     def step(state, token):
-        return _step(state, token, decay, scale)
+        *qkv, real, starts = token
+        real, starts = (x[:, None, None, None] for x in (real, starts))
+        q32, k32, v32 = (jnp.where(real[..., 0], x, 0).astype(jnp.float32) for x in qkv)
+        state = jnp.where(starts, 0.0, state) * jnp.where(real, decay, 1.0)
+        state += k32[..., :, None] * v32[..., None, :]
+        out = jnp.einsum("bnk,bnkv->bnv", q32, state, precision=jax.lax.Precision.HIGHEST)
+        return state, (scale * out).astype(q.dtype)
 
     tokens = (q, k, v, real, starts)
     if length == 1:
@@ -44,26 +50,3 @@ def recurrent(
         return out[:, None], state
     state, out = jax.lax.scan(step, state, tuple(jnp.swapaxes(x, 0, 1) for x in tokens))
     return jnp.swapaxes(out, 0, 1), state
-
-
-def _step(
-    state: Float[Array, "B N H H"],
-    token: tuple[
-        Float[Array, "B N H"],
-        Float[Array, "B N H"],
-        Float[Array, "B N H"],
-        Bool[Array, "B"],
-        Bool[Array, "B"],
-    ],
-    decay: Float[Array, "1 N 1 1"],
-    scale: float,
-) -> tuple[Float[Array, "B N H H"], Float[Array, "B N H"]]:
-    q, k, v, real, starts = token
-    real = real[:, None, None]
-    q32, k32, v32 = (jnp.where(real, x, 0).astype(jnp.float32) for x in (q, k, v))
-    kept = jnp.where(starts[:, None, None, None], 0.0, state) * jnp.where(
-        real[..., None], decay, 1.0
-    )
-    state = kept + k32[..., :, None] * v32[..., None, :]
-    out = scale * jnp.einsum("bnk,bnkv->bnv", q32, state, precision=jax.lax.Precision.HIGHEST)
-    return state, out.astype(q.dtype)

@@ -16,13 +16,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.lightning_attention import segments
-from pallas_kernels.lightning_attention.reference import Operands
+from pallas_kernels.lightning_attention.reference import Operands, Results, State
 from pallas_kernels.mesh import AxisNames, MeshAxes, manual_axes, num_shards, on_each_device
 from pallas_kernels.products import product
 
-Tokens = Float[Array, "B T N H"]
-State = Float[Array, "B N H H"]
-Attend = Callable[[Operands], tuple[Tokens, State]]
+Attend = Callable[[Operands], Results]
+Open = tuple[State, Int[Array, "B"]]  # a state, and the id of the segment that it is of
 
 NEGLIGIBLE_DECAY = 2.0**-24
 """Factor on a state below which `neighbor_exchange` drops it: less than float32 rounds off beside the whole."""
@@ -34,7 +33,7 @@ _neighbors_only = jax.make_user_context(False)
 class Summary(NamedTuple):
     """One device's tokens of every row, as far as the tokens after them can tell."""
 
-    state: Float[Array, "B N H H"]  # after the tokens, from a zero state
+    state: State  # after the tokens, from a zero state
     decay: Float[Array, "B N"]  # factor on the state before them; 0 where a segment starts inside
     first_id: Int[Array, "B"]  # segment id of the first and last real token; 0 where all is padding
     last_id: Int[Array, "B"]
@@ -65,11 +64,7 @@ def on_mesh(attend: Attend, axes: MeshAxes) -> Attend:
     return on_each_device(local, (specs,), (tokens, state))
 
 
-def _own_tokens(
-    attend: Attend,
-    axes: AxisNames,
-    operands: Operands,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
+def _own_tokens(attend: Attend, axes: AxisNames, operands: Operands) -> Results:
     """Outputs of this device's tokens, and the state after those of the last device."""
     q, k, v, log_decay, state, segment_ids = operands
     ids = jnp.ones(q.shape[:2], jnp.int32) if segment_ids is None else segment_ids
@@ -115,21 +110,19 @@ def _summary(
     log_decay: Float[Array, "N"],
     segment_ids: Int[Array, "B T"],
 ) -> Summary:
-    real, starts = segments.is_real(segment_ids), segments.starts_segment(segment_ids)
-    segment, count = (jnp.cumsum(x, axis=1, dtype=jnp.int32) for x in (starts, real))
-    kept = real & (segment == segment[:, -1:])  # still in the state after the last token
-    leaving = jnp.exp((count[:, -1:] - count)[..., None] * log_decay[None, None])
-    k32, v32 = (jnp.where(kept[..., None, None], x, 0).astype(jnp.float32) for x in (k, v))
-    decay = jnp.where(segment[:, -1:] == 0, jnp.exp(count[:, -1:] * log_decay[None]), 0.0)
+    steps = segments.steps_of_segments(segment_ids, segment_ids.shape[1])  # in one chunk
+    leaving, across = steps.leaving[:, 0, :, None], steps.across[:, 0]
+    k32, v32 = (jnp.where(leaving[..., None] < 0, 0, x).astype(jnp.float32) for x in (k, v))
+    k32 *= segments.decay_factor(log_decay[None, None], leaving)[..., None]
+    decay = segments.decay_factor(log_decay[None], across)
+    real = segments.is_real(segment_ids)
     places = jnp.argmax(real, axis=1), real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
     ids = (jnp.take_along_axis(segment_ids, x[:, None], axis=1)[:, 0] for x in places)
-    return Summary(product("btnk,btnv->bnkv", leaving[..., None] * k32, v32), decay, *ids)
+    return Summary(product("btnk,btnv->bnkv", k32, v32), decay, *ids)
 
 
-def _advance(
-    before: tuple[Float[Array, "B N H H"], Int[Array, "B"]], summary: Summary
-) -> tuple[tuple[Float[Array, "B N H H"], Int[Array, "B"]], Float[Array, "B N H H"]]:
-    """From (state, id of the open segment) before some tokens to those after, and the state they start from."""
+def _advance(before: Open, summary: Summary) -> tuple[Open, State]:
+    """From what is before some tokens to what is after them, and the state they start from."""
     state, open_id = before
     same = (summary.first_id == open_id) | (summary.first_id == 0) | (open_id == 0)
     state = jnp.where(same[:, None, None, None], state, 0.0)

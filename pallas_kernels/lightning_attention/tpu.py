@@ -5,12 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
-from pallas_kernels.lightning_attention import tpu_chunk, tpu_kernels
-from pallas_kernels.lightning_attention.reference import Operands
+from pallas_kernels.lightning_attention import tpu_chunk, tpu_grid
+from pallas_kernels.lightning_attention.reference import Operands, Results
 from pallas_kernels.lightning_attention.tpu_chunk import TpuPlan
+from pallas_kernels.lightning_attention.tpu_grid import Inputs
 from pallas_kernels.products import Precision
 
 LANES = 128
@@ -18,54 +18,38 @@ INTERPRETED_CHUNK = 32
 STEP_ROWS = 512  # tokens times heads per grid step, at most
 BFLOAT16_ROWS = 16  # rows of one tile
 
-Tokens = Float[Array, "B T W"]
-State = Float[Array, "B N H H"]
-Packed = tuple[Float[Array, "B 8 S"], ...]
 
+def tpu(operands: Operands, *, scale: float, precision: Precision = "split") -> Results:
+    """One kernel forward, one backward; arguments and results as `lightning_attention`.
 
-def tpu(
-    operands: Operands,
-    *,
-    scale: float,
-    precision: Precision = "split",
-    save_states: bool = True,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N H H"]]:
-    """One kernel forward, one or two backward; arguments and results as `lightning_attention`.
+    bfloat16 inputs are exact in the matrix units; other dtypes are computed in float32 throughout.
+    Differentiating keeps the state before every chunk, B * N * (T / chunk) * H * H numbers in q's dtype.
 
-    bfloat16 inputs are exact in the matrix units; what is computed from them is not.
-
-    Args:
-      precision: for bfloat16 inputs. "split" multiplies float32 intermediates as the sum of two
-        bfloat16 terms: relative error 3e-6 before the outputs are rounded. "one_pass" rounds them:
-        2e-3, and half the products. Other dtypes are computed in float32 throughout.
-      save_states: differentiating keeps the state before every chunk, in q's dtype: one backward
-        kernel instead of two, for B * N * (T / chunk) * H * H numbers.
     Raises:
       UnsupportedError: not a TPU, a head width that is not a multiple of 128, or a mesh.
     """
+    dispatch.require("lightning_attention", "tpu", unsupported_reason(operands), "chunked")
     q, k, v, log_decay, state, segment_ids = operands
-    dispatch.require("lightning_attention", "tpu", unsupported_reason(q), "chunked")
     batch, length, heads, width = q.shape
     chunk = min(chunk_size(), -(-length // BFLOAT16_ROWS) * BFLOAT16_ROWS)
     exact = all(x.dtype == jnp.bfloat16 for x in (q, k, v))
     dtype, products = (jnp.bfloat16, precision) if exact else (jnp.float32, "float32")
     together = max(n for n in range(1, heads + 1) if heads % n == 0 and n * chunk <= STEP_ROWS)
-    plan = TpuPlan(
-        scale, chunk, length, width, together, products, save_states, dispatch.interprets()
-    )
-    packed = () if segment_ids is None else (tpu_chunk.pack_segments(segment_ids, chunk),)
+    plan = TpuPlan(scale, chunk, length, width, together, products, dispatch.interprets())
+    packed = None if segment_ids is None else tpu_chunk.pack_segments(segment_ids, chunk)
     flat = (x.reshape(batch, length, heads * width).astype(dtype) for x in (q, k, v))
-    out, last = _attend(plan, log_decay, tuple(flat), state, packed)
+    out, last = _attend(plan, Inputs(log_decay, tuple(flat), state, packed))
     return out.reshape(q.shape).astype(q.dtype), last
 
 
-def unsupported_reason(q: Float[Array, "B T N H"]) -> str | None:
+def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernels cannot run these arguments here; None where they can."""
     reason = dispatch.platform_unsupported_reason("tpu")
     if reason is not None or dispatch.interprets():
         return reason
-    if q.shape[-1] % LANES:
-        return f"needs a head width that is a multiple of {LANES}, and it is {q.shape[-1]}"
+    width = operands.q.shape[3]
+    if width % LANES:
+        return f"needs a head width that is a multiple of {LANES}, and it is {width}"
     return dispatch.mesh_unsupported_reason()
 
 
@@ -78,40 +62,21 @@ def chunk_size() -> int:
     return INTERPRETED_CHUNK if dispatch.interprets() else pltpu.get_tpu_info().mxu_column_size
 
 
-def _attend_alone(
-    plan: TpuPlan,
-    log_decay: Float[Array, "N"],
-    tokens: tuple[Tokens, Tokens, Tokens],
-    state: State,
-    packed: Packed,
-) -> tuple[Tokens, State]:
-    (out,), last, _ = tpu_kernels.forward(plan, log_decay, tokens, state, packed, save=False)
+def _attend_alone(plan: TpuPlan, inputs: Inputs) -> Any:
+    (out,), last, _ = tpu_grid.call(tpu_grid.FORWARD, plan, inputs)
     return out, last
 
 
-def _attend_forward(
-    plan: TpuPlan,
-    log_decay: Float[Array, "N"],
-    tokens: tuple[Tokens, Tokens, Tokens],
-    state: State,
-    packed: Packed,
-) -> tuple[tuple[Tokens, State], Any]:
-    (out,), last, saved = tpu_kernels.forward(
-        plan, log_decay, tokens, state, packed, save=plan.save_states
-    )
-    return (out, last), (log_decay, tokens, state, packed, saved)
+def _attend_forward(plan: TpuPlan, inputs: Inputs) -> tuple[Any, Inputs]:
+    (out,), last, saved = tpu_grid.call(tpu_grid.FORWARD, plan, inputs, save=True)
+    return (out, last), inputs._replace(saved=saved)
 
 
-def _attend_backward(plan: TpuPlan, residuals: Any, cotangents: tuple[Tokens, State]) -> Any:
-    log_decay, tokens, state, packed, saved = residuals
-    do, dlast = cotangents
-    tokens = (*tokens, do)
-    if saved:
-        result = tpu_kernels.backward_from_saved(plan, log_decay, tokens, dlast, saved[0], packed)
-    else:
-        result = tpu_kernels.backward_from_nothing(plan, log_decay, tokens, dlast, state, packed)
-    constants = jax.tree.map(jnp.zeros_like, (log_decay, packed))
-    return constants[0], result.tokens, result.carried, constants[1]
+def _attend_backward(plan: TpuPlan, inputs: Inputs, cotangents: Any) -> tuple[Inputs]:
+    d_out, d_last = cotangents
+    reversed_inputs = inputs._replace(tokens=(*inputs.tokens, d_out), first=d_last)
+    d_tokens, d_state, _ = tpu_grid.call(tpu_grid.BACKWARD, plan, reversed_inputs)
+    return (Inputs(None, d_tokens, d_state, None),)
 
 
 _attend: Any = jax.custom_vjp(_attend_alone, nondiff_argnums=(0,))

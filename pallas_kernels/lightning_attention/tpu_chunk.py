@@ -1,8 +1,19 @@
-"""One chunk of one head, as the TPU kernels of lightning attention see it: its decays, its
-segments, its products."""
+"""The kernels of lightning attention on TPU, as functions of one head and one chunk: its decays, its
+segments, its products, forward and backward.
+
+With P = q k^T * within, D = scale * do v^T * within, S the state before the chunk and G the
+cotangent of the state after it:
+
+  o  = scale * (P v + (q S) * entering)            S' = across * S + (k * leaving)^T v
+  dq = D k + scale * (do S^T) * entering           dk = D^T q + (v G^T) * leaving
+  dv = scale * P^T do + (k G) * leaving            G' = across * G + scale * (q * entering)^T do
+
+S is made with the chunks and G against them.
+"""
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,36 +22,26 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.lightning_attention import segments
+from pallas_kernels.lightning_attention.segments import NEVER, decay_factor
+from pallas_kernels.products import Precision, contract
 
-Refs = tuple[Any, ...]  # references to blocks; empty for what this call does without
+Chunk = Float[Array, "C H"]
+State = Float[Array, "H H"]
+Ref = Any  # reference to a block; None for what this call does without
 
 SUBLANES = 8  # rows of a float32 tile: packed segments fill five, the rest is zero
-NEVER = -1.0  # number of steps over which nothing is left
 
 
 @dataclasses.dataclass(frozen=True)
 class TpuPlan:
-    """All that a kernel knows before it sees arrays.
+    """All that a kernel knows before it sees arrays."""
 
-    Attributes:
-      scale: factor on the outputs.
-      chunk: tokens per grid step.
-      length: tokens per row; the last chunk may be short.
-      width: of a head.
-      heads: per grid step; independent, so that their products hide each other's latency.
-      products: "float32", or for bfloat16 inputs "split" (float32 operands as the sum of two
-        bfloat16 terms, a product each) or "one_pass" (rounded to bfloat16).
-      save_states: the forward pass keeps the state before every chunk for the backward pass.
-      interpret: run each step on the host.
-    """
-
-    scale: float
-    chunk: int
-    length: int
-    width: int
-    heads: int
-    products: Literal["float32", "split", "one_pass"]
-    save_states: bool
+    scale: float  # factor on the outputs
+    chunk: int  # tokens per grid step
+    length: int  # tokens per row; the last chunk may be short
+    width: int  # of a head
+    heads: int  # per grid step; independent, so that their products hide each other's latency
+    products: Literal["float32"] | Precision  # the latter for bfloat16 inputs
     interpret: bool
 
     @property
@@ -49,60 +50,37 @@ class TpuPlan:
 
 
 class Factors(NamedTuple):
-    """By how much one head decays in one chunk; see `chunked.Decays`."""
+    """By how much one head decays in one chunk, over `segments.Steps`."""
 
-    within: Float[Array, "C C"]
+    within: Float[Array, "C C"]  # from token j to token i; 0 where i must not see j
     entering: Float[Array, "C _"]
     leaving: Float[Array, "C _"]
-    across: Float[Array, "..."]
+    across: Float[Array, "1 1"]
 
 
 def pack_segments(segment_ids: Int[Array, "B T"], chunk: int) -> Float[Array, "B 8 S"]:
-    """Per token, all that segments change: rows of steps over which each head decays, S whole chunks
-    long.
-
-    Rows: real tokens of the chunk so far; segment, NEVER for padding; then the steps from the
-    state before the chunk to the token, from the token to the state after the chunk, and from one
-    state to the other, NEVER where a segment begins in between.
-    """
-    batch, length = segment_ids.shape
-    segment_ids = jnp.pad(segment_ids, ((0, 0), (0, -length % chunk)))
-    shape = (batch, -1, chunk)
-    real = segments.is_real(segment_ids).reshape(shape)
-    count = jnp.cumsum(real, axis=-1, dtype=jnp.float32)
-    segment = jnp.cumsum(segments.starts_segment(segment_ids), axis=1, dtype=jnp.float32)
-    segment = segment.reshape(shape)
-    end, total = segment[..., -1:], count[..., -1:]
-    before = jnp.pad(end[:, :-1], ((0, 0), (1, 0), (0, 0)))
-    entering = jnp.where(real & (segment == before), count, NEVER)
-    leaving = jnp.where(real & (segment == end), total - count, NEVER)
-    across = jnp.broadcast_to(jnp.where(end == before, total, NEVER), count.shape)
-    rows = [count, jnp.where(real, segment, NEVER), entering, leaving, across]
-    rows += [jnp.zeros_like(count)] * (SUBLANES - len(rows))
-    return jnp.stack(rows, axis=1).reshape(batch, SUBLANES, -1)
-
-
-def decay_factor(log_decay: Float[Array, ""], steps: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp(log_decay * steps), 0 for NEVER. Clamped before exp: an overflow masked afterwards is
-    NaN."""
-    return jnp.where(steps < 0, 0.0, jnp.exp(log_decay * jnp.maximum(steps, 0.0)))
+    """`segments.Steps` as rows, with a column per token, S whole chunks."""
+    *steps, across = segments.steps_of_segments(segment_ids, chunk)
+    rows = [*steps, jnp.broadcast_to(across, steps[0].shape)]
+    rows += [jnp.zeros_like(steps[0])] * (SUBLANES - len(rows))
+    return jnp.stack(rows, axis=1).reshape(segment_ids.shape[0], SUBLANES, -1)
 
 
 def factors(
     plan: TpuPlan,
     log_decay: Float[Array, ""],
     index: Int[Array, ""],
-    packed_refs: Refs,
-    within: list[Float[Array, "C C"]],
+    packed: Ref,
+    within: Float[Array, "C C"] | None,
 ) -> Factors:
     """Of chunk `index`: from its packed segments or, for one segment, from its place."""
-    if packed_refs:
-        return _factors_of_segments(plan, log_decay, packed_refs[0][...])
+    if within is None:
+        return _factors_of_segments(plan, log_decay, packed[...])
     size = (plan.length - index * plan.chunk).astype(jnp.float32)
     size = jnp.minimum(size, float(plan.chunk))
     row = _index((plan.chunk, plan.width), 0)
     return Factors(
-        within=within[0],
+        within=within,
         entering=decay_factor(log_decay, row + 1.0),
         leaving=decay_factor(log_decay, jnp.maximum(size - 1.0 - row, NEVER)),
         across=decay_factor(log_decay, jnp.full((1, 1), size)),
@@ -124,12 +102,10 @@ def _factors_of_segments(
     )
 
 
-def load(
-    plan: TpuPlan, index: Int[Array, ""], packed_refs: Refs, arrays: list[Float[Array, "C H"]]
-) -> list[Float[Array, "C H"]]:
+def load(plan: TpuPlan, index: Int[Array, ""], packed: Ref, arrays: list[Chunk]) -> list[Chunk]:
     """q, k, v or the cotangent of the outputs with zeros where there is no real token."""
-    if packed_refs:
-        real = jnp.transpose(packed_refs[0][...])[:, 1:2] >= 0
+    if packed is not None:
+        real = jnp.transpose(packed[...])[:, 1:2] >= 0
     elif plan.length % plan.chunk:  # past the end of a row lies whatever was there before
         real = _index((plan.chunk, 1), 0) < (plan.length - index * plan.chunk).astype(jnp.float32)
     else:
@@ -137,25 +113,47 @@ def load(
     return [jnp.where(real, x.astype(jnp.float32), 0.0).astype(x.dtype) for x in arrays]
 
 
-def product(
+def forward(
+    plan: TpuPlan, factors: Factors, tokens: list[Chunk], state: State
+) -> tuple[tuple[Chunk], State]:
+    """Outputs, and the state after the chunk, from q, k, v and the state before it."""
+    q, k, v = tokens
+    scores = _product(plan, q, k, (1, 1)) * factors.within
+    through_state = _product(plan, q, state, (1, 0)) * factors.entering
+    out = plan.scale * (_product(plan, scores, v, (1, 0)) + through_state)
+    return (out,), state * factors.across + _product(plan, k * factors.leaving, v, (0, 0))
+
+
+def backward(
+    plan: TpuPlan, factors: Factors, tokens: list[Chunk], cotangent: State, state: State
+) -> tuple[tuple[Chunk, Chunk, Chunk], State]:
+    """Cotangents of q, k, v and the state before the chunk, from q, k, v, do, that of the state after
+    it, and the state before it."""
+    q, k, v, do = tokens
+    within, entering, leaving, across = factors
+    through_state = plan.scale * _product(plan, do, state, (1, 1)) * entering
+    dscores = plan.scale * _product(plan, do, v, (1, 1)) * within
+    dq = _product(plan, dscores, k, (1, 0)) + through_state
+    scores = plan.scale * _product(plan, q, k, (1, 1)) * within
+    dk = _product(plan, dscores, q, (0, 0)) + _product(plan, v, cotangent, (1, 1)) * leaving
+    dv = _product(plan, scores, do, (0, 0)) + _product(plan, k, cotangent, (1, 0)) * leaving
+    read = _product(plan, q * (plan.scale * entering), do, (0, 0))
+    return (dq, dk, dv), cotangent * across + read
+
+
+def _product(
     plan: TpuPlan, a: Float[Array, "I J"], b: Float[Array, "K L"], over: tuple[int, int]
 ) -> Float[Array, "_ _"]:
     """Sum over axis over[0] of a and over[1] of b, in float32.
 
-    bfloat16 operands are exact; float32 ones become one or two bfloat16 terms by `plan.products`.
+    bfloat16 operands are exact; float32 ones may become one or two bfloat16 terms by `plan.products`.
     """
-    dimensions = (((over[0],), (over[1],)), ((), ()))
-    if plan.products == "float32":
-        highest = jax.lax.Precision.HIGHEST
-        return jax.lax.dot_general(a, b, dimensions, highest, jnp.float32)
-    default = jax.lax.Precision.DEFAULT
-    terms = [(x, y) for x in _terms(plan, a) for y in _terms(plan, b)]
-    parts = [jax.lax.dot_general(x, y, dimensions, default, jnp.float32) for x, y in terms]
-    return functools.reduce(jnp.add, parts)
+    terms = itertools.product(_terms(plan, a), _terms(plan, b))
+    return functools.reduce(jnp.add, [contract(x, y, over) for x, y in terms])
 
 
 def _terms(plan: TpuPlan, x: Float[Array, "I J"]) -> list[Float[Array, "I J"]]:
-    if x.dtype == jnp.bfloat16:
+    if x.dtype == jnp.bfloat16 or plan.products == "float32":
         return [x]
     high = x.astype(jnp.bfloat16)
     if plan.products == "one_pass":

@@ -17,15 +17,26 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.cost import cost
 from pallas_kernels.lightning_attention import tpu_chunk
-from pallas_kernels.lightning_attention.tpu_chunk import SUBLANES, Refs, TpuPlan
+from pallas_kernels.lightning_attention.segments import decay_factor
+from pallas_kernels.lightning_attention.tpu_chunk import SUBLANES, Ref, TpuPlan
+
+
+class Inputs(NamedTuple):
+    """What a kernel reads; the same tree holds the arrays, the blocks and the references of it."""
+
+    log_decay: Any  # [N]
+    tokens: Any  # a tuple of [B T N*H]
+    first: Any  # what the first chunk carries, [B N H H]
+    packed: Any  # segments, [B 8 S]; None: one segment
+    saved: Any = None  # the state before every chunk, [B N M H H]
 
 
 class Result(NamedTuple):
-    """What a kernel returns; the same tree holds the shapes, the blocks and the references of it."""
+    """What a kernel returns, likewise."""
 
-    tokens: tuple[Any, ...]  # outputs, or cotangents of q, k, v
+    tokens: Any  # outputs, or cotangents of q, k, v
     carried: Any  # what went from chunk to chunk, after the last one
-    saved: tuple[Any, ...] = ()  # and before every chunk, where it was to be saved
+    saved: Any  # and before every chunk, in the tokens' dtype, where it is to be saved
 
 
 class Kernel(NamedTuple):
@@ -48,118 +59,91 @@ class Kernel(NamedTuple):
     backward: bool = False
 
 
-def call(
-    kernel: Kernel,
-    plan: TpuPlan,
-    log_decay: Float[Array, "N"],
-    tokens: tuple[Float[Array, "B T W"], ...],
-    first: Float[Array, "B N H H"],
-    packed: tuple[Float[Array, "B 8 S"], ...],
-    saved: tuple[Float[Array, "B N M H H"], ...] = (),
-    *,
-    save: bool = False,
-) -> Result:
-    """Runs a kernel over the grid (batch, heads, chunk), each core over its chunks in order.
+FORWARD = Kernel("forward", tpu_chunk.forward, num_outputs=1, squares=2, states=2)
+BACKWARD = Kernel("backward", tpu_chunk.backward, 3, squares=5, states=4, backward=True)
 
-    Args:
-      first: what the first chunk carries.
-      save: give what each chunk carried, in the tokens' dtype.
-    """
-    batch, heads = first.shape[:2]
-    like, square = tokens[0], (plan.heads, plan.chunk, plan.chunk)
-    chunk_states = (batch, heads, plan.num_chunks, *first.shape[2:])
-    operands = (log_decay, tokens, first, packed, saved)
+
+def call(kernel: Kernel, plan: TpuPlan, inputs: Inputs, *, save: bool = False) -> Result:
+    """Runs a kernel over the grid (batch, heads, chunk), each core over its chunks in order."""
+    batch, heads, *square = inputs.first.shape
+    like = jax.ShapeDtypeStruct(inputs.tokens[0].shape, inputs.tokens[0].dtype)
+    chunk_states = jax.ShapeDtypeStruct((batch, heads, plan.num_chunks, *square), like.dtype)
     results = Result(
-        tokens=(jax.ShapeDtypeStruct(like.shape, like.dtype),) * kernel.num_outputs,
-        carried=jax.ShapeDtypeStruct(first.shape, jnp.float32),
-        saved=(jax.ShapeDtypeStruct(chunk_states, like.dtype),) * save,
+        tokens=(like,) * kernel.num_outputs,
+        carried=jax.ShapeDtypeStruct(inputs.first.shape, jnp.float32),
+        saved=chunk_states if save else None,
     )
-    scalars, *blocks = _blocks(plan, kernel.backward)
-    of_tokens, of_state, of_packed, of_saved = blocks
-    counts = (len(tokens), len(packed), len(saved))
+    in_specs, out_specs = _blocks(kernel, plan, inputs, results)
+    decays = pltpu.VMEM((plan.heads, plan.chunk, plan.chunk), jnp.float32)
     (result,) = pl.pallas_call(
-        functools.partial(_step, kernel.function, plan, kernel.backward),
+        functools.partial(_step, kernel, plan),
         grid=(batch, heads // plan.heads, plan.num_chunks),
-        in_specs=(
-            scalars,
-            (of_tokens,) * counts[0],
-            of_state,
-            (of_packed,) * counts[1],
-            (of_saved,) * counts[2],
-        ),
-        out_specs=(Result((of_tokens,) * kernel.num_outputs, of_state, (of_saved,) * save),),
+        in_specs=(in_specs,),
+        out_specs=(out_specs,),
         out_shape=(results,),
-        scratch_shapes=((pltpu.VMEM(square, jnp.float32),) * (not packed),),
+        scratch_shapes=(decays if inputs.packed is None else None,),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary")
         ),
-        cost_estimate=_cost(plan, batch * heads, (operands, results), kernel),
+        cost_estimate=_cost(kernel, plan, batch * heads, (inputs, results)),
         interpret=plan.interpret,
         name=f"lightning_attention_{kernel.name}",
-    )(*operands)
+    )(inputs)
     return result
 
 
-def _step(
-    kernel: Callable[..., Any],
-    plan: TpuPlan,
-    backward: bool,
-    log_decay_ref: Any,
-    tokens_refs: Refs,
-    first_ref: Any,
-    packed_refs: Refs,
-    saved_refs: Refs,
-    result_refs: Result,
-    within_refs: Refs,
-) -> None:
+def _step(kernel: Kernel, plan: TpuPlan, inputs: Inputs, results: Result, within: Ref) -> None:
     """One chunk of all heads of a grid step."""
     step = pl.program_id(2)
-    index = plan.num_chunks - 1 - step if backward else step
+    index = plan.num_chunks - 1 - step if kernel.backward else step
     heads = range(plan.heads)
-    log_decays = [log_decay_ref[pl.program_id(1) * plan.heads + head] for head in heads]
+    log_decays = [inputs.log_decay[pl.program_id(1) * plan.heads + head] for head in heads]
 
     @pl.when(step == 0)
     def _():
-        result_refs.carried[...] = first_ref[...]
-        for ref in within_refs:
+        results.carried[...] = inputs.first[...]
+        if within is not None:
             for head in heads:
-                ref[head] = tpu_chunk.decay_factor(log_decays[head], tpu_chunk.gaps(plan))
+                within[head] = decay_factor(log_decays[head], tpu_chunk.gaps(plan))
 
     stores = []
     for head in heads:
         lanes = pl.ds(head * plan.width, plan.width)
-        within = [ref[head] for ref in within_refs]
-        factors = tpu_chunk.factors(plan, log_decays[head], index, packed_refs, within)
-        tokens = tpu_chunk.load(plan, index, packed_refs, [ref[:, lanes] for ref in tokens_refs])
-        carried = result_refs.carried[head]
-        saved = [ref[head] for ref in saved_refs]
-        out, next_carried = kernel(plan, factors, tokens, carried, *saved)
+        own = None if within is None else within[head]
+        factors = tpu_chunk.factors(plan, log_decays[head], index, inputs.packed, own)
+        tokens = tpu_chunk.load(plan, index, inputs.packed, [x[:, lanes] for x in inputs.tokens])
+        carried = results.carried[head]
+        saved = [] if inputs.saved is None else [inputs.saved[head]]
+        out, next_carried = kernel.function(plan, factors, tokens, carried, *saved)
         stores += [
-            (ref, (slice(None), lanes), x) for ref, x in zip(result_refs.tokens, out, strict=True)
+            (ref, (slice(None), lanes), x) for ref, x in zip(results.tokens, out, strict=True)
         ]
-        stores += [(ref, head, carried) for ref in result_refs.saved]
-        stores += [(result_refs.carried, head, next_carried)]
+        stores += [] if results.saved is None else [(results.saved, head, carried)]
+        stores += [(results.carried, head, next_carried)]
     for ref, place, x in stores:
         ref[place] = x.astype(ref.dtype)
 
 
-def _blocks(plan: TpuPlan, backward: bool) -> tuple[pl.BlockSpec, ...]:
+def _blocks(
+    kernel: Kernel, plan: TpuPlan, inputs: Inputs, results: Result
+) -> tuple[Inputs, Result]:
     """Where a grid step finds log decays, tokens, a state, packed segments and a state of each chunk."""
 
     def chunk(step):
-        return plan.num_chunks - 1 - step if backward else step
+        return plan.num_chunks - 1 - step if kernel.backward else step
 
-    square = (plan.width, plan.width)
-    return (
-        pl.BlockSpec(memory_space=pltpu.SMEM),
-        pl.BlockSpec((None, plan.chunk, plan.heads * plan.width), lambda b, n, c: (b, chunk(c), n)),
-        pl.BlockSpec((None, plan.heads, *square), lambda b, n, c: (b, n, 0, 0)),
-        pl.BlockSpec((None, SUBLANES, plan.chunk), lambda b, n, c: (b, 0, chunk(c))),
-        pl.BlockSpec((None, plan.heads, None, *square), lambda b, n, c: (b, n, chunk(c), 0, 0)),
-    )
+    square, lanes = (plan.width, plan.width), plan.heads * plan.width
+    scalars = pl.BlockSpec(memory_space=pltpu.SMEM)
+    tokens = pl.BlockSpec((None, plan.chunk, lanes), lambda b, n, c: (b, chunk(c), n))
+    state = pl.BlockSpec((None, plan.heads, *square), lambda b, n, c: (b, n, 0, 0))
+    packed = pl.BlockSpec((None, SUBLANES, plan.chunk), lambda b, n, c: (b, 0, chunk(c)))
+    saved = pl.BlockSpec((None, plan.heads, None, *square), lambda b, n, c: (b, n, chunk(c), 0, 0))
+    specs = Inputs(scalars, tokens, state, packed, saved), Result(tokens, state, saved)
+    # As many of each as there are arrays of it.
+    return jax.tree.map(lambda spec, x: jax.tree.map(lambda _: spec, x), specs, (inputs, results))
 
 
-def _cost(plan: TpuPlan, heads: int, arrays: Any, kernel: Kernel) -> pl.CostEstimate:
+def _cost(kernel: Kernel, plan: TpuPlan, heads: int, arrays: Any) -> pl.CostEstimate:
     """A product counts once however many passes its precision takes."""
     numbers = heads * plan.num_chunks * plan.chunk * plan.width
     flops = 2 * numbers * (kernel.squares * plan.chunk + kernel.states * plan.width)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from pallas_kernels import dispatch
 from pallas_kernels.lightning_step import gpu, reference
 from pallas_kernels.lightning_step.reference import HeadNorms as HeadNorms
-from pallas_kernels.lightning_step.reference import Operands
+from pallas_kernels.lightning_step.reference import Operands, Results
 from pallas_kernels.mesh import UNSHARDED, MeshAxes, on_each_device
 
 Implementation = Literal["reference", "gpu"]
@@ -78,15 +78,8 @@ def lightning_step(
     return on_each_device(local, (specs,), (heads, heads))(operands)
 
 
-def _step(
-    operands: Operands, *, scale: float, eps: float, implementation: str | None
-) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
-    preferred = _preferred(operands.q, operands.k, operands.v)
+def _step(operands: Operands, *, scale: float, eps: float, implementation: str | None) -> Results:
+    usable = dispatch.platform() == "gpu" and gpu.unsupported_reason(operands) is None
+    preferred = "gpu" if usable else "reference"
     name = dispatch.choose("lightning_step", implementation, IMPLEMENTATIONS, preferred)
     return IMPLEMENTATIONS[name](operands, scale, eps)
-
-
-def _preferred(q: Float[Array, "B N H"], k: Float[Array, "B N H"], v: Float[Array, "B N H"]) -> str:
-    if dispatch.platform() == "gpu" and gpu.unsupported_reason(q, k, v) is None:
-        return "gpu"
-    return "reference"

@@ -12,7 +12,7 @@ Written in Pallas for Triton; `pallas_kernels.products` says why.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,18 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
+from pallas_kernels.blocks import block_specs
 from pallas_kernels.cost import cost
 from pallas_kernels.gradients import as_defined
-from pallas_kernels.lightning_step.reference import Operands, reference
+from pallas_kernels.lightning_step.reference import Operands, Results, reference
 
 MAX_WIDTH = 256  # columns of wider heads do not fit into the registers of one block
 COLUMNS = 32  # of a tile: rows of 128 bytes
 WARPS = 4
+
+GRID = "I N B"  # parts of the width, heads, rows
+STATE, HEAD = "B N . .", "B N ."
+INPUTS = Operands._make((HEAD, HEAD, HEAD, "N", STATE, ".", "B .", "B", "B"))
 
 Ref = Any  # an array in HBM, read and written by index
 
@@ -48,105 +53,57 @@ class Plan:
         return pl.next_power_of_2(self.width)
 
 
-class _Inputs(NamedTuple):
-    """What the kernel reads: arrays, or what one block sees of each."""
-
-    state: Float[Array, "B N H H"]  # first: the one that is changed in place
-    heads: tuple[Float[Array, "B N H"], ...]  # queries, keys, values
-    decay: Float[Array, "N"]
-    scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of queries and keys
-    turns: tuple[Float[Array, "B H"], Float[Array, "B H"]] | None
-    real: Bool[Array, "B"] | None
-    reset: Bool[Array, "B"] | None
-
-
-def gpu(
-    operands: Operands, scale: float, eps: float
-) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+def gpu(operands: Operands, scale: float, eps: float) -> Results:
     """Rounds only the outputs; gradients are those of the definition.
 
     Raises:
       UnsupportedError: not a data-centre GPU from Ampere on, types that are neither all bfloat16 nor all float32,
         heads too wide, or a mesh.
     """
-    dispatch.require("lightning_step", "gpu", unsupported_reason(*operands[:3]), "reference")
+    dispatch.require("lightning_step", "gpu", unsupported_reason(operands), "reference")
     width = operands.q.shape[2]
     columns = min(COLUMNS, pl.next_power_of_2(width))
     return _step(Plan(scale, eps, width, columns, dispatch.interprets()), operands)
 
 
-def unsupported_reason(
-    q: Float[Array, "B N H"], k: Float[Array, "B N H"], v: Float[Array, "B N H"]
-) -> str | None:
+def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    reason = dispatch.dtypes_unsupported_reason("q, k, v", q, k, v)
+    reason = dispatch.dtypes_unsupported_reason("q, k, v", *operands[:3])
     if reason is not None:
         return reason
-    if q.shape[2] > MAX_WIDTH:
-        return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[2]}"
+    width = operands.q.shape[2]
+    if width > MAX_WIDTH:
+        return f"takes heads up to {MAX_WIDTH} wide, and these are {width}"
     return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
-def _advance(
-    plan: Plan, operands: Operands
-) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+def _advance(plan: Plan, operands: Operands) -> Results:
     inputs = _inputs(operands)
     batch, heads, width = operands.q.shape
-    results = operands.state, operands.q
-    shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results)
+    results = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (operands.state, operands.q))
     state, out = pl.pallas_call(
         functools.partial(_tile, plan),
-        grid=(pl.cdiv(plan.width, plan.columns), heads, batch),
-        in_specs=(_in_specs(inputs),),
-        out_specs=(_of_head(width, width), _of_head(width)),
-        out_shape=shapes,
-        input_output_aliases={0: 0},
+        grid=(pl.cdiv(width, plan.columns), heads, batch),
+        in_specs=(block_specs(GRID, INPUTS, inputs),),
+        out_specs=block_specs(GRID, (STATE, HEAD), results),
+        out_shape=results,
+        input_output_aliases={Operands._fields.index("state"): 0},
         compiler_params=triton.CompilerParams(num_warps=WARPS, num_stages=1),
-        cost_estimate=cost(5 * operands.state.size, 0, (inputs, shapes)),
+        cost_estimate=cost(5 * operands.state.size, 0, (inputs, results)),
         interpret=plan.interpret,
         name="lightning_step",
     )(inputs)
     return out, state
 
 
-def _inputs(operands: Operands) -> _Inputs:
-    q, k, v, log_decay, state, scales, angles, real, reset = operands
-    turns = None
-    if angles is not None:
-        cos, sin = jnp.cos(angles), jnp.sin(angles)
-        turns = jnp.tile(cos, 2), jnp.concatenate([-sin, sin], axis=-1)
-    return _Inputs(
-        state=state,
-        heads=(q, k, v),
-        decay=jnp.exp(log_decay.astype(jnp.float32)),
-        scales=scales,
-        turns=turns,
-        real=real,
-        reset=reset,
-    )
-
-
-def _in_specs(inputs: _Inputs) -> _Inputs:
-    """What a block of the grid (parts of the width, heads, rows) sees."""
-    width = inputs.state.shape[-1]
-    of_row = pl.BlockSpec((1,), lambda i, n, b: (b,))
-    of_scale = pl.BlockSpec((width,), lambda i, n, b: (0,))
-    of_turn = pl.BlockSpec((None, width), lambda i, n, b: (b, 0))
-    blocks: dict[str, Any] = {
-        "state": _of_head(width, width),
-        "heads": (_of_head(width),) * 3,
-        "decay": pl.BlockSpec((1,), lambda i, n, b: (n,)),
-        "scales": (of_scale, of_scale),
-        "turns": (of_turn, of_turn),
-        "real": of_row,
-        "reset": of_row,
-    }
-    absent: dict[str, Any] = {name: None for name, x in inputs._asdict().items() if x is None}
-    return _Inputs(**(blocks | absent))
-
-
-def _of_head(*shape: int) -> pl.BlockSpec:
-    return pl.BlockSpec((None, None, *shape), lambda i, n, b: (b, n, *(0 for _ in shape)))
+def _inputs(operands: Operands) -> Operands:
+    """What the kernel reads: factors in place of the log decays, and in place of the angles two by
+    which to turn a row."""
+    decay, turns = jnp.exp(operands.log_decay.astype(jnp.float32)), operands.angles
+    if turns is not None:
+        cos, sin = jnp.cos(turns), jnp.sin(turns)
+        turns: Any = jnp.tile(cos, 2), jnp.concatenate([-sin, sin], axis=-1)
+    return operands._replace(log_decay=decay, angles=turns)
 
 
 def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
@@ -156,20 +113,21 @@ def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
 _step = as_defined(_advance, _define)
 
 
-def _tile(plan: Plan, inputs: _Inputs, state: Ref, out: Ref) -> None:
-    """The block's columns of one head's state, and of its output."""
-    start, (query, key, value) = pl.program_id(0) * plan.columns, inputs.heads
+def _tile(plan: Plan, inputs: Any, state: Ref, out: Ref) -> None:
+    """The block's columns of one head's state, and of its output, from references to `_inputs`."""
+    query, key, value, factor, start_state, scales, turns, real, reset = inputs
+    start = pl.program_id(0) * plan.columns
     rows, columns = pl.ds(jnp.int32(0), plan.rows), pl.ds(start, plan.columns)
     across = start + jnp.arange(plan.columns) < plan.width
     mask = _inside(plan)[:, None] & across[None]
     # All is asked for before a sum waits for some of it, the state first.
-    before = _load(inputs.state.at[rows, columns], mask)
-    decay = inputs.decay[0]
-    real, reset = (None if x is None else x[0] for x in (inputs.real, inputs.reset))
-    q_scale, k_scale = inputs.scales or (None, None)
-    q, k = _rotated(plan, query, q_scale, inputs.turns), _rotated(plan, key, k_scale, inputs.turns)
+    before = _load(start_state.at[rows, columns], mask)
+    decay = factor[...]
+    real, reset = (None if x is None else x[...] for x in (real, reset))
+    q_scale, k_scale = scales or (None, None)
+    q, k = _rotated(plan, query, q_scale, turns), _rotated(plan, key, k_scale, turns)
     v, readout = _load(value.at[columns], across), plan.scale
-    if inputs.scales is not None:
+    if scales is not None:
         # What a norm divides by is one number, so it may wait until after the rotation.
         v, readout = v * _inverse_norm(plan, key), readout * _inverse_norm(plan, query)
     if reset is not None:

@@ -5,9 +5,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from pallas_kernels.lightning_attention.reference import Operands as RecurrentOperands
-from pallas_kernels.lightning_attention.reference import recurrent
+from pallas_kernels.lightning_attention import reference as sequence
 from pallas_kernels.norm_rotary.reference import rms_norm, rotate
+
+Token = Float[Array, "B N H"]
+State = Float[Array, "B N H H"]
+Results = tuple[Token, State]
 
 
 class HeadNorms(NamedTuple):
@@ -21,20 +24,18 @@ class HeadNorms(NamedTuple):
 class Operands(NamedTuple):
     """Arguments of `lightning_step` that are arrays; the same meaning, None included."""
 
-    q: Float[Array, "B N H"]
-    k: Float[Array, "B N H"]
-    v: Float[Array, "B N H"]
+    q: Token
+    k: Token
+    v: Token
     log_decay: Float[Array, "N"]
-    state: Float[Array, "B N H H"]
+    state: State
     scales: tuple[Float[Array, "H"], Float[Array, "H"]] | None  # of the norms
     angles: Float[Array, "B J"] | None
     real: Bool[Array, "B"] | None
     reset: Bool[Array, "B"] | None
 
 
-def reference(
-    operands: Operands, scale: float, eps: float
-) -> tuple[Float[Array, "B N H"], Float[Array, "B N H H"]]:
+def reference(operands: Operands, scale: float, eps: float) -> Results:
     """Rounds queries and keys to their dtype after the norm, after its scale and after the rotation."""
     q, k, v, log_decay, state, scales, angles, real, reset = operands
     q_scale, k_scale = scales or (None, None)
@@ -42,14 +43,13 @@ def reference(
     if reset is not None:
         state = jnp.where(reset[:, None, None, None], 0.0, state)
     segment_ids = None if real is None else real.astype(jnp.int32)[:, None]
-    out, state = recurrent(
-        RecurrentOperands(q, k, v[:, None], log_decay, state, segment_ids), scale=scale
-    )
+    one_token = sequence.Operands(q, k, v[:, None], log_decay, state, segment_ids)
+    out, state = sequence.recurrent(one_token, scale=scale)
     return out[:, 0], state
 
 
 def _placed(
-    x: Float[Array, "B N H"],
+    x: Token,
     scale: Float[Array, "H"] | None,
     angles: Float[Array, "B J"] | None,
     eps: float,

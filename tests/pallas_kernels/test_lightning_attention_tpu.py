@@ -24,18 +24,14 @@ def on_tpu(kind="TPU v5 lite", axes=()):
     return jax.sharding.use_abstract_mesh(AbstractMesh(sizes, names, kinds, abstract_device=device))
 
 
-@functools.partial(jax.jit, static_argnames=("precision", "save_states"))
-def results(q, k, v, state, log_decay, segment_ids=None, precision="split", save_states=True):
+@functools.partial(jax.jit, static_argnames="precision")
+def results(q, k, v, state, log_decay, segment_ids=None, precision="split"):
     """Outputs, last state, and the gradients of both in q, k, v and the first state."""
 
     def function(*arrays):
         q, k, v, state = arrays
-        return tpu.tpu(
-            Operands(q, k, v, log_decay, state, segment_ids),
-            scale=SCALE,
-            precision=precision,
-            save_states=save_states,
-        )
+        operands = Operands(q, k, v, log_decay, state, segment_ids)
+        return tpu.tpu(operands, scale=SCALE, precision=precision)
 
     def loss(*arrays):
         return oracles.scalar([x.astype(jnp.float32) for x in function(*arrays)])
@@ -62,13 +58,8 @@ def errors(packed, dtype=jnp.bfloat16, **mode):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients_without_saved_states_match_float64(packed):
-    assert max(errors(packed, jnp.float32, save_states=False)) <= oracles.TOLERANCE["float32"]
-
-
-@pytest.mark.parametrize(("packed", "save_states"), [(False, False), (True, True)])
-def test_the_split_loses_only_the_rounding_of_bfloat16_results(packed, save_states):
-    out, last, *gradients = errors(packed, save_states=save_states)
+def test_the_split_loses_only_the_rounding_of_bfloat16_results(packed):
+    out, last, *gradients = errors(packed)
     perfect = float64(packed, jnp.bfloat16)[0]
     rounding = oracles.relative_error(np.asarray(perfect, jnp.bfloat16), perfect)
     assert out <= 1.2 * rounding
@@ -91,7 +82,7 @@ def test_more_heads_than_fit_in_a_grid_step_match_the_chunked_form():
     oracles.assert_close(got, want, 5e-6)
 
 
-def kernels(length=16384, heads=16, width=128, dtype=jnp.bfloat16, packed=False, **mode):
+def kernels(length=16384, heads=16, width=128, dtype=jnp.bfloat16, packed=False):
     """Names of the kernels in the program of the gradient, lowered for a TPU."""
     tokens = jax.ShapeDtypeStruct((1, length, heads, width), dtype)
     state = jax.ShapeDtypeStruct((1, heads, width, width), jnp.float32)
@@ -99,7 +90,7 @@ def kernels(length=16384, heads=16, width=128, dtype=jnp.bfloat16, packed=False,
 
     def loss(q, k, v, state, segments):
         operands = Operands(q, k, v, decays(heads), state, segments)
-        out, last = tpu.tpu(operands, scale=SCALE, **mode)
+        out, last = tpu.tpu(operands, scale=SCALE)
         return jnp.sum(out, dtype=jnp.float32) + jnp.sum(last)
 
     # With the value: newer JAX leaves out a forward kernel whose results nothing reads.
@@ -113,7 +104,7 @@ def test_forward_and_backward_lower_for_every_generation(kind):
     with on_tpu(kind):
         assert kernels() == 2
         assert kernels(length=1000, heads=5, packed=True) == 2
-        assert kernels(save_states=False, dtype=jnp.float32) == 3
+        assert kernels(dtype=jnp.float32) == 2
 
 
 def test_what_a_tpu_cannot_run_is_refused_with_what_would():
