@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_decoders import VOCABULARY
 
 from hypenet_jax.generation.decode import decode, decode_until, init_carry, row_keys
 from hypenet_jax.generation.generate import generate
@@ -27,7 +26,7 @@ from hypenet_jax.testing import random_params, tiny_teacher
 
 pytestmark = pytest.mark.brief
 
-LENGTH, WIDTH, NEW = 200, 9, 4
+VOCABULARY, LENGTH, WIDTH, NEW = 61, 200, 9, 4
 ROOM = WIDTH + NEW
 CLOSE = 1e-5
 # One softmax and one lightning layer; a strong logit scale, so that positions show in both.

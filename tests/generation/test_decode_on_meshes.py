@@ -1,28 +1,30 @@
 """Reading prompts and writing tokens on meshes: the tokens of one device, and caches that stay where they are."""
 
-import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_decoders import BATCH, TIME, Model, tiny_hybrid
 
 from hypenet_jax.generation.generate import generate
-from hypenet_jax.model.decoder import decode_state
+from hypenet_jax.model.config import hypenet, with_logit_scale
+from hypenet_jax.model.decoder import Decoder, decode_state
+from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
-from hypenet_jax.testing import random_params
+from hypenet_jax.testing import random_params, tiny_teacher
 
 pytestmark = pytest.mark.brief
 
-NEW = 8
+BATCH, TIME, NEW = 3, 24, 8
 MESHES = (
     {"fsdp": 2, "sequence": 2, "tensor": 2},
     pytest.param({"sequence": 4}, marks=pytest.mark.slow),
     pytest.param({"tensor": 2}, marks=pytest.mark.slow),
 )
-CONFIG = dataclasses.replace(tiny_hybrid(), vocab_size=64)
-MODEL = Model(CONFIG, random_params(CONFIG))
+# Softmax, two lightning layers, softmax; a strong logit scale, so that positions show in every layer.
+CONFIG = with_logit_scale(hypenet(tiny_teacher(64, layers=4), (0, 3)), LogLengthScale(4.0))
+DECODER, PARAMS = Decoder(CONFIG, jnp.float32, scan=False), random_params(CONFIG)
 
 
 def mesh_of(sizes):
@@ -36,13 +38,7 @@ def written():
         np.random.default_rng(5).integers(0, CONFIG.vocab_size, (BATCH, TIME)).astype(np.int32)
     )
     real = np.arange(TIME)[None] >= np.asarray([0, 5, 13])[:, None]
-    return generate(
-        MODEL.decoder,
-        MODEL.params,
-        prompts,
-        segment_ids=real.astype(np.int32),
-        max_new_tokens=NEW,
-    )
+    return generate(DECODER, PARAMS, prompts, segment_ids=real.astype(np.int32), max_new_tokens=NEW)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +54,10 @@ def test_tokens_are_those_of_one_device(alone, sizes):
 
 def test_each_device_holds_its_slots_and_heads():
     """Four rows of 32 slots, two key/value heads and four heads of recurrent state."""
-    step = jax.jit(lambda params, x, s: MODEL.decoder.apply({"params": params}, x, state=s).state)
+    step = jax.jit(lambda params, x, s: DECODER.apply({"params": params}, x, state=s).state)
     with on_mesh(mesh_of({"fsdp": 2, "sequence": 2, "tensor": 2})):
-        state = decode_state(CONFIG, 4, 32, MODEL.decoder.dtype)
-        after = step(MODEL.params, np.zeros((4, 1), np.int32), state)
+        state = decode_state(CONFIG, 4, 32, DECODER.dtype)
+        after = step(PARAMS, np.zeros((4, 1), np.int32), state)
     for now in (state, after):
         keys, recurrent = now.layers[0].keys, now.layers[1].recurrent_state
         assert keys.sharding.shard_shape(keys.shape) == (2, 16, 1, 8)
