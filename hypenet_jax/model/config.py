@@ -1,6 +1,7 @@
 """The architecture as a value: widths, and one mixer per layer."""
 
 import dataclasses
+import itertools
 
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec, check_listed, mixer_kind
@@ -42,10 +43,9 @@ class ModelConfig:
     @property
     def layer_groups(self) -> tuple[range, ...]:
         """Maximal ranges of neighbouring layers with equal mixers; each is one scan over stacked parameters."""
-        starts = [i for i, spec in enumerate(self.mixers) if i == 0 or spec != self.mixers[i - 1]]
-        return tuple(
-            range(a, b) for a, b in zip(starts, [*starts[1:], self.num_layers], strict=True)
-        )
+        groups = itertools.groupby(range(self.num_layers), self.mixers.__getitem__)
+        layers = [tuple(group) for _, group in groups]
+        return tuple(range(group[0], group[-1] + 1) for group in layers)
 
 
 def with_logit_scale(config: ModelConfig, scale: LogLengthScale | float | None) -> ModelConfig:

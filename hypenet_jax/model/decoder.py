@@ -16,8 +16,8 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import (
     Embedding,
     GatedMLP,
-    Head,
     Initialization,
+    Linear,
     RMSNorm,
     unroll_layers,
 )
@@ -129,7 +129,8 @@ class Decoder(nn.Module):
             config.vocab_size, config.d_model, self.start.embedding_std, self.dtype
         )
         if not config.tie_embeddings:
-            self.head = Head(config.vocab_size, config.d_model, self.start.std)
+            shape = (config.vocab_size, config.d_model)
+            self.head = Linear(shape, (axes.VOCAB, axes.EMBED), self.start.std)
         self.final_norm = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
 
     @nn.compact
@@ -156,9 +157,7 @@ class Decoder(nn.Module):
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
         before = None if state is None else state.cache_position
         layout, after = layout_tokens(x.shape[0], x.shape[1], positions, segment_ids, before)
-        layers: tuple[Any, ...] = (None,) * self.config.num_layers
-        if state is not None:
-            layers = state.layers
+        layers = (None,) * self.config.num_layers if state is None else state.layers
         x, layers, tapped = self._layers(x, layers, layout, taps)
         hidden = self.final_norm(x)
         if after is not None:
@@ -167,17 +166,12 @@ class Decoder(nn.Module):
         return Output(hidden, state, tapped)
 
     def _layers(
-        self,
-        x: Hidden,
-        states: tuple[Any, ...],
-        layout: TokenLayout,
-        taps: bool,
-    ) -> tuple[Hidden, tuple[MixerState | None, ...], Tap | None]:
+        self, x: Hidden, states: tuple[Any, ...], layout: TokenLayout, taps: bool
+    ) -> tuple[Hidden, tuple[Any, ...], Tap | None]:
         layer = nn.remat(Layer, prevent_cse=not self.scan) if self.remat == "full" else Layer
         after, tapped = [], []
         for name, group in group_names(self.config, self.scan):
-            spec = self.config.mixers[group[0]]
-            fields = (spec, self.config, self.dtype, self.start, taps)
+            fields = (self.config.mixers[group[0]], self.config, self.dtype, self.start, taps)
             own = [states[i] for i in group]
             if self.scan:
                 stacked = jax.tree.map(lambda *s: jnp.stack(s), *own)
@@ -230,17 +224,9 @@ def logical_axes(decoder: Decoder) -> Params:
 
 
 def _init(decoder: Decoder, key: jax.Array) -> Params:
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return (
-        decoder.init(key, tokens)["params"]
-        if decoder.config.tie_embeddings
-        else decoder.init(key, tokens, method=_touch_all)["params"]
-    )
-
-
-def _touch_all(decoder: Decoder, tokens: Tokens) -> Logits:
-    """Initialisation must also reach the head, which `__call__` does not read."""
-    return decoder.logits(decoder(tokens).hidden)
+    # The head too, which `__call__` does not read.
+    touch_all = lambda decoder, tokens: decoder.logits(decoder(tokens).hidden)  # noqa: E731
+    return decoder.init(key, jnp.zeros((1, 1), jnp.int32), method=touch_all)["params"]
 
 
 def decode_state(

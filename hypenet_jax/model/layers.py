@@ -1,4 +1,9 @@
-"""The plain parts of a layer: linear maps, RMS norm, gated MLP, embedding, and how they start."""
+"""The plain parts of a layer: linear maps, RMS norm, gated MLP, embedding, and how they start.
+
+`Layer` reads `x += mixer(norm(x))`. For a token of each row on a GPU norm, product and sum are few numbers and many
+kernels, so `RMSNorm.deferred` leaves the norm to the products that read it, and a mixer or MLP that was given such an
+input leaves its last product to the sum. Given an array, all of them compute at once.
+"""
 
 import dataclasses
 import functools
@@ -14,9 +19,16 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Tokens
-from hypenet_jax.model.fusion import Normed, Product, project, project_back
 from hypenet_jax.sharding import constrain, mesh_axes
-from pallas_kernels import AxisNames, Norm, num_shards, on_each_device, platform, rms_norm
+from pallas_kernels import (
+    AxisNames,
+    Norm,
+    num_shards,
+    on_each_device,
+    platform,
+    projection,
+    rms_norm,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +62,61 @@ def parameter(
     return cast(jax.Array, module.param(name, named, shape, jnp.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Normed:
+    """norm(x), computed by each product that reads it."""
+
+    x: Hidden
+    norm: Norm
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """y W, computed by the sum `residual + product`; `options` are those of `projection`."""
+
+    y: Float[Array, "B T I"]
+    kernel: Float[Array, "I D"]
+    options: dict[str, Any]
+
+    def __radd__(self, residual: Hidden) -> Hidden:
+        return self.compute(residual)
+
+    def compute(self, residual: Hidden | None = None) -> Hidden:
+        return projection(self.y, (self.kernel,), residual=residual, **self.options)[0]
+
+
+def project(
+    x: Hidden | Normed, kernels: tuple[Float[Array, "D _"], ...]
+) -> tuple[Float[Array, "B T _"], ...]:
+    """x W for every kernel W."""
+    x, norm = (x.x, x.norm) if isinstance(x, Normed) else (x, None)
+    return projection(x, kernels, norm=norm)
+
+
+def project_back(
+    x: Hidden | Normed, y: Float[Array, "B T I"], kernel: Float[Array, "I D"], **options: Any
+) -> Hidden | Product:
+    """(norm(y) * activation(gate)) W, back to the residual stream that x was read from.
+
+    Args:
+      x: the input of the mixer or MLP; where its norm is deferred, so is this product.
+      options: norm, gate and activation of `projection`.
+    """
+    product = Product(y, kernel, options)
+    return product if isinstance(x, Normed) else product.compute()
+
+
 class Linear(nn.Module):
     """The kernel of a linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
 
     Attributes:
-      shape: of the kernel, input axes first.
-      num_inputs: how many leading axes of the kernel are inputs.
-      names: logical name of each axis of the kernel.
+      shape, names: of the kernel, and the logical name of each of its axes; inputs first.
       std: standard deviation of the initial weights.
+      num_inputs: how many leading axes are inputs.
     """
 
     shape: tuple[int, ...]
@@ -79,8 +138,7 @@ class RMSNorm(nn.Module):
     """`rms_norm` over the last axis; over several jointly only `before_product`.
 
     Attributes:
-      shape: of the scale.
-      names: logical name of each axis of the scale.
+      shape, names: of the scale, and the logical name of each of its axes.
       eps: added to the mean of squares.
       start: initial value of the scale.
     """
@@ -94,7 +152,7 @@ class RMSNorm(nn.Module):
         start = nn.initializers.constant(self.start)
         self.scale = parameter(self, "scale", start, self.shape, self.names)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return rms_norm(x, self.scale, self.eps)
 
     def deferred(self, x: Float[Array, "B T D"]) -> Normed:
@@ -169,15 +227,3 @@ def _own_rows(
     x = jnp.where(here[..., None], jnp.take(table, jnp.where(here, rows, 0), axis=0), 0)
     # XLA on CPU cannot compile this sum of bfloat16 numbers; all but one are zeros.
     return jax.lax.psum(x.astype(jnp.float32), vocabulary).astype(dtype)
-
-
-class Head(nn.Module):
-    """The output head of a model whose embedding is not tied: one row of width D per token."""
-
-    vocab_size: int
-    d_model: int
-    std: float
-
-    def setup(self) -> None:
-        shape, names = (self.vocab_size, self.d_model), (axes.VOCAB, axes.EMBED)
-        self.kernel = parameter(self, "kernel", nn.initializers.normal(self.std), shape, names)

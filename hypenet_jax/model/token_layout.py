@@ -97,15 +97,15 @@ def layout_tokens(
         segment_ids = jnp.broadcast_to(open_segment[:, None], (batch, time))
     # Counts run over whole rows, also where devices hold parts of them: the numbers are few.
     segment_ids = constrain(segment_ids, (axes.BATCH, None))
-    real = segment_ids != 0
-    starts = _segment_starts(segment_ids, before.segment_id)
+    real, starts = segment_ids != 0, _segment_starts(segment_ids, before.segment_id)
     unique_ids = before.num_segments[:, None] + jnp.cumsum(starts, axis=1, dtype=jnp.int32)
+    earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
     if positions is None:
-        positions = _count(real, starts, before.next_position)
+        positions = _positions(earlier, starts, before.next_position)
     layout = TokenLayout(positions, jnp.where(real, unique_ids, 0), single_segment)
     if cache_position is None:
         return layout, None
-    return _with_cache(layout, segment_ids, unique_ids, starts, cache_position)
+    return _with_cache(layout, segment_ids, earlier, starts, cache_position)
 
 
 def overflow(cache_position: CachePosition) -> Bool[Array, "B"]:
@@ -124,9 +124,10 @@ def _segment_starts(segment_ids: SegmentIds, open_segment: Int[Array, "B"]) -> M
     return (segment_ids != 0) & (segment_ids != previous)
 
 
-def _count(real: Mask, starts: Mask, next_position: Int[Array, "B"]) -> Positions:
+def _positions(
+    earlier: Int[Array, "B T"], starts: Mask, next_position: Int[Array, "B"]
+) -> Positions:
     """Real tokens of the same segment before each token; a continued segment goes on from `next_position`."""
-    earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
     origin = jax.lax.cummax(jnp.where(starts, earlier, -1), axis=1)
     return jnp.where(origin >= 0, earlier - origin, earlier + next_position[:, None])
 
@@ -134,32 +135,30 @@ def _count(real: Mask, starts: Mask, next_position: Int[Array, "B"]) -> Position
 def _with_cache(
     layout: TokenLayout,
     segment_ids: SegmentIds,
-    unique_ids: SegmentIds,
+    earlier: Int[Array, "B T"],
     starts: Mask,
     before: CachePosition,
 ) -> tuple[TokenLayout, CachePosition]:
-    capacity = before.slot_segment_ids.shape[1]
-    rows = jnp.arange(segment_ids.shape[0])
-    real = segment_ids != 0
-    earlier = jnp.cumsum(real, axis=1, dtype=jnp.int32) - real.astype(jnp.int32)
-    cache_slots = jnp.where(real, before.written[:, None] + earlier, capacity)
-    slot_segment_ids = before.slot_segment_ids.at[rows[:, None], cache_slots].set(
-        unique_ids, mode="drop"
-    )
+    """The layout with the slots of `earlier` real tokens before each, and the cache position after the call."""
+    real, unique_ids, slots = segment_ids != 0, layout.segment_ids, before.slot_segment_ids
+    assert unique_ids is not None
+    rows = jnp.arange(len(slots))
+    cache_slots = jnp.where(real, before.written[:, None] + earlier, slots.shape[1])
+    slots = slots.at[rows[:, None], cache_slots].set(unique_ids, mode="drop")
     first = jnp.argmax(real, axis=1)
-    last = segment_ids.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
     some = jnp.any(real, axis=1)
     after = CachePosition(
         written=before.written + jnp.sum(real, axis=1, dtype=jnp.int32),
         next_position=jnp.where(some, layout.positions[rows, last] + 1, before.next_position),
         segment_id=jnp.where(some, segment_ids[rows, last], before.segment_id),
         num_segments=jnp.where(some, unique_ids[rows, last], before.num_segments),
-        slot_segment_ids=slot_segment_ids,
+        slot_segment_ids=slots,
     )
     layout = dataclasses.replace(
         layout,
         reset_state=some & starts[rows, first],
         cache_slots=cache_slots,
-        slot_segment_ids=slot_segment_ids,
+        slot_segment_ids=slots,
     )
     return layout, after

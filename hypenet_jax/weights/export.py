@@ -14,11 +14,13 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.stacking import unstack_layers
-from hypenet_jax.weights.hf_config import CARRIED, read_json, to_hf
-from hypenet_jax.weights.names import Tensor, flatten, tensors
+from hypenet_jax.weights.hf_config import read_json, to_hf
+from hypenet_jax.weights.hf_fields import TOKEN_IDS
+from hypenet_jax.weights.names import Tensor, flatten, shape_problems, tensors
 from hypenet_jax.weights.shards import INDEX
 
 PATTERN = "model{suffix}.safetensors"
@@ -45,29 +47,27 @@ def save_hf(
 ) -> None:
     """Writes the model where transformers (Qwen3) and the official HypeNet code read it.
 
-    Every process calls it; the first one writes, holding one shard in memory at a time. The folder
-    appears complete or not at all: it is written beside its place and renamed.
+    Every process calls it; the first one writes, holding one shard in memory at a time. The folder appears complete or
+    not at all: it is written beside its place and renamed.
 
     Args:
       folder: must not exist, or be empty.
-      config: the architecture of `params`.
-      params: single or stacked layers, on any devices.
+      params: of `config`; single or stacked layers, on any devices.
       dtype: of the tensors in the files.
-      tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids
-        are taken over.
+      tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over.
       max_shard_bytes: a larger model is cut into files of at most this size, with an index.
     Raises:
       FileExistsError: the folder holds something.
-      ValueError: parameters that are not those of `config`, all of them listed, or a plan that
-        config.json cannot say.
+      ValueError: parameters that are not those of `config`, all of them listed, or a plan that config.json cannot say.
     """
     target = pathlib.Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not empty; name a new folder or remove this one first")
     source = None if tokenizer_from is None else pathlib.Path(tokenizer_from)
-    fields = to_hf(config, dtype, _fields_of(source))
+    known = source / "config.json" if source and (source / "config.json").exists() else None
+    fields = to_hf(config, dtype, known and read_json(known))
     layout = _layout(config, params)
-    _meet(f"checked {target}")
+    runtime.meet(f"checked {target}")
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as beside:
@@ -80,53 +80,30 @@ def save_hf(
     else:
         for _ in _arrays(layout, params):
             pass  # Gathering an array that spans processes needs all of them.
-    _meet(f"wrote {target}")
-
-
-def _meet(where: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+    runtime.meet(f"wrote {target}")
 
 
 def _layout(config: ModelConfig, params: Params) -> dict[str, Tensor]:
-    """The tensors by our path, in the order in which `params` yields them.
-
-    Groups of layers are yielded one after the other, so that only one is unstacked at a time.
-    """
+    """The tensors by our path, in the order in which `_arrays` yields them."""
     wanted = {tensor.ours: tensor for tensor in tensors(config)}
-    shapes = flatten(jax.eval_shape(unstack_layers, params))
-    problems = [
-        f"missing: {path} {t.our_shape}" for path, t in wanted.items() if path not in shapes
-    ]
-    for path, leaf in shapes.items():
-        if path not in wanted:
-            problems.append(f"unexpected: {path} {leaf.shape}")
-        elif leaf.shape != wanted[path].our_shape:
-            problems.append(
-                f"misshapen: {path} is {leaf.shape}, the config needs {wanted[path].our_shape}"
-            )
-    if problems:
-        raise ValueError(
-            "these parameters are not those of the config:\n  " + "\n  ".join(problems)
-        )
-    order = [
-        path
+    shapes = {
+        path: leaf.shape
         for name, tree in params.items()
-        for path in flatten(jax.eval_shape(unstack_layers, {name: tree}))
-    ]
-    return {path: wanted[path] for path in order}
+        for path, leaf in flatten(jax.eval_shape(unstack_layers, {name: tree})).items()
+    }
+    wrong = shape_problems(shapes, {path: tensor.our_shape for path, tensor in wanted.items()})
+    if wrong:
+        raise ValueError("these parameters are not those of the config:\n  " + "\n  ".join(wrong))
+    return {path: wanted[path] for path in shapes}
 
 
 def _arrays(layout: Mapping[str, Tensor], params: Params) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Groups of layers one after the other, so that only one is unstacked at a time."""
     for name, tree in params.items():
         for path, leaf in flatten(unstack_layers({name: tree})).items():
-            yield layout[path], _on_host(leaf)
-
-
-def _on_host(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        leaf = multihost_utils.process_allgather(leaf, tiled=True)
-    return np.asarray(leaf)
+            if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+                leaf = multihost_utils.process_allgather(leaf, tiled=True)
+            yield layout[path], np.asarray(leaf)
 
 
 def _write_tensors(
@@ -147,21 +124,14 @@ def _write_tensors(
     for tensor, array in _arrays(layout, params):
         name = plan.tensor_to_filename[tensor.theirs]
         # safetensors writes the buffer as it lies: a transposed view would come out scrambled.
-        theirs = np.ascontiguousarray(tensor.to_theirs(array).astype(dtype))
-        pending[name][tensor.theirs] = theirs
+        pending[name][tensor.theirs] = np.ascontiguousarray(tensor.to_theirs(array).astype(dtype))
         if len(pending[name]) == len(plan.filename_to_tensors[name]):
             save_file(pending.pop(name), folder / name, metadata={"format": "pt"})
     if plan.is_sharded:
-        count = sum(sizes.values()) // dtype.itemsize
-        metadata = {"total_parameters": count, "total_size": sum(sizes.values())}
+        size = sum(sizes.values())
+        metadata = {"total_parameters": size // dtype.itemsize, "total_size": size}
         index = {"metadata": metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
         _write_json(folder / INDEX, index)
-
-
-def _fields_of(source: pathlib.Path | None) -> dict[str, Any] | None:
-    return (
-        read_json(source / "config.json") if source and (source / "config.json").exists() else None
-    )
 
 
 def _copy_companions(
@@ -171,7 +141,7 @@ def _copy_companions(
         if source and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     if not (folder / GENERATION).exists():
-        ids = {key: fields[key] for key in CARRIED if key.endswith("_token_id") and key in fields}
+        ids = {key: fields[key] for key in TOKEN_IDS if key in fields}
         _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
 
 

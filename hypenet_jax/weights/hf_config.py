@@ -1,9 +1,8 @@
-"""`config.json` of Hugging Face checkpoints to `ModelConfig` and back; refuses the unknown.
+"""`config.json` of Hugging Face checkpoints to `ModelConfig` and back.
 
-Reads both generations of keys: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and
-`rope_parameters`, `dtype` (transformers 5). Writes both. A field that could change the computation
-is either understood or refused by name: a model that silently computes something else is the worst
-outcome of an import.
+Reads and writes both generations of keys: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and
+`rope_parameters`, `dtype` (transformers 5). A field that could change the computation is either understood or refused
+by name: a model that silently computes something else is the worst outcome of an import.
 """
 
 import json
@@ -14,10 +13,18 @@ from typing import Any
 
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
-from hypenet_jax.weights.hf_fields import PLAN, planned_mixers, problems
+from hypenet_jax.weights.hf_fields import (
+    FIXED,
+    HEADS,
+    PLAN,
+    TOKEN_IDS,
+    WIDTHS,
+    planned_mixers,
+    problems,
+)
 
 # Taken over from the source of an export.
-CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+CARRIED = (*TOKEN_IDS, "max_position_embeddings")
 
 
 class CheckpointError(ValueError):
@@ -43,8 +50,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except OSError as error:
         raise CheckpointError(
-            f"cannot be read ({error.strerror}); a checkpoint folder holds config.json and "
-            ".safetensors files"
+            f"cannot be read ({error.strerror}); "
+            "a checkpoint folder holds config.json and .safetensors files"
         ) from None
     except ValueError as error:
         raise CheckpointError(f"not valid JSON: {error}") from None
@@ -62,14 +69,8 @@ def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     wrong = list(problems(fields))
     if wrong:
         raise CheckpointError("this model cannot be computed exactly:\n  " + "\n  ".join(wrong))
-    return ModelConfig(
-        vocab_size=fields["vocab_size"],
-        d_model=fields["hidden_size"],
-        d_mlp=fields["intermediate_size"],
-        mixers=_mixers(fields),
-        tie_embeddings=fields["tie_word_embeddings"],
-        norm_eps=float(fields["rms_norm_eps"]),
-    )
+    widths = {ours: kind(fields[theirs]) for theirs, (ours, kind) in WIDTHS.items()}
+    return ModelConfig(mixers=_mixers(fields), **widths)
 
 
 def to_hf(
@@ -80,35 +81,29 @@ def to_hf(
     Args:
       config: a model whose mixers of one kind are all alike.
       dtype: "bfloat16" or "float32", the type of the exported tensors.
-      carried: fields of another config.json, from which token ids and the longest length are
-        taken over.
+      carried: fields of another config.json, from which token ids and the longest length are taken over.
     Raises:
       ValueError: a model that the format has no fields for, and why.
     """
     specs = _one_of_each_kind(config)
-    theta = _rotary_base(specs)
-    softmax = _softmax(specs)
+    theta, softmax = _rotary_base(specs), _softmax(specs)
     heads = (softmax.num_heads, softmax.num_kv_heads, softmax.head_dim)
     is_qwen3 = theta is not None and specs == [SoftmaxSpec(*heads, theta)]
+    # Without rotary positions nothing reads the base, yet a file without one is refused; Qwen3 has this one.
+    base = 1e6 if theta is None else theta
     return {
         "architectures": ["Qwen3ForCausalLM" if is_qwen3 else "HypeNetForCausalLM"],
         "model_type": "qwen3" if is_qwen3 else "hypenet",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "hidden_act": "silu",
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_mlp,
+        **{theirs: getattr(config, ours) for theirs, (ours, _) in WIDTHS.items()},
         "num_hidden_layers": config.num_layers,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
+        **dict(zip(HEADS, heads, strict=True)),
+        **FIXED,
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        "num_attention_heads": softmax.num_heads,
-        "num_key_value_heads": softmax.num_kv_heads,
-        "head_dim": softmax.head_dim,
-        **_rotary(theta),
+        "rope_theta": base,
+        "rope_scaling": None,
+        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
         **({} if is_qwen3 else _hybrid(config, [softmax, *specs])),
         **{key: carried[key] for key in CARRIED if carried and key in carried},
     }
@@ -118,8 +113,8 @@ def _mixers(fields: Mapping[str, Any]) -> tuple[MixerSpec, ...]:
     base = (fields.get("rope_parameters") or {}).get("rope_theta")
     theta = float(fields["rope_theta"] if base is None else base)
     if fields["model_type"] == "qwen3":
-        heads = fields["num_attention_heads"], fields["num_key_value_heads"], fields["head_dim"]
-        return (SoftmaxSpec(*heads, rope_theta=theta),) * fields["num_hidden_layers"]
+        heads = SoftmaxSpec(*(fields[key] for key in HEADS), rope_theta=theta)
+        return (heads,) * fields["num_hidden_layers"]
     specs = {kind.CHECKPOINT.kind: kind.from_hf(fields, theta) for kind in planned_mixers(fields)}
     return tuple(specs[name] for name in fields[next(key for key in PLAN if key in fields)])
 
@@ -149,17 +144,6 @@ def _softmax(specs: list[MixerSpec]) -> SoftmaxSpec:
     """The model's softmax attention; where it has none, one of the other mixer's sizes, which nothing reads."""
     other = SoftmaxSpec(specs[0].num_heads, specs[0].num_heads, specs[0].head_dim)
     return next((spec for spec in specs if isinstance(spec, SoftmaxSpec)), other)
-
-
-def _rotary(theta: float | None) -> dict[str, Any]:
-    if theta is None:
-        # No layer reads it, yet a file without a rotary base is refused; Qwen3 has this one.
-        theta = 1e6
-    return {
-        "rope_theta": theta,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
-    }
 
 
 def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:

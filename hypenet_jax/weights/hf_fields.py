@@ -14,62 +14,36 @@ from hypenet_jax.model.mixers import MixerSpec
 
 LARGEST = 2**31 - 1
 
-# What is read, and the type it must have; numbers are positive.
-COMMON: Mapping[str, type] = {
-    "vocab_size": int,
-    "hidden_size": int,
-    "intermediate_size": int,
-    "num_hidden_layers": int,
-    "num_attention_heads": int,
-    "num_key_value_heads": int,
-    "head_dim": int,
-    "rms_norm_eps": float,
-    "tie_word_embeddings": bool,
+# What is read: the field of `ModelConfig` that it holds, and its type; numbers are positive.
+WIDTHS: Mapping[str, tuple[str, type]] = {
+    "vocab_size": ("vocab_size", int),
+    "hidden_size": ("d_model", int),
+    "intermediate_size": ("d_mlp", int),
+    "rms_norm_eps": ("norm_eps", float),
+    "tie_word_embeddings": ("tie_embeddings", bool),
 }
+# The same of every layer of a qwen3: the fields of `SoftmaxSpec`.
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 PLAN = ("mixer_types", "mixer_type")  # The second is how the official README spells it.
 READ = ("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window")
 # Nothing else is computed here, so these fields must have these values where they stand.
 FIXED: Mapping[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": False,
-    "attention_dropout": 0,
+    "attention_dropout": 0.0,
     "use_sliding_window": False,
 }
-# These say nothing about the computation: bookkeeping, token ids, initial values, switches of the
-# official training code, and code that is never run here (auto_map).
-HARMLESS = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "auto_map",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "dtype",
-        "torch_dtype",
-        "model_type",
-        "initializer_range",
-        "max_position_embeddings",
-        "max_window_layers",
-        "transformers_version",
-        "use_cache",
-        "_attn_implementation",
-        "attn_implementation",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-        "is_encoder_decoder",
-        "id2label",
-        "label2id",
-        "problem_type",
-        "chunk_size_feed_forward",
-        "expand_kv_proj",
-        "fused_ce_loss",
-        "loss_fn",
-        "shift_labels",
-        "rand_init",
-    ]
-)
+# These say nothing about the computation.
+NAMES = ("_name_or_path", "architectures", "model_type", "transformers_version")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+STORED_AS = ("dtype", "torch_dtype", "initializer_range")
+LENGTHS = ("max_position_embeddings", "max_window_layers", "chunk_size_feed_forward")
+CODE = ("auto_map", "attn_implementation", "_attn_implementation")  # never run here
+CALLS = ("use_cache", "return_dict", "output_attentions", "output_hidden_states")
+TASKS = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
+# Switches of the official training code.
+TRAINING = ("expand_kv_proj", "fused_ce_loss", "loss_fn", "shift_labels", "rand_init")
+HARMLESS = (*NAMES, *TOKEN_IDS, *STORED_AS, *LENGTHS, *CODE, *CALLS, *TASKS, *TRAINING)
 # Fields of the official mixers, harmless while the plan names none of them.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
 
@@ -99,8 +73,9 @@ def problems(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
-    needed, fixed = dict(COMMON), dict(FIXED)
-    known = {*READ, *HARMLESS}
+    needed = {key: kind for key, (_, kind) in WIDTHS.items()}
+    needed |= dict.fromkeys(("num_hidden_layers", *HEADS), int)
+    fixed, known = dict(FIXED), {*READ, *HARMLESS}
     if hybrid:
         for mixer in planned_mixers(fields):
             needed |= {key: kind for key, (_, kind) in mixer.CHECKPOINT.fields.items()}
@@ -125,9 +100,7 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
 
 
 def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    heads: Any = fields.get("num_attention_heads")
-    kv_heads: Any = fields.get("num_key_value_heads")
-    width: Any = fields.get("head_dim")
+    heads, kv_heads, width = (fields.get(key, 0) for key in HEADS)
     if _is_a(heads, int) and _is_a(kv_heads, int) and heads % kv_heads:
         yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
     if _is_a(width, int) and width % 2:

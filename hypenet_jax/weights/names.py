@@ -5,15 +5,19 @@ out their prefix, "layer_3/" here and "model.layers.3." there.
 """
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+import flax.traverse_util
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.mixers import MixerSpec
 from hypenet_jax.model.mixers.spec import Rule
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 WHOLE_MODEL = (
     Rule("embed/embedding", "model.embed_tokens.weight", "v d -> v d"),
@@ -38,7 +42,7 @@ class Tensor:
       theirs: name of the tensor in the checkpoint.
       our_axes: letters of our axes, in order.
       their_axes: letters of their axes; one group per axis of their tensor.
-      sizes: size of every letter.
+      sizes: size of every letter, others too.
     """
 
     ours: str
@@ -91,49 +95,39 @@ def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
     """Every parameter of the model, layer by layer, in the order a checkpoint lists them."""
     widths = {"v": config.vocab_size, "d": config.d_model, "f": config.d_mlp}
     embed, final_norm = (_tensor(rule, widths) for rule in WHOLE_MODEL)
-    layers = [t for i in range(config.num_layers) for t in _layer(i, config.mixers[i], widths)]
+    layers = [
+        _tensor(rule, widths | spec.axis_sizes(), f"layer_{i}/", f"model.layers.{i}.")
+        for i, spec in enumerate(config.mixers)
+        for rule in (*EVERY_LAYER, *spec.rules())
+    ]
     head = [] if config.tie_embeddings else [_tensor(HEAD, widths)]
     return (embed, *layers, final_norm, *head)
 
 
-def nest(leaves: Mapping[str, Any]) -> Params:
-    """Paths joined by "/" to nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
-
-
-def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings to paths joined by "/": the inverse of `nest`."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        leaves |= flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value}
-    return leaves
-
-
-def _layer(layer: int, spec: MixerSpec, widths: Mapping[str, int]) -> list[Tensor]:
-    sizes = {**widths, **spec.axis_sizes()}
-    rules = (*EVERY_LAYER, *spec.CHECKPOINT.tensors)
-    return [
-        _tensor(rule, sizes, f"layer_{layer}/", f"model.layers.{layer}.")
-        for rule in rules
-        if rule.flag is None or getattr(spec, rule.flag)
+def shape_problems(found: Shapes, wanted: Shapes) -> list[str]:
+    """What is missing, unexpected or of another shape, a line each."""
+    named = [f"missing: {name} {wanted[name]}" for name in wanted if name not in found]
+    named += [f"unexpected: {name} {found[name]}" for name in found if name not in wanted]
+    return named + [
+        f"misshapen: {name} is {shape}, the config needs {wanted[name]}"
+        for name, shape in found.items()
+        if wanted.get(name, shape) != shape
     ]
+
+
+flatten: Callable[[Params], dict[str, Any]] = functools.partial(
+    flax.traverse_util.flatten_dict, sep="/"
+)
+"""Nested dictionaries to paths joined by "/"."""
+
+nest: Callable[[dict[str, Any]], dict[str, Any]] = functools.partial(
+    flax.traverse_util.unflatten_dict, sep="/"
+)
+"""The inverse of `flatten`."""
 
 
 def _tensor(rule: Rule, sizes: Mapping[str, int], ours: str = "", theirs: str = "") -> Tensor:
     left, right = rule.axes.split(" -> ")
     groups = [merged or single for merged, single in re.findall(r"\(([^)]*)\)|(\w+)", right)]
-    return Tensor(
-        ours + rule.ours,
-        theirs + rule.theirs,
-        tuple(left.split()),
-        tuple(tuple(group.split()) for group in groups),
-        {a: sizes[a] for a in left.split()},
-    )
+    their_axes = tuple(tuple(group.split()) for group in groups)
+    return Tensor(ours + rule.ours, theirs + rule.theirs, tuple(left.split()), their_axes, sizes)

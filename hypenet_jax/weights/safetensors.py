@@ -1,15 +1,14 @@
 """Reads Hugging Face checkpoints straight into (sharded) arrays.
 
-Orbax reads: each process only the bytes its devices hold, one file after the other. Each tensor is
-then turned into our axes where it lies. No process ever holds the model.
+Orbax reads: each process only the bytes its devices hold, one file after the other. Each tensor is then turned into our
+axes where it lies. No process ever holds the model.
 """
 
 import pathlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,6 @@ from hypenet_jax.weights.hf_config import CheckpointError, read_config
 from hypenet_jax.weights.names import HEAD, Tensor, flatten, nest, tensors
 from hypenet_jax.weights.shards import DTYPES, Stored, check_tensors, find_tensors
 
-Place: TypeAlias = Callable[[str, tuple[int, ...]], NamedSharding]
-"""Path of a single-layer parameter ("layer_3/mixer/q/kernel") and its shape, to where it lives."""
-
 
 def load_hf(
     folder: str | PathLike[str], *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
@@ -38,8 +34,7 @@ def load_hf(
     Args:
       folder: as transformers or `save_hf` write it; model_type "qwen3" or "hypenet".
       dtype: of the parameters and of the computation; None keeps what is stored.
-      mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this
-        process's first device.
+      mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this process's first device.
     Returns:
       A decoder with one module per layer (scan=False), and its parameters.
     Raises:
@@ -55,29 +50,30 @@ def read_hf(
     """Architecture and parameters (single layers) of a folder; see `load_hf`."""
     folder = pathlib.Path(folder).absolute()
     config = read_config(folder)
-    place = None if mesh is None else _places(config, mesh)
-    wanted = tensors(config)
-    stored = find_tensors(folder)
+    wanted, stored = tensors(config), find_tensors(folder)
     check_tensors(folder, stored, wanted)
+    shardings = {} if mesh is None else _shardings(config, wanted, mesh)
     if config.tie_embeddings and HEAD.theirs in stored:
-        _check_redundant_head(folder, stored, wanted[0], place)
+        _check_redundant_head(folder, stored, wanted[0], shardings.get(wanted[0].ours))
     by_file = defaultdict(list)
     for tensor in wanted:
         by_file[stored[tensor.theirs].file].append(tensor)
     leaves = {}
     for file, group in by_file.items():
-        goals = {t.theirs: _goal(t, stored[t.theirs], dtype, place) for t in group}
+        of = {t.theirs: shardings.get(t.ours) for t in group}
+        goals = {t.theirs: _goal(t, stored[t.theirs], dtype, of[t.theirs]) for t in group}
         arrays = _read(file, goals)
         # One at a time, so that at most one tensor exists in both layouts.
         for t in group:
-            sharding = place(t.ours, t.our_shape) if place else None
-            leaves[t.ours] = _rearranged(arrays.pop(t.theirs), t.split, t.order, sharding)
+            leaves[t.ours] = _rearranged(arrays.pop(t.theirs), t.split, t.order, of[t.theirs])
     return config, nest({t.ours: leaves[t.ours] for t in wanted})
 
 
-def _places(config: ModelConfig, mesh: Mesh) -> Place:
+def _shardings(
+    config: ModelConfig, wanted: Sequence[Tensor], mesh: Mesh
+) -> dict[str, NamedSharding]:
     names = flatten(logical_axes(Decoder(config, scan=False)))
-    return lambda path, shape: sharding_of(names[path], shape, mesh, path)
+    return {t.ours: sharding_of(names[t.ours], t.our_shape, mesh, t.ours) for t in wanted}
 
 
 def _read(
@@ -90,14 +86,13 @@ def _read(
 
 
 def _goal(
-    tensor: Tensor, stored: Stored, dtype: DTypeLike | None, place: Place | None
+    tensor: Tensor, stored: Stored, dtype: DTypeLike | None, ours: NamedSharding | None
 ) -> jax.ShapeDtypeStruct:
-    kept = jnp.dtype(DTYPES[stored.dtype]) if dtype is None else jnp.dtype(dtype)
+    dtype = jnp.dtype(DTYPES[stored.dtype] if dtype is None else dtype)
     sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
-    if place is not None:
-        ours = place(tensor.ours, tensor.our_shape)
+    if ours is not None:
         sharding = NamedSharding(ours.mesh, PartitionSpec(*tensor.their_partition(ours.spec)))
-    return jax.ShapeDtypeStruct(tensor.their_shape, kept, sharding=sharding)
+    return jax.ShapeDtypeStruct(tensor.their_shape, dtype, sharding=sharding)
 
 
 @partial(jax.jit, static_argnames=("split", "order", "sharding"))
@@ -112,11 +107,12 @@ def _rearranged(
 
 
 def _check_redundant_head(
-    folder: pathlib.Path, stored: dict[str, Stored], embedding: Tensor, place: Place | None
+    folder: pathlib.Path, stored: dict[str, Stored], embedding: Tensor, ours: NamedSharding | None
 ) -> None:
-    names = (embedding.theirs, HEAD.theirs)
-    goals = {name: _goal(embedding, stored[name], None, place) for name in names}
-    pair = [_read(stored[name].file, {name: goals[name]})[name] for name in names]
+    pair = [
+        _read(stored[name].file, {name: _goal(embedding, stored[name], None, ours)})[name]
+        for name in (embedding.theirs, HEAD.theirs)
+    ]
     if not jax.jit(jnp.array_equal)(*pair):
         raise CheckpointError(
             f"{folder} cannot be loaded: tie_word_embeddings is true but {HEAD.theirs} differs "

@@ -1,7 +1,7 @@
 """Which file holds which tensor of a checkpoint folder; what is wrong is found before reading.
 
-Only headers are read here. Names in an index are names in the folder: nothing outside it is ever
-opened, and nothing that runs code (pickles, remote modules) at all.
+Only headers are read here. Names in an index are names in the folder: nothing outside it is ever opened, and nothing
+that runs code (pickles, remote modules) at all.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import safetensors
 
 from hypenet_jax.weights.hf_config import CheckpointError, read_json
-from hypenet_jax.weights.names import HEAD, Tensor
+from hypenet_jax.weights.names import HEAD, Tensor, shape_problems
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -33,15 +33,13 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
     """Every tensor of the folder by its name in the checkpoint.
 
     Raises:
-      CheckpointError: lists all of: files the index names and the folder lacks or the reverse,
-        names that leave the folder, damaged headers, tensors in two files, tensors that are not
-        where the index says.
+      CheckpointError: lists all of: files the index names and the folder lacks or the reverse, names that leave the
+        folder, damaged headers, tensors in two files, tensors that are not where the index says.
     """
     weight_map = _weight_map(folder)
-    files = _files(folder, weight_map)
     problems: list[str] = []
     stored: dict[str, Stored] = {}
-    for file in files:
+    for file in _files(folder, weight_map):
         try:
             header = _header(file)
         except (safetensors.SafetensorError, OSError) as error:
@@ -67,16 +65,14 @@ def check_tensors(
       CheckpointError: lists all missing, unexpected and misshapen tensors, and unknown types.
     """
     shapes = {tensor.theirs: tensor.their_shape for tensor in wanted}
-    if HEAD.theirs not in shapes and HEAD.theirs in stored:
-        shapes[HEAD.theirs] = wanted[0].their_shape
-    problems = [f"missing: {name} {shape}" for name, shape in shapes.items() if name not in stored]
-    for name, tensor in stored.items():
-        if name not in shapes:
-            problems.append(f"unexpected: {name} {tensor.shape}")
-        elif tensor.shape != shapes[name]:
-            problems.append(f"misshapen: {name} is {tensor.shape}, the config needs {shapes[name]}")
-        elif tensor.dtype not in DTYPES:
-            problems.append(f"type: {name} is {tensor.dtype}; read are {', '.join(DTYPES)}")
+    if HEAD.theirs in stored:
+        shapes.setdefault(HEAD.theirs, wanted[0].their_shape)
+    problems = shape_problems({name: tensor.shape for name, tensor in stored.items()}, shapes)
+    problems += [
+        f"type: {name} is {tensor.dtype}; read are {', '.join(DTYPES)}"
+        for name, tensor in stored.items()
+        if name in shapes and tensor.dtype not in DTYPES
+    ]
     _refuse(folder, problems)
 
 
@@ -91,9 +87,8 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
     outside = sorted({name for name in weight_map.values() if not _is_plain(name)})
-    _refuse(
-        index, [f"{name!r} is not the name of a {SUFFIX} file in the folder" for name in outside]
-    )
+    where = f"is not the name of a {SUFFIX} file in the folder"
+    _refuse(index, [f"{name!r} {where}" for name in outside])
     return weight_map
 
 
@@ -134,22 +129,16 @@ def _no_single_file(folder: pathlib.Path, present: Sequence[str]) -> str:
 def _header(file: pathlib.Path) -> dict[str, Stored]:
     with safetensors.safe_open(file, framework="numpy") as opened:
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {
-            name: Stored(file, tuple(part.get_shape()), part.get_dtype())
-            for name, part in slices.items()
-        }
+        return {n: Stored(file, tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
 
 
 def _disagreements(weight_map: Mapping[str, str], stored: Mapping[str, Stored]) -> list[str]:
-    moved = [
-        f"{name} is not in {file}, where {INDEX} says it is"
-        for name, file in weight_map.items()
-        if name not in stored or stored[name].file.name != file
-    ]
-    return moved + [
-        f"{name} in {tensor.file.name} is not named by {INDEX}"
-        for name, tensor in stored.items()
-        if name not in weight_map
+    files = {name: tensor.file.name for name, tensor in stored.items()}
+    moved = {name: file for name, file in weight_map.items() if files.get(name) != file}
+    unnamed = {name: file for name, file in files.items() if name not in weight_map}
+    return [
+        *(f"{name} is not in {file}, where {INDEX} says it is" for name, file in moved.items()),
+        *(f"{name} in {file} is not named by {INDEX}" for name, file in unnamed.items()),
     ]
 
 

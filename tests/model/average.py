@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Params, Queries
-from hypenet_jax.model.fusion import Normed, Product, project
-from hypenet_jax.model.layers import Initialization, Linear
+from hypenet_jax.model.layers import Initialization, Linear, Normed, Product, project
 from hypenet_jax.model.mixers.heads import project_out
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
 from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
@@ -56,10 +55,6 @@ class AverageSpec(MixerSpec):
 
     def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> AverageState:
         return AverageState(jnp.zeros((batch, self.num_heads, self.head_dim), jnp.float32))
-
-    def projection_flops(self, d_model: int) -> tuple[float, float]:
-        each = 2.0 * d_model * self.num_heads * self.head_dim
-        return each, each
 
     def mixing_flops(self, tokens: int, before: int) -> float:
         return 2.0 * tokens * self.num_heads * self.head_dim

@@ -15,22 +15,20 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Params, Queries
-from hypenet_jax.model.fusion import Normed, Product
-from hypenet_jax.model.layers import Initialization, RMSNorm
+from hypenet_jax.model.layers import Initialization, Normed, Product, RMSNorm
 from hypenet_jax.model.mixers.heads import (
-    HeadNorm,
     head_angles,
     head_norms,
+    norm_and_rotate,
     op_axes,
     project_in,
     project_out,
-    projection_flops,
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
 from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
-from pallas_kernels import HeadNorms, lightning_attention, lightning_step, rotate
+from pallas_kernels import HeadNorms, lightning_attention, lightning_step
 
 RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
 SCALES = ("1/sqrt(d)", "1/d", "1")
@@ -108,10 +106,6 @@ class LightningSpec(MixerSpec):
         """Zeros, of the same size whatever the capacity."""
         shape = (batch, self.num_heads, self.head_dim, self.head_dim)
         return LightningState(constrain(jnp.zeros(shape, jnp.float32), RECURRENT_AXES))
-
-    def projection_flops(self, d_model: int) -> tuple[float, float]:
-        heads = (self.head_dim, self.num_heads, self.num_heads)
-        return projection_flops(d_model, *heads, output_gate=self.output_gate)
 
     def mixing_flops(self, tokens: int, before: int) -> float:
         """4 N H^2 per token, the recurrent form: what a chunked kernel computes beyond that is its own choice."""
@@ -194,19 +188,13 @@ class LightningMixer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Hidden | Normed,
-        layout: TokenLayout,
-        state: LightningState | None,
+        self, x: Hidden | Normed, layout: TokenLayout, state: LightningState | None
     ) -> tuple[Hidden | Product, LightningState | None]:
         spec, count = self.spec, self.spec.num_heads
         angles = head_angles(layout, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, count, count)
         norms = head_norms(self) if spec.qk_norm else None
-        if state is not None and x.shape[1] == 1:
-            heads, after = _step(spec, (q, k, v), norms, angles, layout, state)
-        else:
-            heads, after = _attend(spec, (q, k, v), norms, angles, layout, state)
+        heads, after = _attend(spec, (q, k, v), norms, angles, layout, state)
         joint = None
         if spec.output_norm:
             shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
@@ -218,60 +206,30 @@ class LightningMixer(nn.Module):
 def _attend(
     spec: LightningSpec,
     heads: tuple[Queries, Keys, Keys],
-    norms: tuple[HeadNorm, HeadNorm] | None,
+    norms: tuple[RMSNorm, RMSNorm] | None,
     angles: Angles | None,
     layout: TokenLayout,
     state: LightningState | None,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
-    """Outputs of any number of tokens, and the recurrent state after them."""
-    q, k, v = heads
-    if norms is not None:
-        q, k = norms[0](q, angles), norms[1](k, angles)
-    elif angles is not None:
-        q, k = rotate(q, angles), rotate(k, angles)
-    return lightning_attention(
-        q,
-        k,
-        v,
-        jnp.negative(slopes(spec.num_heads)),
-        None if state is None else _reset(state.recurrent_state, layout),
-        None if layout.single_segment else layout.segment_ids,
-        scale=spec.query_scale,
-        mesh_axes=op_axes(q),
-    )
-
-
-def _reset(
-    recurrent_state: Float[Array, "B N H H"], layout: TokenLayout
-) -> Float[Array, "B N H H"]:
-    """The state of rows that go on with their segment; zeros where a new one begins."""
-    if layout.reset_state is None:
-        return recurrent_state
-    return jnp.where(layout.reset_state[:, None, None, None], 0.0, recurrent_state)
-
-
-def _step(
-    spec: LightningSpec,
-    heads: tuple[Queries, Keys, Keys],
-    norms: tuple[HeadNorm, HeadNorm] | None,
-    angles: Angles | None,
-    layout: TokenLayout,
-    state: LightningState,
-) -> tuple[Queries, Float[Array, "B N H H"]]:
-    """`_attend` for one token after a state: one kernel where it can be."""
-    q, k, v = (x[:, 0] for x in heads)
+    """Outputs of any number of tokens, and the recurrent state after them; one token after a state is one kernel."""
+    q_norm, k_norm = norms or (None, None)
     segment_ids = None if layout.single_segment else layout.segment_ids
-    out, after = lightning_step(
-        q,
-        k,
-        v,
-        jnp.negative(slopes(spec.num_heads)),
-        state.recurrent_state,
-        scale=spec.query_scale,
-        norms=None if norms is None else HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
-        angles=None if angles is None else angles[:, 0],
-        real=None if segment_ids is None else segment_ids[:, 0] != 0,
-        reset=layout.reset_state,
-        mesh_axes=op_axes(heads[0]),
-    )
-    return out[:, None], after
+    before = None if state is None else state.recurrent_state
+    log_decay = jnp.negative(slopes(spec.num_heads))
+    options: dict[str, Any] = {"scale": spec.query_scale, "mesh_axes": op_axes(heads[0])}
+    q, k, v = heads
+    if before is not None and q.shape[1] == 1:
+        out, after = lightning_step(
+            *(q[:, 0], k[:, 0], v[:, 0], log_decay, before),
+            norms=norms and HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
+            angles=None if angles is None else angles[:, 0],
+            real=None if segment_ids is None else segment_ids[:, 0] != 0,
+            reset=layout.reset_state,
+            **options,
+        )
+        return out[:, None], after
+    q = norm_and_rotate(q, q_norm, angles)
+    k = norm_and_rotate(k, k_norm, angles, axes.KV_HEADS)
+    if before is not None and layout.reset_state is not None:
+        before = jnp.where(layout.reset_state[:, None, None, None], 0.0, before)
+    return lightning_attention(q, k, v, log_decay, before, segment_ids, **options)

@@ -15,32 +15,25 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import CacheSlots, Hidden, Keys, Params, Queries
-from hypenet_jax.model.fusion import Normed, Product
 from hypenet_jax.model.hype import (
     LogitScale,
     LogLengthScale,
     logit_scale_from_hf,
     logit_scale_to_hf,
 )
-from hypenet_jax.model.layers import Initialization
+from hypenet_jax.model.layers import Initialization, Normed, Product
 from hypenet_jax.model.mixers.heads import (
     head_angles,
     head_norms,
+    norm_and_rotate,
     op_axes,
     project_in,
     project_out,
-    projection_flops,
 )
 from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
 from hypenet_jax.model.token_layout import TokenLayout, with_slots
 from hypenet_jax.sharding import constrain
-from pallas_kernels import (
-    AxisNames,
-    attention,
-    decode_attention,
-    num_shards,
-    on_each_device,
-)
+from pallas_kernels import AxisNames, attention, decode_attention, num_shards, on_each_device
 
 KV_AXES = (axes.BATCH, axes.TIME, axes.KV_HEADS, axes.HEAD_DIM)
 
@@ -115,10 +108,6 @@ class SoftmaxSpec(MixerSpec):
         shape = (batch, capacity, self.num_kv_heads, self.head_dim)
         return KVState(*(constrain(jnp.zeros(shape, dtype), KV_AXES) for _ in range(2)))
 
-    def projection_flops(self, d_model: int) -> tuple[float, float]:
-        heads = (self.head_dim, self.num_heads, self.num_kv_heads)
-        return projection_flops(d_model, *heads, output_gate=self.output_gate)
-
     def mixing_flops(self, tokens: int, before: int) -> float:
         """4 N H per pair of a query and a key at or before it."""
         pairs = tokens * before + tokens * (tokens + 1) / 2
@@ -184,17 +173,14 @@ class SoftmaxMixer(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Hidden | Normed,
-        layout: TokenLayout,
-        state: KVState | None,
+        self, x: Hidden | Normed, layout: TokenLayout, state: KVState | None
     ) -> tuple[Hidden | Product, KVState | None]:
         spec = self.spec
         angles = head_angles(layout, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
         q_norm, k_norm = head_norms(self)
-        q, k = q_norm(q, angles), k_norm(k, angles)
-        q = _scale_logits(q, layout, spec.logit_scale)
+        q = _scale_logits(norm_and_rotate(q, q_norm, angles), layout, spec.logit_scale)
+        k = norm_and_rotate(k, k_norm, angles, axes.KV_HEADS)
         if state is not None:
             state = _write(state, k, v, layout)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
@@ -208,34 +194,24 @@ def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> 
     if slots is None:
         return attention(q, k, v, scale=scale, segment_ids=segment_ids, mesh_axes=op_axes(q))
     assert segment_ids is not None  # a call with a cache always has them
-    sharded, of_slots = op_axes(k, axes.KV_HEADS), layout.slot_segment_ids
+    cache: dict[str, Any] = {
+        "scale": scale,
+        "key_segment_ids": layout.slot_segment_ids,
+        "mesh_axes": op_axes(k, axes.KV_HEADS),
+    }
     if q.shape[1] > 1:
-        return attention(
-            *(q, k, v),
-            scale=scale,
-            query_slots=slots,
-            segment_ids=segment_ids,
-            key_segment_ids=of_slots,
-            mesh_axes=sharded,
-        )
-    heads = decode_attention(
-        *(q[:, 0], k, v, slots[:, 0]),
-        scale=scale,
-        segment_ids=segment_ids[:, 0],
-        key_segment_ids=of_slots,
-        mesh_axes=sharded,
-    )
-    return heads[:, None]
+        return attention(q, k, v, query_slots=slots, segment_ids=segment_ids, **cache)
+    one = decode_attention(q[:, 0], k, v, slots[:, 0], segment_ids=segment_ids[:, 0], **cache)
+    return one[:, None]
 
 
 def _scale_logits(q: Queries, layout: TokenLayout, scale: LogitScale) -> Queries:
     """Multiply in float32: the factors of neighbouring far positions are equal in bfloat16."""
     if scale is None:
         return q
-    if isinstance(scale, LogLengthScale):
-        factor = scale.at(layout.positions)[:, :, None, None]
-        return (q.astype(jnp.float32) * factor).astype(q.dtype)
-    return (q.astype(jnp.float32) * scale).astype(q.dtype)
+    by_position = isinstance(scale, LogLengthScale)
+    factor = scale.at(layout.positions)[:, :, None, None] if by_position else scale
+    return (q.astype(jnp.float32) * factor).astype(q.dtype)
 
 
 def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:

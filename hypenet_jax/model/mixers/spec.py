@@ -5,6 +5,7 @@ A mixer is one file that defines a spec, a state and a module, and one line in `
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +25,6 @@ class Rule:
 
     Attributes:
       ours: path of our parameter, its keys joined by "/".
-      theirs: name of the tensor in the checkpoint.
       axes: "our axes -> their axes" in the letters of `hypenet_jax.axes`; parentheses merge neighbouring axes.
         "d n h -> (n h) d" merges heads and head width into rows and puts the model width last, as torch does.
       flag: the field of the mixer's spec that must be true for it to exist; None: always.
@@ -93,10 +93,6 @@ class MixerSpec(abc.ABC):
         """The state before the first token, with capacity for this many tokens per row."""
 
     @abc.abstractmethod
-    def projection_flops(self, d_model: int) -> tuple[float, float]:
-        """FLOPs per token of the products from the residual stream to the heads, and of those back."""
-
-    @abc.abstractmethod
     def mixing_flops(self, tokens: int, before: int) -> float:
         """FLOPs that mix this many tokens with each other and with the `before` others that they follow."""
 
@@ -141,3 +137,19 @@ class MixerSpec(abc.ABC):
     def axis_sizes(self) -> dict[str, int]:
         """Sizes of the axes that its `CHECKPOINT` names, by letter."""
         return {"n": self.num_heads, "h": self.head_dim}
+
+    def rules(self) -> list[Rule]:
+        """Those of its `CHECKPOINT` whose parameter exists."""
+        tensors = self.CHECKPOINT.tensors
+        return [rule for rule in tensors if rule.flag is None or getattr(self, rule.flag)]
+
+    def projection_flops(self, d_model: int) -> tuple[float, float]:
+        """FLOPs per token of the products from the residual stream to the heads, and of those back: 2 per weight."""
+        sizes = {**self.axis_sizes(), "d": d_model}
+        rules = [rule for rule in self.rules() if rule.ours.endswith("/kernel")]
+        kernels = [rule.axes.split(" -> ")[0].split() for rule in rules]
+        inward, outward = (
+            sum(2.0 * math.prod(sizes[a] for a in axes) for axes in kernels if axes[end] == "d")
+            for end in (0, -1)
+        )
+        return inward, outward
