@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key
 
 from hypenet_jax import axes
+from hypenet_jax.generation.decode import fold_rows
 from hypenet_jax.generation.prefill import left_padded
 from hypenet_jax.sharding import sharding_of
 
@@ -40,8 +40,7 @@ class Batch:
 
     def keys(self, seed: int, draws: Sequence[int]) -> Key[Array, "B"]:
         """fold_in(key(seed), draws[row]) for each row, whatever it is batched with; fillers repeat the last row."""
-        numbers = jnp.asarray([draws[row] for row in self.order])
-        return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+        return fold_rows(jax.random.key(seed), np.asarray([draws[row] for row in self.order]))
 
     @property
     def order(self) -> list[int]:
@@ -50,10 +49,7 @@ class Batch:
 
 
 def batches_by_width(
-    lengths: Sequence[int],
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    *,
-    width: int | None = None,
+    lengths: Sequence[int], tokens_per_batch: int = TOKENS_PER_BATCH, *, width: int | None = None
 ) -> Iterator[Batch]:
     """Every row once, the longest first, in one shape per width.
 

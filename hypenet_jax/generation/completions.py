@@ -1,12 +1,13 @@
 """Files of prompts and of completions whose lines stand alone, so that one bad line costs no other."""
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hypenet_jax.fingerprint import digest
 from hypenet_jax.generation.model import model_fingerprint
 from hypenet_jax.generation.text_generator import Completion, Prompt, TextGenerator
 from hypenet_jax.generation.throughput import Throughput
@@ -31,15 +32,10 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
 
 
 def _prompt_of(line: str, place: str) -> Prompt:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError):
-        prompt = None
-    return (
-        prompt
-        if isinstance(prompt, str)
-        else ValueError(f'{place}: no JSON object with a text "prompt"')
-    )
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if isinstance(prompt := json.loads(line)["prompt"], str):
+            return prompt
+    return ValueError(f'{place}: no JSON object with a text "prompt"')
 
 
 def complete_all(
@@ -62,16 +58,11 @@ def complete_all(
 
 def settings_of(generator: TextGenerator, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All that the completions of these prompts depend on, as a partial file records it."""
-    texts, config = json.dumps([str(prompt) for prompt in prompts]), generator.config
-    names = ("max_new_tokens", "max_length", "seed")
-    return {
-        "model": model_fingerprint(
-            generator.decoder, generator.params, generator.tokenizer.fingerprint, config.stop_tokens
-        ),
-        "prompts": hashlib.sha256(texts.encode()).hexdigest(),
-        "sampling": dataclasses.asdict(config.sampling),
-        **{name: getattr(config, name) for name in names},
-    }
+    config = dataclasses.asdict(generator.config)
+    del config["tokens_per_batch"]  # each is continued as if alone
+    words = generator.tokenizer.fingerprint
+    model = model_fingerprint(generator.decoder, generator.params, words)
+    return {"model": model, "prompts": digest([str(prompt) for prompt in prompts]), **config}
 
 
 class CompletionFile:
@@ -91,10 +82,8 @@ class CompletionFile:
         out.parent.mkdir(parents=True, exist_ok=True)
         self.out, self.partial = out, out.with_name(out.name + ".partial")
         self.done: dict[int, Completion] = {}
-        # JSON has lists alone: what is written is compared with what is read.
-        settings = json.loads(json.dumps(settings))
         if self.partial.exists():
-            self._read(settings)
+            self._read(json.loads(json.dumps(settings)))  # JSON has lists alone
         else:
             self._write([{"settings": settings}])
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, no_type_check
+from typing import Any, TypeAlias, cast, no_type_check
 
 import flax.struct
 import jax
@@ -31,7 +31,7 @@ class Generation:
       tokens: new tokens; after a row's end its (first) stop token, 0 without one.
       lengths: tokens of each row up to its end, a stop token included.
       broken: rows that ended because their logits became NaN.
-      context: after those tokens; fillers after the end are not in it.
+      context: after those tokens, without the fillers.
     """
 
     tokens: Int[np.ndarray, "B M"]
@@ -81,7 +81,7 @@ def decode(
     """
     check_decoding(max_new_tokens, sampling, key)
     lengths = np.asarray(context.state.lengths)
-    check_capacity(lengths + max_new_tokens, context.state.cache_position.slot_segment_ids.shape[1])
+    check_capacity(lengths + max_new_tokens, context.state.cache_position.capacity)
     if lengths.size == 0 or lengths.min() == 0:
         raise ValueError("a row has read no token; prefill its prompt first")
     stops = (stop_token,) if isinstance(stop_token, int) else stop_token or ()
@@ -114,31 +114,31 @@ def stream_span() -> int:
 def row_keys(key: PRNGKeyArray | Key[Array, "B"] | None, batch: int) -> Key[Array, "B"]:
     """One key per row: as given, or of one key fold_in(key, b) for row b."""
     key = jax.random.key(0) if key is None else key
-    if key.ndim == 1:
-        if len(key) != batch:
-            raise ValueError(f"{len(key)} keys for {batch} rows; give one per row, or one for all")
-        return key
-    return _fold_rows(key, batch)
+    if key.ndim == 0:
+        return fold_rows(key, np.arange(batch))
+    if len(key) != batch:
+        raise ValueError(f"{len(key)} keys for {batch} rows; give one per row, or one for all")
+    return key
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _fold_rows(key: PRNGKeyArray, batch: int) -> Key[Array, "B"]:
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
+@jax.jit
+def fold_rows(key: PRNGKeyArray, numbers: Int[Array | np.ndarray, "B"]) -> Key[Array, "B"]:
+    """fold_in(key, number) for the number of each row."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
 def init_carry(context: Context, count: int, stops: tuple[int, ...]) -> DecodeCarry:
     """The carry before the first of `count` new tokens."""
-    empty = _empty_fields(context.logits.shape[0], count, stops[0] if stops else 0)
-    return DecodeCarry(context=context, **empty)
+    empty = _empty_carry(len(context.logits), count, stops[0] if stops else 0)
+    return dataclasses.replace(empty, context=context)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty_fields(batch: int, count: int, filler: int) -> dict[str, Array]:
-    """The small fields of `DecodeCarry`, from one program: each call of its own costs more than it computes."""
+def _empty_carry(batch: int, count: int, filler: int) -> DecodeCarry:
+    """All but the context, from one program: each call of its own costs more than it computes."""
     done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
-    tokens = jnp.full((batch, count), filler, jnp.int32)
-    lengths = jnp.zeros((batch,), jnp.int32)
-    return dict(step=jnp.int32(0), done=done, broken=broken, tokens=tokens, lengths=lengths)
+    tokens, lengths = jnp.full((batch, count), filler, jnp.int32), jnp.zeros((batch,), jnp.int32)
+    return DecodeCarry(jnp.int32(0), cast(Any, None), done, broken, tokens, lengths)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
@@ -178,19 +178,12 @@ def decode_until(
         )
 
     end = jax.lax.while_loop(unfinished, step, start)
-    return DecodeCarry(
-        step=end.step,
-        context=replicated_lengths(end.context),
-        done=constrain(end.done, (None,)),
-        broken=constrain(end.broken, (None,)),
-        tokens=constrain(end.tokens, (None, None)),
-        lengths=constrain(end.lengths, (None,)),
-    )
+    small = dataclasses.replace(end, context=None)
+    small = jax.tree.map(lambda leaf: constrain(leaf, (None,) * leaf.ndim), small)
+    return dataclasses.replace(small, context=replicated_lengths(end.context))
 
 
-def check_decoding(
-    count: int, sampling: Sampling, key: PRNGKeyArray | Key[Array, "B"] | None
-) -> None:
+def check_decoding(count: int, sampling: Sampling = GREEDY, key: Any = None) -> None:
     """Raises ValueError: nothing to write, or draws without a key."""
     if count < 1:
         raise ValueError(f"max_new_tokens {count} writes nothing; use at least 1")

@@ -1,6 +1,7 @@
 """Prefill, then decode: a batch of prompts as it is, or prompts of any lengths in batches, each as if alone."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -9,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
-from hypenet_jax.generation.batching import TOKENS_PER_BATCH, Batch, TokenRow, batches_by_width
-from hypenet_jax.generation.decode import OnTokens, check_decoding, decode
+from hypenet_jax.generation.batching import TOKENS_PER_BATCH, TokenRow, batches_by_width
+from hypenet_jax.generation.decode import Generation, OnTokens, check_decoding, decode
 from hypenet_jax.generation.model import check_memory
-from hypenet_jax.generation.prefill import prefill, start_context, unsupported_reason
+from hypenet_jax.generation.prefill import prefill, start_context, unknown_tokens
 from hypenet_jax.generation.sampling import GREEDY, Sampling
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.decoder import Decoder
@@ -39,8 +40,8 @@ def generate(
     Args:
       decoder, params: a model in either grouping of its layers.
       prompts: token ids; rows of different lengths are padded on either side.
-      segment_ids: 0 where a prompt is padded; None where none is. Of several documents in a row the last
-        is continued; `unpacked` gives each a row of its own.
+      segment_ids: 0 where a prompt is padded; None where none is. Of several documents in a row the last is continued;
+        `unpacked` gives each a row of its own.
       sampling, stop_token, key, on_tokens: see `decode`.
     Returns:
       New tokens only.
@@ -51,11 +52,10 @@ def generate(
     check_decoding(max_new_tokens, sampling, key)
     batch, time = prompts.shape
     context = start_context(decoder, batch, time + max_new_tokens)
-    context = prefill(decoder, params, context, prompts, segment_ids=segment_ids)
     generation = decode(
         decoder,
         params,
-        context,
+        prefill(decoder, params, context, prompts, segment_ids=segment_ids),
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         stop_token=stop_token,
@@ -89,8 +89,7 @@ class GenerationConfig:
     tokens_per_batch: int = TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} writes nothing; use at least 1")
+        check_decoding(self.max_new_tokens)
         if self.max_length is not None and self.max_length <= self.max_new_tokens:
             raise ValueError(
                 f"max_length {self.max_length} has no room for a prompt and {self.max_new_tokens} new tokens; "
@@ -131,66 +130,68 @@ def generate_batches(
       or of unknown token ids, then the longest prompts. Other errors: FloatingPointError where logits are NaN;
       MemoryError or JaxRuntimeError for all prompts of a batch that the device has no room for.
     """
-    vocabulary, longest = decoder.config.vocab_size, config.max_length
-    refused = {}
-    for i, prompt in enumerate(prompts):
-        reason = unsupported_reason(prompt, vocabulary, config.max_new_tokens, longest)
-        if reason is not None:
-            refused[i] = _failed(ValueError(reason))
+    vocabulary = decoder.config.vocab_size
+    reasons = {i: _unsupported(prompt, vocabulary, config) for i, prompt in enumerate(prompts)}
+    refused = {i: _failed(ValueError(reason)) for i, reason in reasons.items() if reason}
     if refused:
         yield refused
-    good = [i for i in range(len(prompts)) if i not in refused]
+    good = [i for i in reasons if i not in refused]
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     numbers = range(len(prompts)) if indices is None else indices
-    lengths = [len(prompts[i]) for i in good]
     throughput = Throughput() if throughput is None else throughput
+    lengths = [len(prompts[i]) for i in good]
     for batch in batches_by_width(lengths, config.tokens_per_batch, width=width):
         batch = dataclasses.replace(batch, rows=tuple(good[row] for row in batch.rows))
-        keys = batch.keys(config.seed, numbers)
+        capacity = batch.width + config.max_new_tokens
+        tokens, segment_ids = batch.stack(prompts)
         try:
-            done = _continue(decoder, params, prompts, batch, config, keys, on_tokens, throughput)
+            check_memory(decoder, batch.size, capacity)
+            with throughput.prefill.timed():
+                context = start_context(decoder, batch.size, capacity)
+                context = prefill(decoder, params, context, tokens, segment_ids=segment_ids)
+                jax.block_until_ready(context)
+            with throughput.decode.timed():
+                result = decode(
+                    *(decoder, params, context),
+                    max_new_tokens=config.max_new_tokens,
+                    sampling=config.sampling,
+                    stop_token=config.stop_tokens,
+                    key=batch.keys(config.seed, numbers),
+                    on_tokens=on_tokens and functools.partial(_of_prompts, on_tokens, batch.rows),
+                )
         except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
-            done = dict.fromkeys(batch.rows, _failed(error))
+            yield dict.fromkeys(batch.rows, _failed(error))
+            continue
+        done = {row: _continuation(result, i) for i, row in enumerate(batch.rows)}
+        throughput.prefill.tokens += sum(len(prompts[row]) for row in batch.rows)
+        throughput.decode.tokens += sum(len(each.tokens) for each in done.values())
         yield done
 
 
-def _continue(
-    decoder: Decoder,
-    params: Params,
-    prompts: Sequence[TokenRow],
-    batch: Batch,
-    config: GenerationConfig,
-    keys: Key[Array, "B"],
-    on_tokens: OnRows | None,
-    throughput: Throughput,
-) -> dict[int, Continuation]:
-    rows, capacity = batch.rows, batch.width + config.max_new_tokens
-    check_memory(decoder, batch.size, capacity)
-    tokens, segment_ids = batch.stack(prompts)
-    with throughput.prefill.timed():
-        context = start_context(decoder, batch.size, capacity)
-        context = prefill(decoder, params, context, tokens, segment_ids=segment_ids)
-        jax.block_until_ready(context)
-    with throughput.decode.timed():
-        result = decode(
-            decoder,
-            params,
-            context,
-            max_new_tokens=config.max_new_tokens,
-            sampling=config.sampling,
-            stop_token=config.stop_tokens,
-            key=keys,
-            on_tokens=None if on_tokens is None else lambda new: on_tokens(rows, new[: len(rows)]),
+def _unsupported(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> str | None:
+    """Why a prompt cannot be continued; None: it can."""
+    if not len(prompt):
+        return "the prompt is empty; give at least one token"
+    unknown = unknown_tokens(prompt, vocabulary)
+    if (
+        unknown is None
+        and config.max_length
+        and len(prompt) + config.max_new_tokens > config.max_length
+    ):
+        return (
+            f"{len(prompt)} tokens of prompt and {config.max_new_tokens} new ones "
+            f"exceed the maximum length {config.max_length}; shorten the prompt, or allow more"
         )
-    throughput.prefill.tokens += sum(len(prompts[row]) for row in rows)
-    throughput.decode.tokens += int(result.lengths[: len(rows)].sum())
-    return {
-        row: Continuation(
-            result.tokens[i, : result.lengths[i]],
-            FloatingPointError("the model computes NaN logits") if result.broken[i] else None,
-        )
-        for i, row in enumerate(rows)
-    }
+    return unknown
+
+
+def _of_prompts(on_tokens: OnRows, rows: Sequence[int], new: Sequence[np.ndarray]) -> bool | None:
+    return on_tokens(rows, new[: len(rows)])
+
+
+def _continuation(result: Generation, row: int) -> Continuation:
+    error = FloatingPointError("the model computes NaN logits") if result.broken[row] else None
+    return Continuation(result.tokens[row, : result.lengths[row]], error)
 
 
 def _failed(error: Exception) -> Continuation:

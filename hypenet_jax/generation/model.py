@@ -1,6 +1,5 @@
 """What generation and evaluation need of a model, whether its state fits into memory, and what tells it from others."""
 
-import math
 import os
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from hypenet_jax.axes import Params
 from hypenet_jax.fingerprint import digest, leaf_specs
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import decode_state
+from hypenet_jax.model.cost import state_bytes
 
 
 @runtime_checkable
@@ -33,9 +32,7 @@ def check_memory(decoder: Model, batch: int, capacity: int) -> None:
     """
     if jax.default_backend() != "cpu":
         return
-    state = jax.eval_shape(lambda: decode_state(decoder.config, batch, capacity, decoder.dtype))
-    sizes = (math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    needed = sum(sizes) / jax.process_count()
+    needed = batch * state_bytes(decoder.config, capacity, decoder.dtype) / jax.process_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise MemoryError(

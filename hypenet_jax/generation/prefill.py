@@ -24,12 +24,7 @@ PREFILL_PART = 2048
 @no_type_check
 @flax.struct.dataclass
 class Context:
-    """What has been read and written so far: all that is needed to go on, now or from a file.
-
-    Attributes:
-      state: of the decoder, after the last token of each row.
-      logits: of each row's next token.
-    """
+    """All that is needed to go on, now or from a file: the state after each row's last token, logits of its next."""
 
     state: DecodeState
     logits: Float[Array, "B V"]
@@ -64,7 +59,15 @@ def prefill(
     prompts = np.asarray(prompts)
     real = np.ones_like(prompts) if segment_ids is None else np.asarray(segment_ids)
     prompts = np.where(real != 0, prompts, 0)
-    _check_prompts(decoder, context, prompts, real)
+    lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
+    if lengths.min(initial=1) == 0 or lengths.size == 0:
+        raise ValueError(
+            "a prompt is empty; give at least one token, such as the end-of-text token"
+        )
+    unknown = unknown_tokens(prompts, decoder.config.vocab_size)
+    if unknown is not None:
+        raise ValueError(unknown)
+    check_capacity(lengths, context.state.cache_position.capacity)
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     for start in range(0, prompts.shape[1], PREFILL_PART):
         part = np.s_[:, start : start + PREFILL_PART]
@@ -96,13 +99,9 @@ def prefill_part(
 
 def replicated_lengths(context: Context) -> Context:
     """The same with the lengths of all rows on every device, as each process reads them."""
-    state = context.state
-    cache_position = dataclasses.replace(
-        state.cache_position, written=constrain(state.lengths, (None,))
-    )
-    return dataclasses.replace(
-        context, state=dataclasses.replace(state, cache_position=cache_position)
-    )
+    state, lengths = context.state, constrain(context.state.lengths, (None,))
+    position = dataclasses.replace(state.cache_position, written=lengths)
+    return Context(DecodeState(state.layers, position), context.logits)
 
 
 def with_capacity(context: Context, capacity: int) -> Context:
@@ -112,7 +111,6 @@ def with_capacity(context: Context, capacity: int) -> Context:
       ValueError: a row holds more tokens than that.
     """
     check_capacity(context.state.lengths, capacity)
-
     return dataclasses.replace(context, state=context.state.with_capacity(capacity))
 
 
@@ -139,24 +137,7 @@ def unpacked(
     return left_padded(documents, max(map(len, documents), default=0))
 
 
-def unsupported_reason(
-    prompt: Int[np.ndarray, " _"], vocabulary: int, new_tokens: int, longest: int | None
-) -> str | None:
-    """Why no `new_tokens` can be written after a prompt, `longest` tokens in all (None: any number); None: they can."""
-    if not len(prompt):
-        return "the prompt is empty; give at least one token"
-    unknown = _unknown_tokens(prompt, vocabulary)
-    if unknown is not None:
-        return unknown
-    if longest is not None and len(prompt) + new_tokens > longest:
-        return (
-            f"{len(prompt)} tokens of prompt and {new_tokens} new ones "
-            f"exceed the maximum length {longest}; shorten the prompt, or allow more"
-        )
-    return None
-
-
-def _unknown_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> str | None:
+def unknown_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> str | None:
     """Why these token ids are not all in the vocabulary, or None."""
     if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocabulary):
         return None
@@ -173,17 +154,3 @@ def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None
         raise ValueError(
             f"{longest} tokens do not fit into a state with room for {capacity}; make it larger"
         )
-
-
-def _check_prompts(
-    decoder: Decoder, context: Context, prompts: np.ndarray, real: np.ndarray
-) -> None:
-    lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
-    if lengths.size == 0 or lengths.min() == 0:
-        raise ValueError(
-            "a prompt is empty; give at least one token, such as the end-of-text token"
-        )
-    unknown = _unknown_tokens(prompts, decoder.config.vocab_size)
-    if unknown is not None:
-        raise ValueError(unknown)
-    check_capacity(lengths, context.state.cache_position.slot_segment_ids.shape[1])

@@ -1,13 +1,11 @@
 """A context on disk: what one process has read, another continues."""
 
 from os import PathLike
-from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import args
+from orbax.checkpoint import v1 as ocp
 
 from hypenet_jax.generation.prefill import Context, start_context
 from hypenet_jax.model.decoder import Decoder
@@ -23,10 +21,8 @@ def save_context(folder: str | PathLike[str], decoder: Decoder, context: Context
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new folder or remove this one")
     batch, capacity = context.state.cache_position.slot_segment_ids.shape
-    metadata = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
-    items = args.Composite(context=args.StandardSave(context), metadata=args.JsonSave(metadata))
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=items)
+    made_for = {"model": repr(decoder.config), "batch": batch, "capacity": capacity}
+    ocp.save(path, context, custom_metadata=made_for)
 
 
 def load_context(folder: str | PathLike[str], decoder: Decoder) -> Context:
@@ -39,23 +35,13 @@ def load_context(folder: str | PathLike[str], decoder: Decoder) -> Context:
       ValueError: a model of another config read it.
     """
     path = epath.Path(folder).absolute()
-    if not (path / "metadata").exists():
+    made_for = ocp.metadata(path).custom_metadata if ocp.is_orbax_checkpoint(path) else None
+    if not isinstance(made_for, dict) or "model" not in made_for:
         raise FileNotFoundError(f"{path} holds no context; write one with save_context")
-    metadata = _read(path, metadata=args.JsonRestore())["metadata"]
-    if metadata["model"] != repr(decoder.config):
+    if made_for["model"] != repr(decoder.config):
         raise ValueError(
-            f"{path} was read by {metadata['model']}, this is {decoder.config}; read the text again"
+            f"{path} was read by {made_for['model']}, this is {decoder.config}; read the text again"
         )
     local = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.eval_shape(lambda: start_context(decoder, metadata["batch"], metadata["capacity"]))
-    shapes = jax.tree.map(lambda x: x.update(sharding=local), shapes)
-    return _read(path, context=args.StandardRestore(shapes))["context"]
-
-
-def _read(path: epath.Path, **items: Any) -> Any:
-    with _checkpointer() as checkpointer:
-        return checkpointer.restore(path, args=args.Composite(**items))
-
-
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.CompositeCheckpointHandler("context", "metadata"))
+    shapes = jax.eval_shape(lambda: start_context(decoder, made_for["batch"], made_for["capacity"]))
+    return ocp.load(path, jax.tree.map(lambda x: x.update(sharding=local), shapes))

@@ -9,7 +9,7 @@ import numpy as np
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
-from hypenet_jax.generation.generate import Continuation, GenerationConfig, generate_batches
+from hypenet_jax.generation.generate import Continuation, GenerationConfig, OnRows, generate_batches
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.runtime import reason
@@ -60,22 +60,17 @@ class TextGenerator:
         Yields:
           Completions by the index of their prompt, as batches end: errors first, then the longest prompts.
         """
-        texts = {
-            i: prompt
-            for i, prompt in enumerate(prompts)
-            if isinstance(prompt, str) and i not in skip
-        }
-        unread = {i: p for i, p in enumerate(prompts) if i not in texts and i not in skip}
+        wanted = {i: prompt for i, prompt in enumerate(prompts) if i not in skip}
+        texts = {i: prompt for i, prompt in wanted.items() if isinstance(prompt, str)}
+        unread = {i: prompt for i, prompt in wanted.items() if i not in texts}
         if unread:
             yield {i: Completion("", error=str(why)) for i, why in unread.items()}
         indices = list(texts)
+        tokens = self.tokenizer.encode_all(list(texts.values()))
         batches = generate_batches(
-            self.decoder,
-            self.params,
-            self.tokenizer.encode_all(list(texts.values())),
-            self.config,
+            *(self.decoder, self.params, tokens, self.config),
             indices=indices,
-            on_tokens=None if on_text is None else _Stream(self, on_text),
+            on_tokens=on_text and self._stream(on_text),
             throughput=throughput,
         )
         for batch in batches:
@@ -86,6 +81,20 @@ class TextGenerator:
         """The text of new tokens, without end tokens."""
         ends = self.config.stop_tokens
         return self.tokenizer.decode([token for token in tokens if token not in ends])
+
+    def _stream(self, on_text: Callable[[str], None]) -> OnRows:
+        """Hands on new text once its last character is whole: a character may take several tokens."""
+        tokens, streamed = [], 0
+
+        def hand_on(rows: Sequence[int], new: Sequence[np.ndarray]) -> None:
+            nonlocal streamed
+            tokens.extend(new[0].tolist())
+            text, ended = self.text(tokens), not {*tokens[-1:]}.isdisjoint(self.config.stop_tokens)
+            if ended or len(tokens) == self.config.max_new_tokens or not text.endswith("\ufffd"):
+                on_text(text[streamed:])
+                streamed = len(text)
+
+        return hand_on
 
     def _completion(self, prompt: str, result: Continuation) -> Completion:
         tokens, error = result.tokens.tolist(), result.error
@@ -119,21 +128,3 @@ def end_ids(folder: pathlib.Path) -> tuple[int, ...]:
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)
     return ()
-
-
-class _Stream:
-    """Hands on new text once its last character is whole: a character may take several tokens."""
-
-    def __init__(self, generator: TextGenerator, on_text: Callable[[str], None]) -> None:
-        self.generator, self.on_text = generator, on_text
-        self.tokens: list[int] = []
-        self.streamed = 0
-
-    def __call__(self, rows: Sequence[int], new: Sequence[np.ndarray]) -> None:
-        self.tokens += new[0].tolist()
-        text, config = self.generator.text(self.tokens), self.generator.config
-        full = len(self.tokens) == config.max_new_tokens
-        last = full or bool({*self.tokens[-1:]} & {*config.stop_tokens})
-        if last or not text.endswith("\ufffd"):
-            self.on_text(text[self.streamed :])
-            self.streamed = len(text)

@@ -38,6 +38,11 @@ class CachePosition:
     num_segments: Int[Array, "B"]
     slot_segment_ids: SlotSegmentIds
 
+    @property
+    def capacity(self) -> int:
+        """Cache slots of each row."""
+        return self.slot_segment_ids.shape[1]
+
     def with_capacity(self, capacity: int) -> "CachePosition":
         slots = with_slots(self.slot_segment_ids, capacity)
         return dataclasses.replace(self, slot_segment_ids=slots)
@@ -110,7 +115,7 @@ def layout_tokens(
 
 def overflow(cache_position: CachePosition) -> Bool[Array, "B"]:
     """Rows that were given more tokens than their cache has slots."""
-    return cache_position.written > cache_position.slot_segment_ids.shape[1]
+    return cache_position.written > cache_position.capacity
 
 
 def _segment_starts(segment_ids: SegmentIds, open_segment: Int[Array, "B"]) -> Mask:
@@ -143,7 +148,7 @@ def _with_cache(
     real, unique_ids, slots = segment_ids != 0, layout.segment_ids, before.slot_segment_ids
     assert unique_ids is not None
     rows = jnp.arange(len(slots))
-    cache_slots = jnp.where(real, before.written[:, None] + earlier, slots.shape[1])
+    cache_slots = jnp.where(real, before.written[:, None] + earlier, before.capacity)
     slots = slots.at[rows[:, None], cache_slots].set(unique_ids, mode="drop")
     first = jnp.argmax(real, axis=1)
     last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
