@@ -23,35 +23,27 @@ OnTokens: TypeAlias = Callable[[Sequence[np.ndarray]], bool | None]
 """Takes the new tokens of each row, none for a row that has ended; True ends decoding."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Generation:
-    """What `decode` returns.
-
-    Attributes:
-      tokens: new tokens; after a row's end its (first) stop token, 0 without one.
-      lengths: tokens of each row up to its end, a stop token included.
-      broken: rows that ended because their logits became NaN.
-      context: after those tokens, without the fillers.
-    """
-
-    tokens: Int[np.ndarray, "B M"]
-    lengths: Int[np.ndarray, "B"]
-    broken: Bool[np.ndarray, "B"]
-    context: Context
-
-
 # Not checked at construction: tree functions build it of shapes and shardings.
 @no_type_check
 @flax.struct.dataclass
-class DecodeCarry:
-    """Carry of the loop: `step` tokens of every row are in `tokens`, or its end and fillers after it."""
+class Generation:
+    """What is written so far: the carry of the loop, and what `decode` returns.
+
+    Attributes:
+      step: tokens written per row, fillers included.
+      context: after those tokens, without the fillers.
+      done: rows that have ended.
+      broken: rows that ended because their logits became NaN.
+      tokens: new tokens; after a row's end its (first) stop token, 0 without one.
+      lengths: tokens of each row up to its end, a stop token included.
+    """
 
     step: Int[Array, ""]
     context: Context
-    done: Bool[Array, "B"]
-    broken: Bool[Array, "B"]
-    tokens: Int[Array, "B M"]
-    lengths: Int[Array, "B"]
+    done: Bool[Array | np.ndarray, "B"]
+    broken: Bool[Array | np.ndarray, "B"]
+    tokens: Int[Array | np.ndarray, "B M"]
+    lengths: Int[Array | np.ndarray, "B"]
 
 
 def decode(
@@ -101,8 +93,8 @@ def decode(
             streamed = ends
         if ended:
             break
-    tokens, lengths, broken = map(np.asarray, (carry.tokens, carry.lengths, carry.broken))
-    return Generation(tokens, lengths, broken, carry.context)
+    read = {name: np.asarray(getattr(carry, name)) for name in ("tokens", "lengths", "broken")}
+    return dataclasses.replace(carry, **read)
 
 
 def stream_span() -> int:
@@ -127,37 +119,37 @@ def fold_rows(key: PRNGKeyArray, numbers: Int[Array | np.ndarray, "B"]) -> Key[A
     return jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
 
 
-def init_carry(context: Context, count: int, stops: tuple[int, ...]) -> DecodeCarry:
+def init_carry(context: Context, count: int, stops: tuple[int, ...]) -> Generation:
     """The carry before the first of `count` new tokens."""
     empty = _empty_carry(len(context.logits), count, stops[0] if stops else 0)
     return dataclasses.replace(empty, context=context)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty_carry(batch: int, count: int, filler: int) -> DecodeCarry:
+def _empty_carry(batch: int, count: int, filler: int) -> Generation:
     """All but the context, from one program: each call of its own costs more than it computes."""
     done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
     tokens, lengths = jnp.full((batch, count), filler, jnp.int32), jnp.zeros((batch,), jnp.int32)
-    return DecodeCarry(jnp.int32(0), cast(Any, None), done, broken, tokens, lengths)
+    return Generation(jnp.int32(0), cast(Any, None), done, broken, tokens, lengths)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
 def decode_until(
     decoder: Decoder,
     params: Params,
-    start: DecodeCarry,
+    start: Generation,
     keys: Key[Array, "B"],
     limit: Int[Array, ""] | int,
     sampling: Sampling,
     stops: tuple[int, ...],
-) -> DecodeCarry:
+) -> Generation:
     """The loop up to step `limit`, one program however rows end; the donated caches are updated in place."""
     filler = stops[0] if stops else 0
 
-    def unfinished(carry: DecodeCarry) -> Bool[Array, ""]:
+    def unfinished(carry: Generation) -> Bool[Array, ""]:
         return (carry.step < limit) & ~jnp.all(carry.done)
 
-    def step(carry: DecodeCarry) -> DecodeCarry:
+    def step(carry: Generation) -> Generation:
         logits, state = carry.context.logits, carry.context.state
         broken = carry.broken | (~carry.done & jnp.isnan(jnp.max(logits, axis=-1)))
         ended = carry.done | broken
@@ -168,7 +160,7 @@ def decode_until(
         output = decoder.apply({"params": params}, token[:, None], segment_ids=real, state=state)
         new = decoder.apply({"params": params}, output.hidden, method="logits")[:, 0]
         stop = jnp.any(token[:, None] == jnp.asarray(stops, jnp.int32)[None], axis=1)
-        return DecodeCarry(
+        return Generation(
             step=carry.step + 1,
             context=Context(output.state, jnp.where(ended[:, None], logits, new)),
             done=ended | stop,

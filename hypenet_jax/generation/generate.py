@@ -1,7 +1,6 @@
 """Prefill, then decode: a batch of prompts as it is, or prompts of any lengths in batches, each as if alone."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -13,7 +12,7 @@ from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, TokenRow, batches_by_width
 from hypenet_jax.generation.decode import Generation, OnTokens, check_decoding, decode
 from hypenet_jax.generation.model import check_memory
-from hypenet_jax.generation.prefill import prefill, start_context, unknown_tokens
+from hypenet_jax.generation.prefill import check_tokens, prefill, start_context
 from hypenet_jax.generation.sampling import GREEDY, Sampling
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.decoder import Decoder
@@ -130,19 +129,18 @@ def generate_batches(
       or of unknown token ids, then the longest prompts. Other errors: FloatingPointError where logits are NaN;
       MemoryError or JaxRuntimeError for all prompts of a batch that the device has no room for.
     """
-    vocabulary = decoder.config.vocab_size
-    reasons = {i: _unsupported(prompt, vocabulary, config) for i, prompt in enumerate(prompts)}
-    refused = {i: _failed(ValueError(reason)) for i, reason in reasons.items() if reason}
+    errors = [_error(prompt, decoder.config.vocab_size, config) for prompt in prompts]
+    refused = {i: _failed(error) for i, error in enumerate(errors) if error}
     if refused:
         yield refused
-    good = [i for i in reasons if i not in refused]
+    good = [i for i, error in enumerate(errors) if error is None]
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     numbers = range(len(prompts)) if indices is None else indices
     throughput = Throughput() if throughput is None else throughput
     lengths = [len(prompts[i]) for i in good]
     for batch in batches_by_width(lengths, config.tokens_per_batch, width=width):
         batch = dataclasses.replace(batch, rows=tuple(good[row] for row in batch.rows))
-        capacity = batch.width + config.max_new_tokens
+        rows, capacity = batch.rows, batch.width + config.max_new_tokens
         tokens, segment_ids = batch.stack(prompts)
         try:
             check_memory(decoder, batch.size, capacity)
@@ -157,36 +155,33 @@ def generate_batches(
                     sampling=config.sampling,
                     stop_token=config.stop_tokens,
                     key=batch.keys(config.seed, numbers),
-                    on_tokens=on_tokens and functools.partial(_of_prompts, on_tokens, batch.rows),
+                    on_tokens=on_tokens
+                    and (lambda new, rows=rows: on_tokens(rows, new[: len(rows)])),
                 )
         except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
-            yield dict.fromkeys(batch.rows, _failed(error))
+            yield dict.fromkeys(rows, _failed(error))
             continue
-        done = {row: _continuation(result, i) for i, row in enumerate(batch.rows)}
-        throughput.prefill.tokens += sum(len(prompts[row]) for row in batch.rows)
+        done = {row: _continuation(result, i) for i, row in enumerate(rows)}
+        throughput.prefill.tokens += sum(len(prompts[row]) for row in rows)
         throughput.decode.tokens += sum(len(each.tokens) for each in done.values())
         yield done
 
 
-def _unsupported(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> str | None:
+def _error(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> ValueError | None:
     """Why a prompt cannot be continued; None: it can."""
+    new, longest = config.max_new_tokens, config.max_length
     if not len(prompt):
-        return "the prompt is empty; give at least one token"
-    unknown = unknown_tokens(prompt, vocabulary)
-    if (
-        unknown is None
-        and config.max_length
-        and len(prompt) + config.max_new_tokens > config.max_length
-    ):
-        return (
-            f"{len(prompt)} tokens of prompt and {config.max_new_tokens} new ones "
-            f"exceed the maximum length {config.max_length}; shorten the prompt, or allow more"
+        return ValueError("the prompt is empty; give at least one token")
+    if longest is not None and len(prompt) + new > longest:
+        return ValueError(
+            f"{len(prompt)} tokens of prompt and {new} new ones "
+            f"exceed the maximum length {longest}; shorten the prompt, or allow more"
         )
-    return unknown
-
-
-def _of_prompts(on_tokens: OnRows, rows: Sequence[int], new: Sequence[np.ndarray]) -> bool | None:
-    return on_tokens(rows, new[: len(rows)])
+    try:
+        check_tokens(prompt, vocabulary)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _continuation(result: Generation, row: int) -> Continuation:

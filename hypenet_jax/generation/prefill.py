@@ -64,9 +64,7 @@ def prefill(
         raise ValueError(
             "a prompt is empty; give at least one token, such as the end-of-text token"
         )
-    unknown = unknown_tokens(prompts, decoder.config.vocab_size)
-    if unknown is not None:
-        raise ValueError(unknown)
+    check_tokens(prompts, decoder.config.vocab_size)
     check_capacity(lengths, context.state.cache_position.capacity)
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     for start in range(0, prompts.shape[1], PREFILL_PART):
@@ -137,14 +135,13 @@ def unpacked(
     return left_padded(documents, max(map(len, documents), default=0))
 
 
-def unknown_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> str | None:
-    """Why these token ids are not all in the vocabulary, or None."""
-    if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocabulary):
-        return None
-    return (
-        f"token ids from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {vocabulary}: "
-        "use the tokenizer that the model was trained with"
-    )
+def check_tokens(tokens: Int[np.ndarray, "..."], vocabulary: int) -> None:
+    """Raises ValueError: token ids outside the vocabulary."""
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary):
+        raise ValueError(
+            f"token ids from {tokens.min()} to {tokens.max()} are not all in the vocabulary of {vocabulary}: "
+            "use the tokenizer that the model was trained with"
+        )
 
 
 def check_capacity(lengths: Int[Array | np.ndarray, "B"], capacity: int) -> None:
