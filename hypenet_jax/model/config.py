@@ -69,7 +69,6 @@ def hypenet(
     Kept layers lose their rotary positions (NoPE) and gain an output gate.
 
     Args:
-      teacher: a model whose layers are all softmax attention with rotary positions.
       softmax_layers: indices that keep softmax attention, in any order.
       mixer: `NAME` of the mixer of the other layers, one of `MIXERS`.
       rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
@@ -90,8 +89,7 @@ def hypenet(
             raise ValueError(
                 f"layer {i} of the teacher is not softmax attention with rotary positions: {spec}"
             )
-        kept = SoftmaxSpec.from_softmax(spec)
-        if rope_in_softmax:
-            kept = dataclasses.replace(kept, rope_theta=spec.rope_theta)
+        rope = spec.rope_theta if rope_in_softmax else None
+        kept = dataclasses.replace(SoftmaxSpec.from_softmax(spec), rope_theta=rope)
         mixers.append(kept if keeps else kind.from_softmax(spec))
     return dataclasses.replace(teacher, mixers=tuple(mixers))

@@ -22,12 +22,7 @@ WITH_GRADIENTS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one call of a program, over all devices.
-
-    Attributes:
-      model: what the mathematics asks for.
-      recomputed: what the backward pass computes a second time, beside `model`.
-    """
+    """Of one call of a program, over all devices: what the mathematics asks for, and what the backward pass repeats."""
 
     model: float
     recomputed: float = 0.0

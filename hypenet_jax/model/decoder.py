@@ -27,7 +27,6 @@ from hypenet_jax.model.token_layout import (
     CachePosition,
     TokenLayout,
     layout_tokens,
-    overflow,
     start_position,
 )
 from hypenet_jax.sharding import constrain
@@ -105,12 +104,10 @@ class Decoder(nn.Module):
     """A decoder-only language model; Qwen3 and HypeNet differ in `config.mixers` alone.
 
     Attributes:
-      config: the architecture.
       dtype: of activations and of the weights where they are used; parameters are stored in float32.
       remat: "full" recomputes each layer in the backward pass, "none" keeps what it needs.
       scan: each group of equal layers is one scan over stacked parameters (training); otherwise layers stand alone
         (decoding, where a scan would copy the caches). `stack_layers` and `unstack_layers` change between the two.
-      start: initial weights.
     """
 
     config: ModelConfig
@@ -145,14 +142,13 @@ class Decoder(nn.Module):
         """Hidden states of tokens (or of embeddings, "B T D").
 
         Args:
-          tokens: token ids, or their embeddings.
           positions: of each token in its segment; None counts them here.
           segment_ids: segment of each token, 0 for padding; None: one segment, no padding.
           state: where to go on from; the call then also returns the state after its last token.
           taps: also return the inputs and outputs of every mixer.
         Returns:
-          `Output`. Outputs at padding are finite and mean nothing. A row given more tokens than its cache has slots
-          returns NaN from then on.
+          Outputs at padding are finite and mean nothing. A row given more tokens than its cache has slots returns NaN
+          from then on.
         """
         x = self.embed(tokens) if tokens.ndim == 2 else tokens.astype(self.dtype)
         before = None if state is None else state.cache_position
@@ -161,7 +157,7 @@ class Decoder(nn.Module):
         x, layers, tapped = self._layers(x, layers, layout, taps)
         hidden = self.final_norm(x)
         if after is not None:
-            hidden = jnp.where(overflow(after)[:, None, None], jnp.nan, hidden)
+            hidden = jnp.where(after.overflow[:, None, None], jnp.nan, hidden)
             state = DecodeState(layers, after)
         return Output(hidden, state, tapped)
 

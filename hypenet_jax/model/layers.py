@@ -69,10 +69,6 @@ class Normed:
     x: Hidden
     norm: Norm
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.x.shape
-
 
 @dataclasses.dataclass(frozen=True)
 class Product:
@@ -206,10 +202,7 @@ def look_up(table: Float[Array, "V D"], tokens: Tokens, dtype: DTypeLike) -> Hid
     Each device reads its part of the width from its own rows, for all tokens of the devices that share the width, and
     zeros stand for the rows of others until the sum: neither the table nor its dense gradient is ever gathered.
     """
-    vocabulary, width = (
-        mesh_axes(name, size)
-        for name, size in zip((axes.VOCAB, axes.EMBED), table.shape, strict=True)
-    )
+    vocabulary, width = mesh_axes(axes.VOCAB, len(table)), mesh_axes(axes.EMBED, table.shape[1])
     batch = tuple(a for a in mesh_axes(axes.BATCH, len(tokens)) if a not in width)
     time = mesh_axes(axes.TIME, tokens.shape[1])
     specs = PartitionSpec(vocabulary, width), PartitionSpec(batch, time)

@@ -17,14 +17,9 @@ def group_names(config: ModelConfig, scan: bool) -> list[tuple[str, range]]:
     return [(f"layer_{i}", range(i, i + 1)) for i in range(config.num_layers)]
 
 
-def is_stacked(params: Params) -> bool:
-    """Whether parameters are stacked into groups of equal layers."""
-    return any(name.startswith("layers_") for name in params)
-
-
 def stack_layers(params: Params, config: ModelConfig) -> Params:
     """Single layers to the groups of `config`; parameters that are stacked already come back as they are."""
-    if is_stacked(params):
+    if any(name.startswith("layers_") for name in params):
         return params
     rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
     groups = {

@@ -43,6 +43,11 @@ class CachePosition:
         """Cache slots of each row."""
         return self.slot_segment_ids.shape[1]
 
+    @property
+    def overflow(self) -> Bool[Array, "B"]:
+        """Rows that were given more tokens than their cache has slots."""
+        return self.written > self.capacity
+
     def with_capacity(self, capacity: int) -> "CachePosition":
         slots = with_slots(self.slot_segment_ids, capacity)
         return dataclasses.replace(self, slot_segment_ids=slots)
@@ -111,11 +116,6 @@ def layout_tokens(
     if cache_position is None:
         return layout, None
     return _with_cache(layout, segment_ids, earlier, starts, cache_position)
-
-
-def overflow(cache_position: CachePosition) -> Bool[Array, "B"]:
-    """Rows that were given more tokens than their cache has slots."""
-    return cache_position.written > cache_position.capacity
 
 
 def _segment_starts(segment_ids: SegmentIds, open_segment: Int[Array, "B"]) -> Mask:

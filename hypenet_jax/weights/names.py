@@ -70,10 +70,6 @@ class Tensor:
         letters = [a for group in self.their_axes for a in group]
         return tuple(letters.index(a) for a in self.our_axes)
 
-    def to_ours(self, array: Any) -> Any:
-        """Their array (numpy or jax) in our axes; numpy gives a view."""
-        return array.reshape(self.split).transpose(self.order)
-
     def to_theirs(self, array: Any) -> Any:
         """Our array (numpy or jax) in their axes; numpy may give a view that is not contiguous."""
         back = sorted(range(len(self.order)), key=self.order.__getitem__)

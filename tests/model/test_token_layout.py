@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hypenet_jax.model import token_layout as source
-from hypenet_jax.model.token_layout import overflow, start_position
+from hypenet_jax.model.token_layout import start_position
 
 pytestmark = pytest.mark.brief
 
@@ -112,4 +112,4 @@ def test_given_positions_win_and_the_count_goes_on_from_them():
 
 def test_a_row_overflows_with_its_first_token_past_the_capacity():
     _, cache_position = layout([[1, 1, 1], [1, 1, 0]], start_position(2, 2))
-    np.testing.assert_array_equal(overflow(cache_position), [True, False])
+    np.testing.assert_array_equal(cache_position.overflow, [True, False])

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal, no_type_check
+from typing import Any, ClassVar, Literal, get_args, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -31,7 +31,7 @@ from hypenet_jax.sharding import constrain
 from pallas_kernels import HeadNorms, lightning_attention, lightning_step
 
 RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
-SCALES = ("1/sqrt(d)", "1/d", "1")
+Scale = Literal["1/sqrt(d)", "1/d", "1"]
 
 
 # Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
@@ -60,7 +60,7 @@ class LightningSpec(MixerSpec):
     num_heads: int
     head_dim: int
     rope_theta: float | None
-    scale: Literal["1/sqrt(d)", "1/d", "1"] = "1/sqrt(d)"
+    scale: Scale = "1/sqrt(d)"
     qk_norm: bool = True
     output_norm: bool = True
     output_gate: bool = True
@@ -141,8 +141,7 @@ class LightningSpec(MixerSpec):
         if self.output_gate:
             shape = params["q"]["kernel"].shape
             bound = 1.0 / math.sqrt(shape[0])
-            gate = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
-            taken["gate"] = {"kernel": gate}
+            taken["gate"] = {"kernel": jax.random.uniform(key, shape, minval=-bound, maxval=bound)}
         return taken
 
     @classmethod
@@ -154,8 +153,8 @@ class LightningSpec(MixerSpec):
         if rotary and width != fields.get("head_dim"):
             # The official rotary table has head_dim columns, whichever mixer reads it.
             yield "lightning_head_dim differs from head_dim, which its rotary positions need"
-        if fields.get("lightning_scale") not in (*SCALES, None):
-            yield f"lightning_scale {fields['lightning_scale']!r} is none of {SCALES}"
+        if fields.get("lightning_scale") not in (*get_args(Scale), None):
+            yield f"lightning_scale {fields['lightning_scale']!r} is none of {get_args(Scale)}"
 
 
 def slopes(num_heads: int) -> np.ndarray:

@@ -130,8 +130,7 @@ class SoftmaxSpec(MixerSpec):
         """The teacher's, and as in the official code a gate that starts normal with standard deviation 0.02."""
         if not self.output_gate:
             return dict(params)
-        shape = params["q"]["kernel"].shape
-        gate = Initialization().std * jax.random.normal(key, shape)
+        gate = Initialization().std * jax.random.normal(key, params["q"]["kernel"].shape)
         return {**params, "gate": {"kernel": gate}}
 
     @classmethod
@@ -220,11 +219,8 @@ def _write(state: KVState, k: Keys, v: Keys, layout: TokenLayout) -> KVState:
     cache = PartitionSpec(sharded.batch, sharded.sequence, sharded.heads)
     new, rows = PartitionSpec(sharded.batch, None, sharded.heads), PartitionSpec(sharded.batch)
     local = functools.partial(_write_own, sharded.sequence)
-    return KVState(
-        *on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))(
-            (state.keys, state.values), (k, v), layout.cache_slots
-        )
-    )
+    write = on_each_device(local, ((cache, cache), (new, new), rows), (cache, cache))
+    return KVState(*write((state.keys, state.values), (k, v), layout.cache_slots))
 
 
 def _write_own(

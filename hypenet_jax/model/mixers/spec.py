@@ -65,16 +65,12 @@ class MixerState:
 
 
 class MixerSpec(abc.ABC):
-    """The token mixer of a layer as a value; each kind is a frozen dataclass.
-
-    Class attributes:
-      NAME: in settings, for example `--mixer lightning`.
-      STATE_AXES: logical names of the axes of each array in its state.
-      CHECKPOINT: names in Hugging Face folders.
-    """
+    """The token mixer of a layer as a value; each kind is a frozen dataclass."""
 
     NAME: ClassVar[str]
+    """In settings, for example `--mixer lightning`."""
     STATE_AXES: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Logical names of the axes of each array in its state."""
     CHECKPOINT: ClassVar[CheckpointFormat]
 
     num_heads: int
@@ -84,8 +80,7 @@ class MixerSpec(abc.ABC):
     def module(self, **fields: Any) -> nn.Module:
         """The Linen module, `(x, layout, state) -> (mixer(x), state)`; state None is the start, and returns None.
 
-        Args:
-          fields: d_model, norm_eps, start (`Initialization`), dtype (of the computation) and name.
+        Its fields: d_model, norm_eps, start (`Initialization`), dtype (of the computation) and name.
         """
 
     @abc.abstractmethod
