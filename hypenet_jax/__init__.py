@@ -1,7 +1,7 @@
 """HALO in JAX: convert a pretrained Qwen3 Transformer into HypeNet, and run either. Only the front door."""
 
+from hypenet_jax.generation.decode import Sampling
 from hypenet_jax.generation.generate import generate
-from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, DecodeState, Output, decode_state, init_params
 from hypenet_jax.model.hype import LogLengthScale

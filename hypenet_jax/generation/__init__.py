@@ -1,15 +1,21 @@
 """Text and tokens from a model: prefill, decoding, sampling, saved contexts, batches of prompts, completions."""
 
-from hypenet_jax.generation.decode import Generation, decode
+from hypenet_jax.generation.decode import Generation, Sampling, decode
 from hypenet_jax.generation.generate import (
     Continuation,
     GenerationConfig,
     generate,
     generate_batches,
 )
-from hypenet_jax.generation.prefill import Context, prefill, start_context, unpacked, with_capacity
-from hypenet_jax.generation.sampling import Sampling
-from hypenet_jax.generation.saved_context import load_context, save_context
+from hypenet_jax.generation.prefill import (
+    Context,
+    load_context,
+    prefill,
+    save_context,
+    start_context,
+    unpacked,
+    with_capacity,
+)
 from hypenet_jax.generation.text_generator import Completion, TextGenerator, open_generator
 
 __all__ = [

@@ -9,11 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params
 from hypenet_jax.generation.prefill import Context, check_capacity, replicated_lengths
-from hypenet_jax.generation.sampling import GREEDY, Sampling, draw
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
@@ -21,6 +20,29 @@ from pallas_kernels import platform
 
 OnTokens: TypeAlias = Callable[[Sequence[np.ndarray]], bool | None]
 """Takes the new tokens of each row, none for a row that has ended; True ends decoding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: draw among the k likeliest; None among all.
+      top_p: draw among the fewest tokens that hold this much probability; 1 among all.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        some = self.top_k is None or self.top_k >= 1
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or not some:
+            raise ValueError(f"{self}: temperature >= 0, top_k >= 1 and 0 < top_p <= 1 are needed")
+
+
+GREEDY = Sampling()
 
 
 # Not checked at construction: tree functions build it of shapes and shardings.
@@ -40,10 +62,10 @@ class Generation:
 
     step: Int[Array, ""]
     context: Context
-    done: Bool[Array | np.ndarray, "B"]
-    broken: Bool[Array | np.ndarray, "B"]
-    tokens: Int[Array | np.ndarray, "B M"]
-    lengths: Int[Array | np.ndarray, "B"]
+    done: Bool[Array, "B"]
+    broken: Bool[Array, "B"]
+    tokens: Int[Array, "B M"]
+    lengths: Int[Array, "B"]
 
 
 def decode(
@@ -93,8 +115,7 @@ def decode(
             streamed = ends
         if ended:
             break
-    read = {name: np.asarray(getattr(carry, name)) for name in ("tokens", "lengths", "broken")}
-    return dataclasses.replace(carry, **read)
+    return carry
 
 
 def stream_span() -> int:
@@ -181,3 +202,24 @@ def check_decoding(count: int, sampling: Sampling = GREEDY, key: Any = None) -> 
         raise ValueError(f"max_new_tokens {count} writes nothing; use at least 1")
     if sampling.temperature > 0 and key is None:
         raise ValueError(f"{sampling} draws at random; give a key, or temperature 0")
+
+
+def draw(logits: Float[Array, "B V"], keys: Key[Array, "B"], sampling: Sampling) -> Int[Array, "B"]:
+    """One token per row from its logits, each row with a key of its own."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None:
+        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        logits = jnp.where(_outside(logits, sampling.top_p), -jnp.inf, logits)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _outside(logits: Float[Array, "B V"], mass: float) -> Bool[Array, "B V"]:
+    """Tokens outside the fewest likeliest ones that hold `mass`; the likeliest is never outside."""
+    order = jnp.argsort(-logits, axis=-1)
+    ranked = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = jnp.cumsum(ranked, axis=-1) - ranked
+    return jnp.take_along_axis(before >= mass, jnp.argsort(order, axis=-1), axis=-1)

@@ -10,10 +10,15 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, TokenRow, batches_by_width
-from hypenet_jax.generation.decode import Generation, OnTokens, check_decoding, decode
+from hypenet_jax.generation.decode import (
+    GREEDY,
+    OnTokens,
+    Sampling,
+    check_decoding,
+    decode,
+)
 from hypenet_jax.generation.model import check_memory
 from hypenet_jax.generation.prefill import check_tokens, prefill, start_context
-from hypenet_jax.generation.sampling import GREEDY, Sampling
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.stacking import unstack_layers
@@ -64,7 +69,7 @@ def generate(
     rows = np.flatnonzero(generation.broken).tolist()
     if rows:
         raise FloatingPointError(f"the model computes NaN logits in rows {rows}")
-    return generation.tokens
+    return np.asarray(generation.tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,8 +142,8 @@ def generate_batches(
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     numbers = range(len(prompts)) if indices is None else indices
     throughput = Throughput() if throughput is None else throughput
-    lengths = [len(prompts[i]) for i in good]
-    for batch in batches_by_width(lengths, config.tokens_per_batch, width=width):
+    widths = [len(prompts[i]) for i in good]
+    for batch in batches_by_width(widths, config.tokens_per_batch, width=width):
         batch = dataclasses.replace(batch, rows=tuple(good[row] for row in batch.rows))
         rows, capacity = batch.rows, batch.width + config.max_new_tokens
         tokens, segment_ids = batch.stack(prompts)
@@ -161,10 +166,14 @@ def generate_batches(
         except (MemoryError, jax.errors.JaxRuntimeError) as error:  # the device is too small
             yield dict.fromkeys(rows, _failed(error))
             continue
-        done = {row: _continuation(result, i) for i, row in enumerate(rows)}
+        written, lengths, broken = map(np.asarray, (result.tokens, result.lengths, result.broken))
         throughput.prefill.tokens += sum(len(prompts[row]) for row in rows)
-        throughput.decode.tokens += sum(len(each.tokens) for each in done.values())
-        yield done
+        throughput.decode.tokens += int(lengths[: len(rows)].sum())
+        nan = FloatingPointError("the model computes NaN logits")
+        yield {
+            row: Continuation(written[i, : lengths[i]], nan if broken[i] else None)
+            for i, row in enumerate(rows)
+        }
 
 
 def _error(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> ValueError | None:
@@ -182,11 +191,6 @@ def _error(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> Value
     except ValueError as error:
         return error
     return None
-
-
-def _continuation(result: Generation, row: int) -> Continuation:
-    error = FloatingPointError("the model computes NaN logits") if result.broken[row] else None
-    return Continuation(result.tokens[row, : result.lengths[row]], error)
 
 
 def _failed(error: Exception) -> Continuation:

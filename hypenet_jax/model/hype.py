@@ -69,11 +69,13 @@ def logit_scale_to_hf(scale: LogitScale) -> str | float | None:
     return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
 
 
-def rotary_angles(positions: Positions, head_dim: int, theta: float) -> Angles:
-    """Angle of each position and frequency: t * theta^(-2j / H), j = 0 .. H/2 - 1, in radians.
+def rotary_angles(positions: Positions, head_dim: int, theta: float | None) -> Angles | None:
+    """Angle of each position and frequency: t * theta^(-2j / H), j = 0 .. H/2 - 1, in radians; None without a base.
 
     Positions reach a million and bfloat16 merges neighbours past 256, so angles stay float32 until sine and cosine.
     """
+    if theta is None:
+        return None
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     inverse_frequency = jnp.power(jnp.float32(theta), -exponent)
     return positions.astype(jnp.float32)[..., None] * inverse_frequency[None, None, :]

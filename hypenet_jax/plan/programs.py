@@ -11,9 +11,8 @@ from hypenet_jax import axes
 from hypenet_jax.config import StageConfig
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
+from hypenet_jax.generation.decode import Sampling, decode_until, init_carry, row_keys
 from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
-from hypenet_jax.generation.sampling import Sampling
 from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder

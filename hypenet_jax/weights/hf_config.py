@@ -38,8 +38,9 @@ def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
       CheckpointError: no such file, no JSON, or a model that would not be computed exactly.
     """
     path = pathlib.Path(folder) / "config.json"
+    fields = read_json(path)
     try:
-        return from_hf(read_json(path))
+        return from_hf(fields)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -50,13 +51,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except OSError as error:
         raise CheckpointError(
-            f"cannot be read ({error.strerror}); "
+            f"{path}: cannot be read ({error.strerror}); "
             "a checkpoint folder holds config.json and .safetensors files"
         ) from None
     except ValueError as error:
-        raise CheckpointError(f"not valid JSON: {error}") from None
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise CheckpointError("holds no JSON object")
+        raise CheckpointError(f"{path}: holds no JSON object")
     return fields
 
 

@@ -80,10 +80,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str] | None:
     index = folder / INDEX
     if not index.exists():
         return None
-    try:
-        weight_map = read_json(index)["weight_map"]
-    except (CheckpointError, KeyError) as error:
-        raise CheckpointError(f"{index}: no readable weight_map: {error}") from None
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
     outside = sorted({name for name in weight_map.values() if not _is_plain(name)})

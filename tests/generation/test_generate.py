@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from hypenet_jax.generation.decode import decode, stream_span
+from hypenet_jax.generation.decode import Sampling, decode, draw, stream_span
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.generation.prefill import prefill, start_context
-from hypenet_jax.generation.sampling import Sampling, draw
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization

@@ -7,18 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.generation.decode import decode, decode_until, init_carry, row_keys
+from hypenet_jax.generation.decode import GREEDY, decode, decode_until, init_carry, row_keys
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.generation.prefill import (
     left_padded,
+    load_context,
     prefill,
     prefill_part,
+    save_context,
     start_context,
     unpacked,
     with_capacity,
 )
-from hypenet_jax.generation.sampling import GREEDY
-from hypenet_jax.generation.saved_context import load_context, save_context
 from hypenet_jax.model.config import hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import LogLengthScale

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.generation.decode import decode_until, init_carry, row_keys
+from hypenet_jax.generation.decode import GREEDY, decode_until, init_carry, row_keys
 from hypenet_jax.generation.prefill import PREFILL_PART, prefill_part, start_context
-from hypenet_jax.generation.sampling import GREEDY
 from hypenet_jax.model.cost import state_bytes
 from hypenet_jax.model.decoder import Decoder
 

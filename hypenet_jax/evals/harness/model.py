@@ -25,8 +25,8 @@ from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.evals.harness.chat import Message, render_chat, token_of
 from hypenet_jax.evals.harness.generation import GenerationRequest
 from hypenet_jax.evals.harness.likelihood import LikelihoodRequest
+from hypenet_jax.generation.decode import Sampling
 from hypenet_jax.generation.generate import GenerationConfig
-from hypenet_jax.generation.sampling import Sampling
 
 log = logging.getLogger("hypenet_jax")
 

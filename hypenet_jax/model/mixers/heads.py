@@ -10,9 +10,7 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Queries
-from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Linear, Normed, Product, RMSNorm, project, project_back
-from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels import MeshAxes, Norm, norm_rotary, rotate
 
@@ -43,11 +41,6 @@ def op_axes(x: Queries, heads_axis: str = axes.HEADS) -> MeshAxes:
     """The axes of the mesh in force that shard x, for ops; by default its heads are those of queries."""
     names = (axes.BATCH, axes.TIME, heads_axis)
     return MeshAxes(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
-
-
-def head_angles(layout: TokenLayout, head_dim: int, theta: float | None) -> Angles | None:
-    """Rotary angles of the positions; None without a base: queries and keys stay as they are (NoPE)."""
-    return None if theta is None else rotary_angles(layout.positions, head_dim, theta)
 
 
 def head_norms(mixer: nn.Module) -> tuple[RMSNorm, RMSNorm]:

@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Params, Queries
+from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Initialization, Normed, Product, RMSNorm
 from hypenet_jax.model.mixers.heads import (
-    head_angles,
     head_norms,
     norm_and_rotate,
     op_axes,
@@ -190,7 +190,7 @@ class LightningMixer(nn.Module):
         self, x: Hidden | Normed, layout: TokenLayout, state: LightningState | None
     ) -> tuple[Hidden | Product, LightningState | None]:
         spec, count = self.spec, self.spec.num_heads
-        angles = head_angles(layout, spec.head_dim, spec.rope_theta)
+        angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, count, count)
         norms = head_norms(self) if spec.qk_norm else None
         heads, after = _attend(spec, (q, k, v), norms, angles, layout, state)

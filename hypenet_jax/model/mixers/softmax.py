@@ -20,10 +20,10 @@ from hypenet_jax.model.hype import (
     LogLengthScale,
     logit_scale_from_hf,
     logit_scale_to_hf,
+    rotary_angles,
 )
 from hypenet_jax.model.layers import Initialization, Normed, Product
 from hypenet_jax.model.mixers.heads import (
-    head_angles,
     head_norms,
     norm_and_rotate,
     op_axes,
@@ -175,7 +175,7 @@ class SoftmaxMixer(nn.Module):
         self, x: Hidden | Normed, layout: TokenLayout, state: KVState | None
     ) -> tuple[Hidden | Product, KVState | None]:
         spec = self.spec
-        angles = head_angles(layout, spec.head_dim, spec.rope_theta)
+        angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
         q_norm, k_norm = head_norms(self)
         q = _scale_logits(norm_and_rotate(q, q_norm, angles), layout, spec.logit_scale)
