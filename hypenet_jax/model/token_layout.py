@@ -115,7 +115,7 @@ def layout_tokens(
     layout = TokenLayout(positions, jnp.where(real, unique_ids, 0), single_segment)
     if cache_position is None:
         return layout, None
-    return _with_cache(layout, segment_ids, earlier, starts, cache_position)
+    return _with_cache(layout, segment_ids, unique_ids, earlier, starts, cache_position)
 
 
 def _segment_starts(segment_ids: SegmentIds, open_segment: Int[Array, "B"]) -> Mask:
@@ -140,16 +140,15 @@ def _positions(
 def _with_cache(
     layout: TokenLayout,
     segment_ids: SegmentIds,
+    unique_ids: SegmentIds,
     earlier: Int[Array, "B T"],
     starts: Mask,
     before: CachePosition,
 ) -> tuple[TokenLayout, CachePosition]:
     """The layout with the slots of `earlier` real tokens before each, and the cache position after the call."""
-    real, unique_ids, slots = segment_ids != 0, layout.segment_ids, before.slot_segment_ids
-    assert unique_ids is not None
-    rows = jnp.arange(len(slots))
+    real, rows = segment_ids != 0, jnp.arange(len(segment_ids))
     cache_slots = jnp.where(real, before.written[:, None] + earlier, before.capacity)
-    slots = slots.at[rows[:, None], cache_slots].set(unique_ids, mode="drop")
+    slots = before.slot_segment_ids.at[rows[:, None], cache_slots].set(unique_ids, mode="drop")
     first = jnp.argmax(real, axis=1)
     last = real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
     some = jnp.any(real, axis=1)
