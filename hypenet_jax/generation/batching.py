@@ -4,6 +4,7 @@ Rows are padded on the left to a power of two: every width is compiled once, and
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -14,7 +15,7 @@ from jaxtyping import Array, Int, Key
 from hypenet_jax import axes
 from hypenet_jax.generation.decode import fold_rows
 from hypenet_jax.generation.prefill import left_padded
-from hypenet_jax.sharding import sharding_of
+from hypenet_jax.sharding import mesh_axes
 
 TokenRow: TypeAlias = Int[np.ndarray, " _"]
 
@@ -84,10 +85,7 @@ def batches_of(
 def batch_parts() -> int:
     """Into how many parts the mesh cuts a batch."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return 1
-    whole = (mesh.size,)
-    return mesh.size // sharding_of((axes.BATCH,), whole, mesh).shard_shape(whole)[0]
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes.BATCH, mesh.size))
 
 
 def power_of_two(number: int) -> int:

@@ -123,8 +123,6 @@ def generate_batches(
     """Continues every prompt as if alone; what cannot be continued has an error, and the others go on.
 
     Args:
-      decoder, params: a model in either grouping of its layers.
-      prompts: token ids.
       indices: prompt i draws as number indices[i]; None: as number i.
       width: to which all prompts are padded; None: a power of two.
       on_tokens: called every few tokens of a batch; the batch ends when it returns True.

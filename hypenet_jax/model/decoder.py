@@ -83,13 +83,8 @@ class Layer(nn.Module):
         config = self.config
         norm = functools.partial(RMSNorm, (config.d_model,), (axes.NORM,), config.norm_eps)
         mixer_norm, mlp_norm = norm(name="mixer_norm"), norm(name="mlp_norm")
-        mixer = self.spec.module(
-            d_model=config.d_model,
-            norm_eps=config.norm_eps,
-            start=self.start,
-            dtype=self.dtype,
-            name="mixer",
-        )
+        widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
+        mixer = self.spec.module(**widths, start=self.start, dtype=self.dtype, name="mixer")
         mlp = GatedMLP(config.d_model, config.d_mlp, self.start, name="mlp")
         h = mixer_norm(x) if self.tap else mixer_norm.deferred(x)  # a tap is of arrays
         y, state = mixer(h, layout, state)
@@ -122,12 +117,10 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed = Embedding(
-            config.vocab_size, config.d_model, self.start.embedding_std, self.dtype
-        )
+        table = (config.vocab_size, config.d_model)
+        self.embed = Embedding(*table, self.start.embedding_std, self.dtype)
         if not config.tie_embeddings:
-            shape = (config.vocab_size, config.d_model)
-            self.head = Linear(shape, (axes.VOCAB, axes.EMBED), self.start.std)
+            self.head = Linear(table, (axes.VOCAB, axes.EMBED), self.start.std)
         self.final_norm = RMSNorm((config.d_model,), (axes.NORM,), config.norm_eps)
 
     @nn.compact

@@ -3,6 +3,8 @@
 Teachers: the Qwen3 family (arXiv 2505.09388). Students: the released HypeNet models (arXiv 2601.22156).
 """
 
+import functools
+
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.mixers import SoftmaxSpec
 
@@ -17,41 +19,25 @@ HYPENET_9B_SOFTMAX_LAYERS = (1, 2, 4, 6, 7, 10, 24, 33, 34)
 
 
 def qwen3(
-    *, layers: int, d_model: int, d_mlp: int, num_heads: int, tie_embeddings: bool
+    layers: int, d_model: int, d_mlp: int, num_heads: int, *, tie_embeddings: bool
 ) -> ModelConfig:
     """A Qwen3 of any size: what its family shares is fixed here."""
     mixer = SoftmaxSpec(num_heads, QWEN3_KV_HEADS, QWEN3_HEAD_DIM, QWEN3_ROPE_THETA)
     return ModelConfig(QWEN3_VOCABULARY, d_model, d_mlp, (mixer,) * layers, tie_embeddings)
 
 
-def qwen3_0p6b() -> ModelConfig:
-    """Qwen3-0.6B: 28 layers, 16 heads."""
-    return qwen3(layers=28, d_model=1024, d_mlp=3072, num_heads=16, tie_embeddings=True)
-
-
-def qwen3_1p7b() -> ModelConfig:
-    """Qwen3-1.7B: 28 layers, 16 heads; the teacher of HypeNet-2B."""
-    return qwen3(layers=28, d_model=2048, d_mlp=6144, num_heads=16, tie_embeddings=True)
-
-
-def qwen3_4b() -> ModelConfig:
-    """Qwen3-4B: 36 layers, 32 heads; the teacher of HypeNet-5B."""
-    return qwen3(layers=36, d_model=2560, d_mlp=9728, num_heads=32, tie_embeddings=True)
-
-
-def qwen3_8b() -> ModelConfig:
-    """Qwen3-8B: 36 layers, 32 heads, a head of its own; the teacher of HypeNet-9B."""
-    return qwen3(layers=36, d_model=4096, d_mlp=12288, num_heads=32, tie_embeddings=False)
-
-
-def qwen3_14b() -> ModelConfig:
-    """Qwen3-14B: 40 layers, 40 heads, a head of its own."""
-    return qwen3(layers=40, d_model=5120, d_mlp=17408, num_heads=40, tie_embeddings=False)
-
-
-def qwen3_32b() -> ModelConfig:
-    """Qwen3-32B: 64 layers, 64 heads, a head of its own."""
-    return qwen3(layers=64, d_model=5120, d_mlp=25600, num_heads=64, tie_embeddings=False)
+qwen3_0p6b = functools.partial(qwen3, 28, 1024, 3072, 16, tie_embeddings=True)
+"""Qwen3-0.6B."""
+qwen3_1p7b = functools.partial(qwen3, 28, 2048, 6144, 16, tie_embeddings=True)
+"""Qwen3-1.7B; the teacher of HypeNet-2B."""
+qwen3_4b = functools.partial(qwen3, 36, 2560, 9728, 32, tie_embeddings=True)
+"""Qwen3-4B; the teacher of HypeNet-5B."""
+qwen3_8b = functools.partial(qwen3, 36, 4096, 12288, 32, tie_embeddings=False)
+"""Qwen3-8B, a head of its own; the teacher of HypeNet-9B."""
+qwen3_14b = functools.partial(qwen3, 40, 5120, 17408, 40, tie_embeddings=False)
+"""Qwen3-14B, a head of its own."""
+qwen3_32b = functools.partial(qwen3, 64, 5120, 25600, 64, tie_embeddings=False)
+"""Qwen3-32B, a head of its own."""
 
 
 def hypenet_2b() -> ModelConfig:

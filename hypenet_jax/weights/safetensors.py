@@ -5,7 +5,6 @@ axes where it lies. No process ever holds the model.
 """
 
 import pathlib
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
@@ -55,11 +54,9 @@ def read_hf(
     shardings = {} if mesh is None else _shardings(config, wanted, mesh)
     if config.tie_embeddings and HEAD.theirs in stored:
         _check_redundant_head(folder, stored, wanted[0], shardings.get(wanted[0].ours))
-    by_file = defaultdict(list)
-    for tensor in wanted:
-        by_file[stored[tensor.theirs].file].append(tensor)
     leaves = {}
-    for file, group in by_file.items():
+    for file in sorted({stored[t.theirs].file for t in wanted}):
+        group = [t for t in wanted if stored[t.theirs].file == file]
         of = {t.theirs: shardings.get(t.ours) for t in group}
         goals = {t.theirs: _goal(t, stored[t.theirs], dtype, of[t.theirs]) for t in group}
         arrays = _read(file, goals)
