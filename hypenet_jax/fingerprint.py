@@ -1,12 +1,9 @@
-"""Fingerprints of trees of arrays: one number per leaf, which any single flipped bit changes.
-
-Orbax restores array data with flipped bits without an error, so every checkpoint stores these
-numbers and is compared with them.
-"""
+"""Fingerprints of trees of arrays: one number per leaf, which any single flipped bit changes."""
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -41,6 +38,16 @@ def leaf_shapes(tree: Any) -> LeafSpecs:
 def digest(value: Any) -> str:
     """Hash of anything JSON can hold, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first dozen of the keys that have another value or are missing on one side; empty where there is none."""
+    changed = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    lines = [
+        f"{key}: {saved.get(key, 'nothing')} saved, {now.get(key, 'nothing')} now"
+        for key in changed[:12]
+    ]
+    return "; ".join(lines + [f"and {len(changed) - 12} more"] * (len(changed) > 12))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

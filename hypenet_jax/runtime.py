@@ -105,8 +105,8 @@ def join_processes(cluster: Cluster) -> None:
 
 
 def reason(error: Exception) -> str:
-    """Kind of an error, and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    """Kind of an error, and the first line of what it says: TensorStore appends many kilobytes of its settings."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:400]
 
 
 def meet(where: str) -> None:

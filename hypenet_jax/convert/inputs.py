@@ -66,10 +66,13 @@ def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
     folder, expected = config.final_of(method.start_from), method.parent(models)
     if method.reads_teacher:
         _check_same_teacher(config, method.start_from)
-    parent, output = load_params(
-        folder, method.start_from, like=expected.shapes, shardings=expected.shardings(mesh)
+    like = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding),
+        expected.shapes,
+        expected.shardings(mesh),
     )
-    return Weights(teacher=teacher, parent=parent, fingerprint=output.fingerprint)
+    parent, metadata = load_params(folder, method.start_from, like=like)
+    return Weights(teacher=teacher, parent=parent, fingerprint=metadata["fingerprint"])
 
 
 def load_teacher(config: StageConfig, models: Models, mesh: Mesh) -> Params:
@@ -96,7 +99,7 @@ def load_teacher(config: StageConfig, models: Models, mesh: Mesh) -> Params:
 
 def _check_same_teacher(config: StageConfig, parent: str) -> None:
     folder = config.final_of(parent)
-    written = read_stage_output(folder, parent).config
+    written = read_stage_output(folder, parent)["config"]
     if written.get("mixer") != config.mixer:
         raise CheckpointError(
             f"{folder}: trained with mixer {written.get('mixer')!r}, stage {config.name!r} has {config.mixer!r}; "

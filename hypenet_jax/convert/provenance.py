@@ -51,15 +51,15 @@ def is_done(config: StageConfig) -> bool:
     runtime.check_agreement(final_weights=exists)
     if not exists:
         return False
-    output = read_stage_output(final, config.name)
+    written = read_stage_output(final, config.name)
     # Weights, a teacher or a text that are gone cannot have changed.
-    parent, text = output.parent, output.config.get(TEXT)
+    parent, text = written["parent"], written["config"].get(TEXT)
     if start_from is not None and config.final_of(start_from).exists():
-        parent = read_stage_output(config.final_of(start_from), start_from).fingerprint
+        parent = read_stage_output(config.final_of(start_from), start_from)["fingerprint"]
     if (pathlib.Path(config.data.corpus.folder) / "manifest.json").is_file():
         text = open_prepared(config.data.corpus.folder).text_fingerprint
-    teacher = teacher_fingerprint(config) or output.config.get(TEACHER)
-    check_provenance(vars(output), provenance_of(config, parent, teacher, text), str(final))
+    teacher = teacher_fingerprint(config) or written["config"].get(TEACHER)
+    check_provenance(written, provenance_of(config, parent, teacher, text), final)
     return True
 
 

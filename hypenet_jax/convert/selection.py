@@ -62,8 +62,8 @@ class LayerScores:
         name, path = self.inputs.config.name, self.inputs.config.folder / "scores.json"
         if not path.exists():
             return []
-        metadata = verified_metadata(json.loads(path.read_text(encoding="utf-8")), str(path))
-        check_provenance(metadata, self.provenance, str(path))
+        metadata = verified_metadata(json.loads(path.read_text(encoding="utf-8")), path)
+        check_provenance(metadata, self.provenance, path)
         scores = [(retrieved, sense) for retrieved, sense in metadata["scores"]]
         log.info("%s: going on after layer %d, fingerprint holds", name, len(scores) - 1)
         return scores

@@ -17,7 +17,7 @@ from hypenet_jax.sharding import place_batch, row_parts
 from hypenet_jax.train.checkpoint import Checkpoints
 from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
-from hypenet_jax.train.progress import progress
+from hypenet_jax.train.progress import ProgressDisplay
 from hypenet_jax.train.provenance import Provenance
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
@@ -41,7 +41,7 @@ def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -
     stage, optimizer = program.stage, program.optimizer
     sinks: list[Sink] = [
         MetricsFile(config.folder / "metrics.jsonl", loss_name=method.loss_name),
-        progress(training.loop.steps, config.name),
+        ProgressDisplay(training.loop.steps, config.name),
     ]
     if training.tensorboard:
         sinks.append(TensorBoard(config.folder / "tensorboard"))

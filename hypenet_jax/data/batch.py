@@ -1,7 +1,4 @@
-"""Batch: tokens and the arrays that accompany them.
-
-Packing decides `segment_ids` alone; positions and loss weights are functions of it, defined here.
-"""
+"""Batch: tokens and the arrays that accompany them, which are functions of the tokens and their segments."""
 
 import typing
 from collections.abc import Sequence
@@ -11,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 RowTokens = Int[np.ndarray, " T"]
-RowWeights = Float[np.ndarray, " T"]
 
 
 # Not checked at construction: tree functions build Batches whose leaves are shardings, shapes or
@@ -35,30 +31,13 @@ class Batch:
     loss_weight: Float[Array, "B T"]
 
 
-class Row(typing.TypedDict):
+class Row(typing.NamedTuple):
     """One row of a Batch: the same four arrays, each of shape "T"."""
 
     tokens: RowTokens
     segment_ids: RowTokens
     positions: RowTokens
-    loss_weight: RowWeights
-
-
-def segments_from_lengths(lengths: Int[np.ndarray, " n"], row_length: int) -> RowTokens:
-    """Segment ids 1, 2, ... of concatenated documents of these lengths, then 0 to the row's end.
-
-    Raises:
-      ValueError: the documents are longer than the row.
-    """
-    used = int(lengths.sum())
-    if used > row_length:
-        raise ValueError(
-            f"documents of {used} tokens do not fit a row of {row_length}; "
-            f"use a row of at least {used}"
-        )
-    segment_ids = np.zeros(row_length, np.int32)
-    segment_ids[:used] = np.repeat(np.arange(1, len(lengths) + 1, dtype=np.int32), lengths)
-    return segment_ids
+    loss_weight: Float[np.ndarray, " T"]
 
 
 def positions_from_segments(segment_ids: Int[np.ndarray, "*B T"]) -> Int[np.ndarray, "*B T"]:
@@ -76,14 +55,29 @@ def positions_from_segments(segment_ids: Int[np.ndarray, "*B T"]) -> Int[np.ndar
 def make_row(tokens: RowTokens, segment_ids: RowTokens) -> Row:
     """The row of these tokens, with loss weight 1 except for padding and first tokens of documents."""
     positions = positions_from_segments(segment_ids)
-    loss_weight = (positions > 0).astype(np.float32)
-    return Row(tokens=tokens, segment_ids=segment_ids, positions=positions, loss_weight=loss_weight)
+    return Row(tokens, segment_ids, positions, (positions > 0).astype(np.float32))
+
+
+def packed_row(
+    text: Int[np.ndarray, " n"], end_id: int, context_length: int, reset_documents: bool
+) -> Row:
+    """The row of a stretch of documents, padded with 0 to `context_length`.
+
+    No token is dropped: a document that is cut goes on in the next row as a segment of its own, without its state.
+
+    Args:
+      text: documents one after another, each followed by `end_id`, which none of them holds.
+      reset_documents: True: one segment per document. False: one segment per row, across
+        documents, with positions from the start of the row, as published.
+    """
+    tokens, segment_ids = np.zeros((2, context_length), np.int32)
+    ends = (text == end_id) & reset_documents
+    tokens[: len(text)] = text
+    segment_ids[: len(text)] = 1 + np.cumsum(ends) - ends
+    return make_row(tokens, segment_ids)
 
 
 def stack_rows(rows: Sequence[Row]) -> Batch:
     """The Batch of these rows, as numpy arrays of shape [len(rows), T]."""
-    leaves: dict[str, typing.Any] = {
-        name: np.stack([row[name] for row in rows])
-        for name in ("tokens", "segment_ids", "positions", "loss_weight")
-    }
-    return Batch(**leaves)
+    leaves: typing.Any = map(np.stack, zip(*rows, strict=True))
+    return Batch(*leaves)

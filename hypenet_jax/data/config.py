@@ -17,10 +17,10 @@ class CorpusConfig:
     """Text that is tokenised once and shared by all stages.
 
     Attributes:
-      folder: of the prepared rows.
+      folder: of the prepared text.
       source: of the text.
       tokenizer: an existing one, or how to train one.
-      block_length: tokens of a stored row; a multiple of the context length of every stage.
+      block_length: tokens that are shuffled as one; a multiple of the context length of every stage.
       heldout_fraction: probability that a document is held out of training.
       seed: decides which documents are held out.
     """
@@ -33,12 +33,11 @@ class CorpusConfig:
     seed: int
 
     def __post_init__(self):
-        if self.block_length < 2:
+        if self.block_length < 2 or not 0.0 <= self.heldout_fraction < 1.0:
             raise ValueError(
-                f"block_length {self.block_length} leaves nothing to predict; use >= 2"
+                f"block_length {self.block_length} must be at least 2, heldout_fraction "
+                f"{self.heldout_fraction} in [0, 1)"
             )
-        if not 0.0 <= self.heldout_fraction < 1.0:
-            raise ValueError(f"heldout_fraction {self.heldout_fraction} is not in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +70,11 @@ class DataConfig:
                 f"context_length {self.context_length} must be at least 2 and divide block_length "
                 f"{self.corpus.block_length}; change one of them"
             )
-        if self.sequences_per_step < 1:
-            raise ValueError(f"sequences_per_step {self.sequences_per_step} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed {self.seed} must lie in [0, 2**32)")
+        if self.sequences_per_step < 1 or not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"sequences_per_step {self.sequences_per_step} must be at least 1, seed {self.seed} "
+                "in [0, 2**32)"
+            )
         window = window_tokens(self.corpus)
         if self.first_token < 0 or self.first_token % window:
             below = max(0, self.first_token // window * window)
@@ -92,10 +92,8 @@ def window_tokens(corpus: CorpusConfig) -> int:
 
 
 def tokens_after(config: DataConfig, steps: int) -> int:
-    """`first_token` of a stage, of any context length, that follows `steps` steps of this one.
-
-    The number of tokens read so far, rounded up to a whole shuffle window, so that no row of one
-    stage is read by the next.
+    """`first_token` of a stage, of any context length, that follows `steps` steps of this one: the tokens read so far,
+    rounded up to a whole shuffle window, so that no row is read by both.
     """
     read = config.first_token + steps * config.sequences_per_step * config.context_length
     window = window_tokens(config.corpus)

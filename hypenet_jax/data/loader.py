@@ -1,8 +1,7 @@
 """This host's slice of the global batches, in an order that a single integer resumes.
 
 The order of one epoch, which for blocks is the same at every context length:
-  1. The stored rows ("blocks", packed at the longest context length) are shuffled; a padded one
-     stays last.
+  1. The blocks of the prepared text are shuffled; a shorter one stays last.
   2. Each is split into rows of `context_length`.
   3. Rows are shuffled within windows of WINDOW_BLOCKS blocks.
 A stage reads consecutive rows of this sequence from `first_token`, a multiple of the window. If
@@ -18,12 +17,12 @@ import logging
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.batch import Batch, Row, stack_rows
 from hypenet_jax.data.config import WINDOW_BLOCKS, DataConfig
-from hypenet_jax.data.packing import cut_row
 from hypenet_jax.data.prepared import Blocks, Prepared
 
 # Grain wants lengths; this one is never reached, yet leaves room for products within 64 bits.
@@ -62,10 +61,8 @@ class RowOrder:
 def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
     """(block, part) of each row of one window, in the order they are read."""
     first = window * WINDOW_BLOCKS
-    rows = np.arange(
-        first * order.parts, min((first + WINDOW_BLOCKS) * order.parts, order.num_rows)
-    )
-    blocks, parts = np.divmod(rows, order.parts)
+    end = min((first + WINDOW_BLOCKS) * order.parts, order.num_rows)
+    blocks, parts = np.divmod(np.arange(first * order.parts, end), order.parts)
     # Counted in tokens, not rows, so that all context lengths shuffle the same blocks alike.
     full = order.num_tokens // order.block_length
     shuffled = grain.MapDataset.range(max(full, 1)).shuffle(seed=(order.seed + epoch) % 2**32)
@@ -75,18 +72,8 @@ def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
     return np.random.RandomState([order.seed, epoch, window]).permutation(table)
 
 
-@dataclasses.dataclass(frozen=True)
-class ReadRow:
-    """Maps a row number to the row, cut from its block."""
-
-    blocks: Blocks
-    order: RowOrder
-    context_length: int
-    reset_documents: bool
-
-    def __call__(self, index: int) -> Row:
-        block, part = self.order(index)
-        return cut_row(self.blocks[block], part, self.context_length, self.reset_documents)
+def _read_row(blocks: Blocks, order: RowOrder, reset_documents: bool, index: int) -> Row:
+    return blocks.row(*order(index), order.context_length, reset_documents)
 
 
 class Loader:
@@ -96,42 +83,32 @@ class Loader:
     to resume. The number of hosts may differ then; the global batches stay the same.
     """
 
-    def __init__(self, batches: grain.MapDataset, rows_to_epoch_end: int, rows_per_batch: int):
+    def __init__(self, batches: grain.MapDataset, batches_to_epoch_end: int):
         self._batches = batches
-        self._rows_to_epoch_end = rows_to_epoch_end
-        self._rows_per_batch = rows_per_batch
-        self._position = 0
+        self._batches_to_epoch_end = batches_to_epoch_end
+        self.position = self._reached = 0
         self._iterator: grain.DatasetIterator | None = None
         self._warned = False
-
-    @property
-    def position(self) -> int:
-        """Number of the next global batch."""
-        return self._position
-
-    @position.setter
-    def position(self, position: int) -> None:
-        if position < 0:
-            raise ValueError(f"position {position} is negative; it counts global batches from 0")
-        self.close()
-        self._position = position
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        if self._iterator is None:
+        if self._iterator is None or self.position != self._reached:
+            if self.position < 0:
+                raise ValueError(f"position {self.position} is negative; batches count from 0")
+            self.close()
             # More threads and batches only delay the first batch and use memory.
             options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-            self._iterator = iter(self._batches[self._position :].to_iter_dataset(options))
+            self._iterator = iter(self._batches[self.position :].to_iter_dataset(options))
         batch = next(self._iterator)
-        self._position += 1
-        if not self._warned and self._position * self._rows_per_batch > self._rows_to_epoch_end:
+        if not self._warned and self.position >= self._batches_to_epoch_end:
             self._warned = True
             logger.warning(
                 "all training text has been read at batch %d: from here rows repeat, reshuffled",
-                self._position - 1,
+                self.position,
             )
+        self.position = self._reached = self.position + 1
         return batch
 
     def close(self) -> None:
@@ -149,42 +126,35 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
         config.
     """
     _check(config, prepared, host, hosts)
-    local = config.sequences_per_step // hosts
-    length = config.context_length
-    num_tokens = prepared.num_tokens("train")
-    order = RowOrder(num_tokens, prepared.block_length, length, config.seed)
-    read = ReadRow(prepared.blocks("train"), order, length, config.reset_documents)
+    size, length = config.sequences_per_step, config.context_length
+    order = RowOrder(prepared.num_tokens("train"), prepared.block_length, length, config.seed)
+    read = functools.partial(_read_row, prepared.blocks("train"), order, config.reset_documents)
     rows = grain.MapDataset.range(_ENDLESS).map(read)
     if config.needles is not None:
         rows = rows.random_map(config.needles, seed=config.seed)
     first_row = config.first_token // length
     # Batches of one host's size, of which it takes every hosts-th: a host reads only its own rows,
     # and the global batch has the same rows in the same order for any number of hosts.
-    batches = rows[first_row:].batch(local, batch_fn=stack_rows)[host::hosts]
-    return Loader(batches, order.num_rows - first_row % order.num_rows, config.sequences_per_step)
+    batches = rows[first_row:].batch(size // hosts, batch_fn=stack_rows)[host::hosts]
+    return Loader(batches, (order.num_rows - first_row % order.num_rows) // size)
 
 
 def heldout_batches(
-    prepared: Prepared,
-    context_length: int,
-    sequences: int,
-    reset_documents: bool,
+    prepared: Prepared, context_length: int, sequences: int, reset_documents: bool
 ) -> Iterator[Batch]:
     """All held-out rows once, in stored order; the last batch is padded with empty rows."""
     blocks = prepared.blocks("heldout")
     parts, remainder = divmod(prepared.block_length, context_length)
     if remainder:
         raise ValueError(
-            f"context_length {context_length} does not divide the stored rows of "
+            f"context_length {context_length} does not divide the blocks of "
             f"{prepared.block_length} tokens; use one that does"
         )
     num_rows = prepared.num_rows("heldout", context_length)
     for first in range(0, num_rows, sequences):
         numbers = range(first, min(first + sequences, num_rows))
-        rows = [
-            cut_row(blocks[n // parts], n % parts, context_length, reset_documents) for n in numbers
-        ]
-        padding = Row(**{name: np.zeros_like(array) for name, array in rows[0].items()})
+        rows = [blocks.row(*divmod(n, parts), context_length, reset_documents) for n in numbers]
+        padding = jax.tree.map(np.zeros_like, rows[0])
         yield stack_rows(rows + [padding] * (sequences - len(rows)))
 
 

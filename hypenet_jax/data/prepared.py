@@ -1,32 +1,33 @@
-"""Reading a prepared corpus: its manifest and its stored rows."""
+"""Reading a prepared corpus: its manifest, and a file of tokens for each split."""
 
 import dataclasses
+import functools
 import json
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from grain.sources import ArrayRecordDataSource
 from jaxtyping import Int
 
-from hypenet_jax.data.packing import PackedRow, row_from_bytes
+from hypenet_jax.data.batch import Row, packed_row
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared folder: packed rows of `block_length` tokens for training and held out."""
+    """A prepared folder: text for training and held out, in blocks of `block_length` tokens."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @property
     def block_length(self) -> int:
-        """Tokens of a stored row."""
+        """Tokens of a block."""
         return self.manifest["recipe"]["block_length"]
 
     @property
@@ -52,50 +53,65 @@ class Prepared:
         return load_tokenizer(self.folder, self.manifest["end_token"])
 
     def blocks(self, split: Split) -> "Blocks":
-        """Random access to the stored rows.
+        """Random access to the text.
 
         Raises:
           ValueError: the split is empty.
-          FileNotFoundError: a shard of the manifest is missing.
+          OSError: its file is missing or incomplete.
         """
-        shards = self.manifest["splits"][split]["shards"]
-        if not shards:
+        num_tokens = self.num_tokens(split)
+        if not num_tokens:
             raise ValueError(
                 f"{self.folder} has no {split} text; prepare it with more documents "
                 f"or another heldout_fraction than {self.manifest['recipe']['heldout_fraction']}"
             )
-        rows = self.manifest["splits"][split]["rows"]
-        return Blocks(tuple(str(self.folder / name) for name in shards), rows)
+        path = self.folder / f"{split}.tokens"
+        return Blocks(path, num_tokens, self.block_length, self.manifest["end_id"])
 
     def tokens(self, split: Split) -> Int[np.ndarray, " n"]:
         """All tokens of a split as one array, end tokens included; for held-out text, which is small."""
         blocks = self.blocks(split)
-        return np.concatenate([blocks[i].tokens for i in range(len(blocks))])
+        return np.concatenate([blocks[i] for i in range(len(blocks))])
 
 
+@dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The stored rows of a split by number."""
+    """The blocks of a split by number; the last one may be shorter.
 
-    def __init__(self, paths: tuple[str, ...], num_rows: int):
-        missing = [path for path in paths if not Path(path).is_file()]
-        if missing:
-            raise FileNotFoundError(f"shards {missing} are missing; prepare the data again")
-        self._paths, self._num_rows = paths, num_rows
-        try:
-            self._records = ArrayRecordDataSource(paths)
-        except Exception as error:  # array_record raises several kinds, unwrapped
-            raise OSError(f"cannot open {paths} ({error}); prepare the data again") from error
+    The file holds all tokens, then a CRC-32 of each block: 4 bytes each, little endian.
+    """
+
+    path: Path
+    num_tokens: int
+    block_length: int
+    end_id: int
+
+    def __post_init__(self) -> None:
+        size = 4 * (self.num_tokens + len(self))
+        if not self.path.is_file() or self.path.stat().st_size != size:
+            raise OSError(f"{self.path} is missing or not of {size} bytes; prepare the data again")
+
+    def __reduce__(self):
+        return Blocks, dataclasses.astuple(self)  # numpy would pickle the content of the file
 
     def __len__(self) -> int:
-        return self._num_rows
+        return -(-self.num_tokens // self.block_length)
 
-    def __getitem__(self, index: int) -> PackedRow:
-        try:
-            return row_from_bytes(self._records[index])
-        except Exception as error:
-            raise OSError(
-                f"stored row {index} of {self._paths} is damaged ({error}); prepare the data again"
-            ) from error
+    def __getitem__(self, index: int) -> Int[np.ndarray, " n"]:
+        start = index * self.block_length
+        block = self._words[: self.num_tokens][start : start + self.block_length]
+        if zlib.crc32(block.data) != self._words[self.num_tokens + index].view("<u4"):
+            raise OSError(f"block {index} of {self.path} is damaged; prepare the data again")
+        return block
+
+    def row(self, block: int, part: int, context_length: int, reset_documents: bool) -> Row:
+        """Part number `part` of a block; see `batch.packed_row`."""
+        text = self[block][part * context_length :][:context_length]
+        return packed_row(text, self.end_id, context_length, reset_documents)
+
+    @functools.cached_property
+    def _words(self) -> np.ndarray:
+        return np.memmap(self.path, "<i4", "r").view(np.ndarray)
 
 
 def open_prepared(folder: str | Path) -> Prepared:
@@ -111,13 +127,11 @@ def open_prepared(folder: str | Path) -> Prepared:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["recipe"]["format_version"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged or of an older format ({error!r}); prepare with rebuild=True"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); prepare with rebuild=True") from error
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format {version}, this version reads {FORMAT_VERSION}; "
-            "prepare with rebuild=True"
+            "remove the folder, or prepare with rebuild=True"
         )
     return Prepared(Path(folder), manifest)

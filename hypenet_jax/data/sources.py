@@ -4,6 +4,7 @@ import dataclasses
 import fnmatch
 import gzip
 import hashlib
+import itertools
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -50,11 +51,8 @@ Source: TypeAlias = TextFiles | JsonLines | Parquet
 
 
 class Document(NamedTuple):
-    """One document.
-
-    Attributes:
-      name: its path below the source's folder, with the line or row in files of many documents.
-      text: None if it is not UTF-8.
+    """A document: its path below the source's folder, with the line or row in files of many; its text, None if it is
+    not UTF-8.
     """
 
     name: str
@@ -70,8 +68,8 @@ def standard_library() -> TextFiles:
     return TextFiles(sysconfig.get_paths()["stdlib"], ("**/*.py",), excluded)
 
 
-def source_files(source: Source) -> list[Path]:
-    """The files of a source, sorted by their path below its folder.
+def source_files(source: Source) -> dict[str, Path]:
+    """The files of a source by their path below its folder, sorted.
 
     Raises:
       FileNotFoundError: the folder does not exist, or no file matches.
@@ -81,19 +79,19 @@ def source_files(source: Source) -> list[Path]:
         problem = "is a file" if root.exists() else "does not exist"
         raise FileNotFoundError(f"{root} {problem}; name a folder of text")
     excluded = source.exclude if isinstance(source, TextFiles) else ()
-    names = {
-        path.relative_to(root).as_posix()
+    files = {
+        path.relative_to(root).as_posix(): path
         for pattern in source.patterns
         for path in root.glob(pattern)
         if path.is_file()
     }
-    kept = sorted(name for name in names if not _is_excluded(name, excluded))
+    kept = {name: files[name] for name in sorted(files) if not _is_excluded(name, excluded)}
     if not kept:
         raise FileNotFoundError(
             f"no file below {root} matches {list(source.patterns)} without {list(excluded)}; "
-            f"{len(names)} matched before the exclusions, so change the patterns or the folder"
+            f"{len(files)} matched before the exclusions, so change the patterns or the folder"
         )
-    return [root / name for name in kept]
+    return kept
 
 
 def documents(source: Source) -> Iterator[Document]:
@@ -105,9 +103,7 @@ def documents(source: Source) -> Iterator[Document]:
       ValueError: a line is no JSON object, or a field or column is missing; the message names the
         file and line.
     """
-    root = Path(source.folder)
-    for path in source_files(source):
-        name = path.relative_to(root).as_posix()
+    for name, path in source_files(source).items():
         match source:
             case TextFiles():
                 yield Document(name, _decode(path.read_bytes()))
@@ -119,10 +115,8 @@ def documents(source: Source) -> Iterator[Document]:
 
 def source_fingerprint(source: Source) -> str:
     """sha256 over names, sizes and first MiB of all files; independent of the folder's path."""
-    root = Path(source.folder)
     digest = hashlib.sha256()
-    for path in source_files(source):
-        name = path.relative_to(root).as_posix()
+    for name, path in source_files(source).items():
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             digest.update(file.read(HASHED_BYTES_PER_FILE))
@@ -143,12 +137,9 @@ def _decode(raw: bytes) -> str | None:
 def _json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
-            place = f"{name}:{number}"
-            line = _decode(raw)
-            if line is None:
-                yield Document(place, None)
-            elif line.strip():
-                yield Document(place, _json_field(line, place, field))
+            place, line = f"{name}:{number}", _decode(raw)
+            if line is None or line.strip():
+                yield Document(place, line and _json_field(line, place, field))
 
 
 def _json_field(line: str, place: str, field: str) -> str:
@@ -173,13 +164,12 @@ def _parquet_documents(path: Path, name: str, column: str) -> Iterator[Document]
         columns = file.schema_arrow.names
         if column not in columns:
             raise ValueError(f"{path} has no column {column!r}; it has {columns}")
-        number = 0
-        for batch in file.iter_batches(columns=[column], batch_size=1024):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise ValueError(
-                        f"{name} row {number}, column {column!r} holds {type(text).__name__}; "
-                        "remove such rows or name a text column"
-                    )
-                yield Document(f"{name}:{number}", text)
-                number += 1
+        batches = file.iter_batches(columns=[column], batch_size=1024)
+        texts = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{name} row {number}, column {column!r} holds {type(text).__name__}; "
+                    "remove such rows or name a text column"
+                )
+            yield Document(f"{name}:{number}", text)

@@ -7,7 +7,6 @@ models learn it in seconds; a decaying recurrent state loses it over long distan
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -89,25 +88,25 @@ class NeedleRows:
 
     def __call__(self, row: Row, rng: np.random.Generator) -> Row:
         """The row with needles, or unchanged; random only through `rng`."""
-        if rng.random() >= self.row_fraction or row["segment_ids"][-1] == 0:
+        if rng.random() >= self.row_fraction or row.segment_ids[-1] == 0:
             return row
         count = int(rng.integers(self.min_needles, self.max_needles + 1))
-        starts, is_needle = self._places(len(row["tokens"]), count, rng)
+        starts, is_needle = self._places(len(row.tokens), count, rng)
         classes = rng.permutation(self.catalogue.classes)[:count]
         entries = self.catalogue.entry_id(classes, rng.integers(self.catalogue.entries, size=count))
         planted_before = np.cumsum(is_needle)[~is_needle]
         target = (rng.random(self.queries) * planted_before).astype(np.int64)
 
-        tokens = row["tokens"].copy()
+        tokens = row.tokens.copy()
         needle_starts, query_starts = starts[is_needle], starts[~is_needle]
         tokens[starts] = self.catalogue.marker
         tokens[needle_starts + 1] = entries
         tokens[query_starts + 1] = self.catalogue.class_id(classes[target])
         tokens[query_starts + 2] = entries[target]
         planted = make_row(tokens, np.ones_like(tokens))
-        planted["loss_weight"][starts] = 0.0
-        planted["loss_weight"][starts + 1] = 0.0
-        planted["loss_weight"][query_starts + 2] = self.answer_weight
+        planted.loss_weight[starts] = 0.0
+        planted.loss_weight[starts + 1] = 0.0
+        planted.loss_weight[query_starts + 2] = self.answer_weight
         return planted
 
     def _places(self, length: int, count: int, rng: np.random.Generator):
@@ -121,12 +120,15 @@ class NeedleRows:
         return shift + _SLOT * slots, is_needle
 
 
-class NeedleQuestion(NamedTuple):
-    """Tokens that end in a query, its `answer`, and the `choices`: all entries of its class."""
-
-    tokens: Int[np.ndarray, " T"]
-    answer: int
-    choices: Int[np.ndarray, " E"]
+def stretch(
+    text: Int[np.ndarray, " n"], length: int, rng: np.random.Generator
+) -> Int[np.ndarray, " T"]:
+    """A random stretch of text of this length; raises ValueError if there is too little."""
+    if len(text) < length:
+        raise ValueError(
+            f"{len(text)} tokens of text cannot fill a row of {length}; give more text"
+        )
+    return text[int(rng.integers(len(text) - length + 1)) :][:length].astype(np.int32)
 
 
 def needle_sequence(
@@ -136,8 +138,8 @@ def needle_sequence(
     num_needles: int,
     depth: float,
     rng: np.random.Generator,
-) -> NeedleQuestion:
-    """A test sequence of `length` tokens: text, needles of different classes, one query at the end.
+) -> tuple[Int[np.ndarray, " T"], int]:
+    """A test sequence of `length` tokens, and the answer: text, needles of different classes, one query at the end.
 
     Args:
       text: ordinary tokens, at least `length`; a random stretch of it is the haystack.
@@ -146,9 +148,15 @@ def needle_sequence(
     Raises:
       ValueError: too little text, too few classes, or too short a length.
     """
-    _check_question(catalogue, len(text), length, num_needles, depth)
-    tokens = text[int(rng.integers(len(text) - length + 1)) :][:length].astype(np.int32)
     slots = (length - 2) // 2
+    if not 1 <= num_needles <= min(catalogue.classes, slots):
+        raise ValueError(
+            f"{num_needles} needles do not fit {catalogue.classes} classes and {length} tokens; "
+            f"use 1 to {min(catalogue.classes, slots)}"
+        )
+    if not 0.0 <= depth <= 1.0:
+        raise ValueError(f"depth {depth} is not between 0 (start) and 1 (right before the query)")
+    tokens = stretch(text, length, rng)
     target_slot = round(depth * (slots - 1))
     others = rng.choice(slots - 1, num_needles - 1, replace=False)
     starts = 2 * np.append(others + (others >= target_slot), target_slot)
@@ -156,21 +164,4 @@ def needle_sequence(
     entries = catalogue.entry_id(classes, rng.integers(catalogue.entries, size=num_needles))
     tokens[starts], tokens[starts + 1] = catalogue.marker, entries
     tokens[-2:] = catalogue.marker, catalogue.class_id(classes[-1])
-    choices = catalogue.entry_id(classes[-1], np.arange(catalogue.entries))
-    return NeedleQuestion(tokens, int(entries[-1]), choices)
-
-
-def _check_question(
-    catalogue: Catalogue, text_length: int, length: int, num_needles: int, depth: float
-) -> None:
-    if text_length < length:
-        raise ValueError(
-            f"{text_length} tokens of text cannot fill a sequence of {length}; give more text"
-        )
-    if not 1 <= num_needles <= min(catalogue.classes, (length - 2) // 2):
-        raise ValueError(
-            f"{num_needles} needles do not fit {catalogue.classes} classes and {length} tokens; "
-            f"use 1 to {min(catalogue.classes, (length - 2) // 2)}"
-        )
-    if not 0.0 <= depth <= 1.0:
-        raise ValueError(f"depth {depth} is not between 0 (start) and 1 (right before the query)")
+    return tokens, int(entries[-1])

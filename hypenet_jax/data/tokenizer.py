@@ -40,8 +40,7 @@ class TrainedTokenizer:
 class Tokenizer:
     """A tokenizer and the token that ends a document; `config` is its tokenizer_config.json.
 
-    Special tokens spelled out in text are encoded as plain text, so no document can contain an end
-    token.
+    Special tokens spelled out in text are encoded as plain text.
     """
 
     backend: tokenizers.Tokenizer
@@ -128,7 +127,13 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
             f"use vocab_size {learned} or more text"
         )
     backend.add_special_tokens(list(recipe.reserved))
-    return _tokenizer(backend, END_OF_TEXT, _trained_config())
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    return _tokenizer(backend, END_OF_TEXT, config)
 
 
 def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
@@ -150,8 +155,7 @@ def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
         raise ValueError(f"{path} is not a readable tokenizer.json ({error})") from error
     config_path = path.with_name("tokenizer_config.json")
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    template = path.with_name("chat_template.jinja")
-    if template.is_file():
+    if (template := path.with_name("chat_template.jinja")).is_file():
         config["chat_template"] = template.read_text(encoding="utf-8")
     return _tokenizer(backend, end_token or _end_token_of(config, config_path), config)
 
@@ -172,15 +176,6 @@ def _tokenizer(
     tokenizer = Tokenizer(backend, end_token, config)
     tokenizer.id_of(end_token)
     return tokenizer
-
-
-def _trained_config() -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "clean_up_tokenization_spaces": False,
-    }
 
 
 def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:

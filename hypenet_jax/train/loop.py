@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -31,10 +31,7 @@ class Batches(Protocol):
       position: of the next batch, in units of the iterator's own.
     """
 
-    @property
-    def position(self) -> int: ...
-    @position.setter
-    def position(self, position: int) -> None: ...
+    position: int
 
     def __next__(self) -> Batch: ...
 
@@ -61,10 +58,7 @@ class LoopConfig:
     roll_back_to: int | None = None
 
     def __post_init__(self) -> None:
-        counts = {
-            key: value for key, value in dataclasses.asdict(self).items() if value is not None
-        }
-        if any(value < 1 for value in counts.values()):
+        if any(value is not None and value < 1 for value in dataclasses.astuple(self)):
             raise ValueError(f"{self}: every count must be at least 1")
 
 
@@ -129,13 +123,10 @@ def fit(
 
 
 def _resume(state: TrainState, batches: Batches, checkpoints: Checkpoints) -> TrainState:
-    like: Any = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-    )
     if checkpoints.steps():
         # Two states at once may not fit in memory.
         jax.tree.map(lambda leaf: leaf.delete(), state)
-    restored, name = checkpoints.restore(like), checkpoints.provenance.stage
+    restored, name = checkpoints.restore(state), checkpoints.provenance.stage
     if restored is None:
         log.info("%s: starting", name)
         return state
@@ -153,13 +144,11 @@ class _Recorder:
 
     def __init__(self, metrics: Metrics, max_skips: int) -> None:
         self._metrics, self._max_skips = metrics, max_skips
-        self._pending: tuple[int, Mapping[str, jax.Array], int, float] | None = None
+        self._pending: tuple[int, dict[str, jax.Array], int, float] | None = None
         self._skipped: list[tuple[int, int]] = []
         self._then = time.monotonic()
 
-    def add(
-        self, number: int, metrics: Mapping[str, jax.Array], position: int, waited: float
-    ) -> None:
+    def add(self, number: int, metrics: dict[str, jax.Array], position: int, waited: float) -> None:
         """Takes the metrics of a step and writes those of the step before."""
         self.drain()
         self._pending = (number, metrics, position, waited)
@@ -170,15 +159,11 @@ class _Recorder:
             return
         number, metrics, position, waited = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        now = time.monotonic()
-        timing = {"seconds": now - self._then, "data_seconds": waited}
-        self._then = now
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        before, self._then = self._then, time.monotonic()
+        timing = {"seconds": self._then - before, "data_seconds": waited}
         self._metrics.write(number, "train", {**values, **timing})
-        self._watch(number, position, bool(values["skipped"]))
-
-    def _watch(self, number: int, position: int, skipped: bool) -> None:
-        if not skipped:
+        if not values["skipped"]:
             self._skipped.clear()
             return
         self._skipped.append((number, position))

@@ -1,39 +1,35 @@
 """Where the metrics of a run are written: metrics.jsonl, optionally TensorBoard, and the terminal."""
 
+import functools
 import json
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, TextIO
 
 import jax
 
 Values = Mapping[str, float]
 
 
-@runtime_checkable
-class Sink(Protocol):
+class Sink:
     """A destination of metrics. `kind` is "train" or "evaluation"."""
 
     def resume(self, step: int) -> None:
         """Prepares for records after this step."""
-        ...
 
     def write(self, step: int, kind: str, values: Values) -> None:
         """Records the values of one step."""
-        ...
 
     def flush(self) -> None:
         """Makes what was recorded durable."""
-        ...
 
     def close(self) -> None:
         """Ends the records."""
-        ...
 
 
-class MetricsFile:
+class MetricsFile(Sink):
     """metrics.jsonl: one JSON object per line with `step`, `kind`, `notes`, values; non-finite numbers
     become null.
 
@@ -57,23 +53,19 @@ class MetricsFile:
 
     def write(self, step: int, kind: str, values: Values) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        assert self._file is not None, "resume comes first"
         record = {"step": step, "kind": kind, **self._notes, **finite}
-        self._opened().write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record) + "\n")
 
     def flush(self) -> None:
         """Forces the records to disk: a checkpoint may only follow the records of its steps."""
-        self._opened().flush()
-        os.fsync(self._opened().fileno())
+        assert self._file is not None, "resume comes first"
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-            self._file = None
-
-    def _opened(self) -> TextIO:
-        if self._file is None:
-            raise ValueError(f"{self.path}: call resume(step) before writing")
-        return self._file
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -82,7 +74,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-class TensorBoard:
+class TensorBoard(Sink):
     """Event files for TensorBoard; needs the extra `tensorboard`."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -92,7 +84,7 @@ class TensorBoard:
             raise ImportError(
                 "TensorBoard needs tensorboardX: pip install 'hypenet-jax[tensorboard]'"
             ) from error
-        self._open = lambda **options: tensorboardX.SummaryWriter(str(folder), **options)
+        self._open = functools.partial(tensorboardX.SummaryWriter, str(folder))
         self._writer: Any = None
 
     def resume(self, step: int) -> None:
@@ -111,28 +103,24 @@ class TensorBoard:
             self._writer.close()
 
 
-class Metrics:
+class Metrics(Sink):
     """All sinks of a run. Only process 0 writes; the other processes have no sinks."""
 
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks if jax.process_index() == 0 else ()
 
     def resume(self, step: int) -> None:
-        """Starts, or resumes, after this step."""
         for sink in self._sinks:
             sink.resume(step)
 
     def write(self, step: int, kind: str, values: Values) -> None:
-        """Records the values of one step in every sink."""
         for sink in self._sinks:
             sink.write(step, kind, values)
 
     def flush(self) -> None:
-        """Makes the records of every sink durable."""
         for sink in self._sinks:
             sink.flush()
 
     def close(self) -> None:
-        """Closes every sink."""
         for sink in self._sinks:
             sink.close()

@@ -10,17 +10,18 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
+from flax.traverse_util import flatten_dict, path_aware_map
 from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
 
 NEVER_DECAYED = ("scale", "bias")
+_FORWARDED = ("b1", "b2", "eps", "weight_decay")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,10 +35,10 @@ class OptimizerConfig:
       steps: updates of the whole schedule (N); later ones keep final_lr.
       name: import path of an optimizer, a function that takes `learning_rate` and returns an optax
         transformation: "optax.adamw", "optax.lion", "optax.contrib.muon" or one of yours.
-      options: further arguments of that function, as pairs of name and value.
-      b1, b2, eps: Adam; with Muon, of the parameters that are no matrices.
-      weight_decay: decoupled, multiplied by the learning rate; norm scales, biases and 1-d leaves
-        are exempt.
+      options: further arguments of that function, as pairs of name and value; they win over the next four.
+      b1, b2, eps, weight_decay: go to any optimizer that has a parameter of that name, or of that name after `adam_`
+        (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95. Decay is multiplied
+        by the learning rate; norm scales, biases and 1-d leaves are exempt.
       clip_norm: largest global norm of the mean gradient; None does not clip.
       first_update_at_zero: count as the published code does, whose first update has learning rate
         0.
@@ -57,37 +58,24 @@ class OptimizerConfig:
     first_update_at_zero: bool = False
 
     def __post_init__(self) -> None:
-        rates = (self.peak_lr, self.final_lr, self.eps)
-        if not all(math.isfinite(x) and x > 0 for x in rates) or self.final_lr > self.peak_lr:
-            raise ValueError(
-                f"peak_lr {self.peak_lr}, final_lr {self.final_lr}, eps {self.eps}: "
-                "all must be positive and final_lr at most peak_lr"
-            )
-        if not 0 <= self.warmup_steps < self.steps:
-            raise ValueError(
-                f"warmup_steps {self.warmup_steps} must be at least 0 and below steps {self.steps}"
-            )
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.weight_decay >= 0):
-            raise ValueError(
-                f"b1 {self.b1} and b2 {self.b2} must lie in [0, 1), "
-                f"weight_decay {self.weight_decay} must not be negative"
-            )
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(
-                f"clip_norm {self.clip_norm} must be positive, or None for no clipping"
-            )
-        self._check_name()
-
-    def _check_name(self) -> None:
+        rules = {
+            "0 < final_lr <= peak_lr": 0 < self.final_lr <= self.peak_lr < math.inf,
+            "0 <= warmup_steps < steps": 0 <= self.warmup_steps < self.steps,
+            "b1 and b2 in [0, 1)": 0 <= self.b1 < 1 and 0 <= self.b2 < 1,
+            "eps > 0": 0 < self.eps < math.inf,
+            "weight_decay >= 0": self.weight_decay >= 0,
+            "clip_norm > 0, or None for no clipping": self.clip_norm is None or self.clip_norm > 0,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError(f"{self} needs {', '.join(broken)}")
         accepted = inspect.signature(self.function()).parameters
         changed = [
             field.name
             for field in dataclasses.fields(self)
-            if field.name in ("b1", "b2", "eps", "weight_decay")
-            and getattr(self, field.name) != field.default
-            and not {field.name, f"adam_{field.name}"} & accepted.keys()
+            if field.name in _FORWARDED and getattr(self, field.name) != field.default
         ]
-        unknown = [name for name, _ in self.options if name not in accepted] + changed
+        unknown = [name for name, _ in self.options if name not in accepted]
+        unknown += [name for name in changed if not {name, f"adam_{name}"} & accepted.keys()]
         if unknown or "learning_rate" not in accepted:
             raise ValueError(
                 f"{self.name} takes no {', '.join(unknown or ['learning_rate'])}; "
@@ -155,21 +143,18 @@ class Optimizer:
     @functools.cached_property
     def transformation(self) -> optax.GradientTransformation:
         """The chain of optax: clip, then the optimizer with the arguments it has parameters for."""
-        config = self.config
-        adam = {"b1": config.b1, "b2": config.b2, "weight_decay": config.weight_decay}
-        arguments = {
+        config, make = self.config, self.config.function()
+        arguments: dict[str, Any] = {
             "learning_rate": functools.partial(learning_rate, config),
-            "eps": config.eps,
             "mask": _decay_mask,
             "weight_decay_mask": _decay_mask,
             "muon_weight_dimension_numbers": self.logical_axes and self._matrices,
-            **adam,
-            **{f"adam_{name}": value for name, value in adam.items()},
         }
-        make = config.function()
+        for name in _FORWARDED:
+            arguments[name] = arguments[f"adam_{name}"] = getattr(config, name)
         accepted = inspect.signature(make).parameters
         known = {name: value for name, value in arguments.items() if name in accepted}
-        optimizer = make(**{**known, **dict(config.options)})
+        optimizer = make(**known | dict(config.options))
         if config.clip_norm is None:
             return optimizer
         return optax.chain(optax.clip_by_global_norm(config.clip_norm), optimizer)
@@ -192,11 +177,8 @@ class Optimizer:
 
     def _matrices(self, params: Params) -> Params:
         """Muon's dimension numbers of every kernel, None for other leaves."""
-        names: dict = flax.traverse_util.flatten_dict(self.logical_axes)
-        leaves: dict = flax.traverse_util.flatten_dict(params)
-        return flax.traverse_util.unflatten_dict(
-            {path: matrix_axes(tuple(names[path])) for path in leaves}
-        )
+        names: dict = flatten_dict(self.logical_axes)
+        return path_aware_map(lambda path, _: matrix_axes(tuple(names[path])), params)
 
 
 def matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:

@@ -5,108 +5,51 @@ import logging
 import math
 import sys
 import time
-from typing import Any
 
 from hypenet_jax.train.metrics import Sink, Values
 
 log = logging.getLogger("hypenet_jax")
 
 
-class ProgressLines:
-    """A log line at most every `seconds`, and one for every evaluation and for the last step."""
+class ProgressDisplay(Sink):
+    """A bar with loss, rate and time left, and evaluations above it; where the output is no terminal, a log line at
+    most every `seconds`, and one for every evaluation and for the last step.
+    """
 
     def __init__(self, steps: int, name: str, *, seconds: float = 10.0) -> None:
-        self._steps, self._name, self._seconds = steps, name, seconds
-        self._rate = _Rate(steps)
-        self._last = -math.inf
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress
+
+        self._steps, self._name, self._seconds, self._last = steps, name, seconds, -math.inf
+        columns = "{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[shown]}"
+        hidden = not sys.stderr.isatty()
+        self._bar = Progress(*columns, disable=hidden, speed_estimate_period=math.inf)
 
     def resume(self, step: int) -> None:
-        self._rate.start(step)
-
-    def write(self, step: int, kind: str, values: Values) -> None:
-        self._rate.add(step, values)
-        now = time.monotonic()
-        if kind == "train" and step < self._steps and now - self._last < self._seconds:
-            return
-        self._last = now
-        log.info(
-            "%s step %d/%d  %s  %s", self._name, step, self._steps, _shown(kind, values), self._rate
-        )
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class ProgressBar:
-    """A progress bar with loss, rate and time left; evaluations are printed above it."""
-
-    def __init__(self, steps: int, name: str) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[shown]}"),
-        )
-        self._bar = Progress(*columns)
-        self._task: Any = self._bar.add_task(name, total=steps, shown="")
-        self._rate = _Rate(steps)
-
-    def resume(self, step: int) -> None:
-        self._rate.start(step)
-        self._bar.update(self._task, completed=step)
+        self._step = self._bar.add_task(self._name, total=self._steps, completed=step, shown="")
+        self._tokens = self._bar.add_task("tokens", total=None, visible=False, shown="")
         self._bar.start()
 
     def write(self, step: int, kind: str, values: Values) -> None:
-        self._rate.add(step, values)
-        shown = _shown(kind, values)
-        if kind == "train":
-            self._bar.update(self._task, completed=step, shown=f"{shown}  {self._rate}")
-        else:
-            self._bar.console.print(f"step {step}  {shown}")
-
-    def flush(self) -> None:
-        pass
+        training, now = kind == "train", time.monotonic()
+        names = ("loss", "learning_rate", "grad_norm") if training else values
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
+        if training:
+            self._bar.advance(self._tokens, values.get("tokens", 0.0))
+            self._bar.update(self._step, completed=step)
+            self._bar.update(self._step, shown=f"{shown}  {self._rate()}")
+        due = step == self._steps or now - self._last >= self._seconds
+        if not training or (due and self._bar.disable):
+            self._last = now
+            place = self._name, step, self._steps
+            log.info("%s step %d/%d  %s  %s", *place, shown, self._rate())
 
     def close(self) -> None:
         self._bar.stop()
 
-
-def progress(steps: int, name: str) -> Sink:
-    """A bar on a terminal, lines elsewhere."""
-    return ProgressBar(steps, name) if sys.stderr.isatty() else ProgressLines(steps, name)
-
-
-class _Rate:
-    """Steps and tokens per second, without the first step, which compiles."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-
-    def start(self, step: int) -> None:
-        self._first: tuple[int, float] | None = None
-        self._step, self._tokens = step, 0.0
-
-    def add(self, step: int, values: Values) -> None:
-        self._step = step
-        if self._first is None:
-            self._first = (step, time.monotonic())
-        else:
-            self._tokens += values.get("tokens", 0.0)
-
-    def __str__(self) -> str:
-        if self._first is None or self._step == self._first[0]:
+    def _rate(self) -> str:
+        """Steps and tokens per second, without the first step, which compiles."""
+        step, tokens = self._bar.tasks
+        if not step.speed:
             return ""
-        seconds = max(time.monotonic() - self._first[1], 1e-9)
-        per_step = seconds / (self._step - self._first[0])
-        left = datetime.timedelta(seconds=round(per_step * (self._steps - self._step)))
-        return f"{1 / per_step:.3g} steps/s  {self._tokens / seconds:.3g} tokens/s  {left} left"
-
-
-def _shown(kind: str, values: Values) -> str:
-    names = ("loss", "learning_rate", "grad_norm") if kind == "train" else tuple(values)
-    return "  ".join(f"{name} {values[name]:.4g}" for name in names)
+        left = datetime.timedelta(seconds=step.time_remaining or 0)
+        return f"{step.speed:.3g} steps/s  {tokens.speed or 0:.3g} tokens/s  {left} left"

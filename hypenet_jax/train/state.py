@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int
 
 from hypenet_jax.axes import Params
@@ -38,16 +38,15 @@ class TrainState:
 
 def split(params: Params, trainable: Callable[[Path], bool]) -> tuple[Params, Params]:
     """The tree in two: leaves that are trained, and leaves that are frozen."""
-    leaves = flax.traverse_util.flatten_dict(params)
+    leaves = flatten_dict(params)
     trained = {path: leaf for path, leaf in leaves.items() if trainable(path)}
     frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
-    return flax.traverse_util.unflatten_dict(trained), flax.traverse_util.unflatten_dict(frozen)
+    return unflatten_dict(trained), unflatten_dict(frozen)
 
 
 def merge(trained: Params, frozen: Params) -> Params:
     """Inverse of `split`."""
-    flatten = flax.traverse_util.flatten_dict
-    return flax.traverse_util.unflatten_dict({**flatten(trained), **flatten(frozen)})
+    return unflatten_dict({**flatten_dict(trained), **flatten_dict(frozen)})
 
 
 def create_state(
@@ -59,7 +58,7 @@ def create_state(
     """State before the first step. Parameters are copied, because training donates their buffers.
 
     Args:
-      params: the student; trainable floating leaves become float32.
+      params: the student; trainable leaves become float32.
       trainable: `Stage.trainable`.
       shardings: tree like `params` of NamedSharding; None keeps everything on the default device.
     Raises:
@@ -71,17 +70,12 @@ def create_state(
 
 
 def abstract_state(
-    shapes: Params,
-    trainable: Callable[[Path], bool],
-    optimizer: Optimizer,
-    shardings: Params | None = None,
+    shapes: Params, trainable: Callable[[Path], bool], optimizer: Optimizer, shardings: Params
 ) -> TrainState:
-    """Shapes (and shardings) of `create_state` for these shapes of parameters; uses no memory."""
+    """Shapes and shardings of `create_state` for these shapes of parameters; uses no memory."""
     state = jax.eval_shape(lambda params: _build(params, trainable, optimizer), shapes)
-    if shardings is None:
-        return state
     return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf, sharding: leaf.update(sharding=sharding),
         state,
         state_shardings(state, shardings),
     )
@@ -93,17 +87,15 @@ def state_shardings(state: TrainState, shardings: Params) -> Any:
     A leaf whose path ends in that of a parameter of its shape (a moment) is sharded as that parameter is; all others
     (counters, factored moments) are replicated.
     """
-    by_path: dict = flax.traverse_util.flatten_dict(shardings, sep="/")
-    shapes: dict = flax.traverse_util.flatten_dict(state.params, sep="/")
+    by_path: dict = flatten_dict(shardings)
+    shapes: dict = flatten_dict(state.params)
     rest = replicated(next(iter(by_path.values())).mesh)
 
     def place(path: Any, leaf: Any) -> Any:
-        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        for first in range(len(keys)):
-            name = "/".join(keys[first:])
-            if name in by_path and shapes[name].shape == leaf.shape:
-                return by_path[name]
-        return rest
+        keys = tuple(getattr(key, "key", None) for key in path)
+        ends = (keys[first:] for first in range(len(keys)))
+        fits = (end for end in ends if end in by_path and shapes[end].shape == leaf.shape)
+        return by_path.get(next(fits, ()), rest)
 
     return jax.tree_util.tree_map_with_path(place, state)
 
@@ -112,10 +104,6 @@ def _build(params: Params, trainable: Callable[[Path], bool], optimizer: Optimiz
     trained, frozen = split(params, trainable)
     if not trained:
         raise ValueError("the stage trains no leaf of these parameters: look at Stage.trainable")
-    trained = jax.tree.map(_master, trained)
+    trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
     copied = jax.tree.map(jnp.copy, merge(trained, frozen))
     return TrainState(jnp.zeros((), jnp.int32), copied, optimizer.init(trained))
-
-
-def _master(leaf: Array) -> Array:
-    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf

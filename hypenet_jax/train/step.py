@@ -1,11 +1,12 @@
 """One training step: micro-batches, one division, clip, update; or no update if not finite."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
@@ -51,8 +52,8 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / loss.weight, gradients)
         updated, opt_state, applied = optimizer.update(gradients, state.opt_state, trained)
         finite = jnp.isfinite(loss.value()) & jnp.isfinite(applied["grad_norm"])
-        updated = _select(finite, updated, trained)
-        opt_state = _select(finite, opt_state, state.opt_state)
+        new, old = (updated, opt_state), (trained, state.opt_state)
+        updated, opt_state = jax.tree.map(functools.partial(jnp.where, finite), new, old)
         metrics = {
             "loss": loss.value(),
             **{name: mean.value() for name, mean in means.items()},
@@ -91,7 +92,3 @@ def _summed(function: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -
         return jax.tree.map(jnp.add, sums, function(micro)), None
 
     return jax.lax.scan(add, zeros, micros)[0]
-
-
-def _select(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -33,7 +33,7 @@ def changed(config, name, **fields):
 
 
 def fingerprint(config, name):
-    return read_stage_output(config.stage(name).folder / "final", name).fingerprint
+    return read_stage_output(config.stage(name).folder / "final", name)["fingerprint"]
 
 
 def test_every_stage_leaves_weights_and_one_record_per_step(done):
@@ -49,8 +49,8 @@ def test_every_stage_leaves_weights_and_one_record_per_step(done):
 def test_each_stage_names_the_weights_it_started_from(done):
     parents = {"align": None, "select": "align", "distill": "align", "finetune": "distill"}
     for name, parent in parents.items():
-        parent_output = read_stage_output(done.folder / name / "final", name)
-        assert parent_output.parent == (parent and fingerprint(done.config, parent))
+        metadata = read_stage_output(done.folder / name / "final", name)
+        assert metadata["parent"] == (parent and fingerprint(done.config, parent))
 
 
 def test_a_checkpoint_of_stage_one_holds_its_mixers_and_nothing_of_the_teacher(done):

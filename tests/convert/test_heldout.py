@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import shutil
 
+import jax
 import pytest
 from tiny_chain import TEACHER
 
@@ -56,12 +57,12 @@ def test_the_evaluated_loss_is_the_divergence_on_the_held_out_rows(evaluated):
     models = models_of(run)
     teacher = EvalModel("teacher", models.teacher, load_teacher(run, models, mesh))
     expected = abstract_params(models.student)
-    params, _ = load_params(
-        run.final_of("distill"),
-        "distill",
-        like=expected.shapes,
-        shardings=expected.shardings(mesh),
+    like = jax.tree.map(
+        lambda leaf, sharding: leaf.update(sharding=sharding),
+        expected.shapes,
+        expected.shardings(mesh),
     )
+    params, _ = load_params(run.final_of("distill"), "distill", like=like)
     data = run.data
     batches = heldout_batches(
         open_prepared(data.corpus.folder),

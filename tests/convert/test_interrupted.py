@@ -64,10 +64,10 @@ def test_an_evaluation_that_is_asked_to_stop_says_that_the_same_command_goes_on(
 @pytest.mark.parametrize("after", ["select", "distill"])
 def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
     run = copy.stage("align")
-    params, parent_output = load_params(run.folder / "final", "align")
-    other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), parent_output.fingerprint
-    text = parent_output.config[TEXT]
-    provenance = provenance_of(run, parent_output.parent, teacher_fingerprint(run), text)
+    params, metadata = load_params(run.folder / "final", "align")
+    other, wrote = jax.tree.map(lambda leaf: leaf + 1, params), metadata["fingerprint"]
+    text = metadata["config"][TEXT]
+    provenance = provenance_of(run, metadata["parent"], teacher_fingerprint(run), text)
     save_params(run.folder / "final", other, provenance)
     with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
         convert(copy, start=after)

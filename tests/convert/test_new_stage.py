@@ -38,8 +38,8 @@ def test_the_chain_runs_it_and_the_same_call_finds_it_done(copy, caplog):
     stage = config.stage("follow")
     output = read_stage_output(stage.folder / "final", "follow")
     parent = read_stage_output(stage.final_of("align"), "align")
-    assert output.parent == parent.fingerprint
-    assert output.config["method"]["kind"] == "FollowConfig"
+    assert output["parent"] == parent["fingerprint"]
+    assert output["config"]["method"]["kind"] == "FollowConfig"
     records = read_metrics(stage.folder / "metrics.jsonl")
     assert [record["gap"] == pytest.approx(record["loss"]) for record in records] == [True, True]
     with caplog.at_level("INFO", "hypenet_jax"):

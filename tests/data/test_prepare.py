@@ -1,9 +1,10 @@
 import dataclasses
-import importlib
 import logging
 import os
+import pickle
 import socket
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,6 @@ from hypenet_jax.data.prepare import is_held_out, prepare
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
-
-# The package exports a function of the module's name.
-PREPARE = importlib.import_module("hypenet_jax.data.prepare")
 
 
 def split_texts(prepared, split):
@@ -64,7 +62,9 @@ def test_a_matching_folder_is_reused_without_writing(corpus, prepared):
     ],
 )
 def test_another_request_is_refused_naming_what_differs(corpus, prepared, key, value):
-    with pytest.raises(ValueError, match=f"prepared differently in {key} .*rebuild=True"):
+    with pytest.raises(
+        ValueError, match=f"prepared differently in {key}: .* saved, .* now; .*rebuild=True"
+    ):
         prepare(dataclasses.replace(corpus, **{key: value}))
 
 
@@ -95,7 +95,7 @@ def test_a_failed_preparation_leaves_nothing(small, monkeypatch):
     def fail(*_):
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr(PREPARE, "row_to_bytes", fail)
+    monkeypatch.setattr(zlib, "crc32", fail)
     with pytest.raises(RuntimeError, match="disk full"):
         prepare(small)
     assert os.listdir(Path(small.folder).parent) == ["text"]
@@ -130,20 +130,29 @@ def test_a_given_tokenizer_travels_with_the_rows(small, tmp_path):
     np.testing.assert_array_equal(prepared.tokens("train"), prepare(small).tokens("train"))
 
 
-def test_rows_spread_over_shards_read_back_the_same(small, tmp_path, monkeypatch):
-    whole = prepare(small)
-    monkeypatch.setattr(PREPARE, "TOKENS_PER_SHARD", 96)
-    sharded = prepare(dataclasses.replace(small, folder=str(tmp_path / "sharded")))
-    assert len(sharded.manifest["splits"]["train"]["shards"]) > 3
-    np.testing.assert_array_equal(sharded.tokens("train"), whole.tokens("train"))
+def test_text_that_holds_the_end_token_is_refused(small, tmp_path):
+    prepare(small)
+    given = TokenizerFile(small.folder, end_token="0")
+    with pytest.raises(ValueError, match=r"0\.txt holds the end token '0'; set end_token"):
+        prepare(dataclasses.replace(small, folder=str(tmp_path / "given"), tokenizer=given))
+
+
+def test_blocks_are_read_by_number_and_pickled_without_their_content(small):
+    blocks = prepare(small).blocks("train")
+    whole = prepare(small).tokens("train")
+    np.testing.assert_array_equal(blocks[1], whole[32:64])
+    np.testing.assert_array_equal(blocks[len(blocks) - 1], whole[32 * (len(blocks) - 1) :])
+    pickled = pickle.dumps(blocks)
+    assert len(pickled) < 500
+    np.testing.assert_array_equal(pickle.loads(pickled)[1], blocks[1])
 
 
 def test_empty_splits_and_missing_parts_are_explained(small):
     prepared = prepare(dataclasses.replace(small, heldout_fraction=0.0))
     with pytest.raises(ValueError, match="has no heldout text"):
         prepared.tokens("heldout")
-    (prepared.folder / "train-00000.array_record").unlink()
-    with pytest.raises(FileNotFoundError, match="train-00000"):
+    (prepared.folder / "train.tokens").unlink()
+    with pytest.raises(OSError, match=r"train\.tokens is missing"):
         prepared.tokens("train")
     (prepared.folder / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match="is damaged"):
@@ -154,18 +163,18 @@ def test_empty_splits_and_missing_parts_are_explained(small):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "zero"])
-def test_a_damaged_shard_raises_and_names_it(small, damage):
+def test_a_damaged_file_raises_and_names_it(small, damage):
     prepared = prepare(small)
-    shard = prepared.folder / "train-00000.array_record"
-    raw = bytearray(shard.read_bytes())
+    path = prepared.folder / "train.tokens"
+    raw = bytearray(path.read_bytes())
     if damage == "truncate":
         raw = raw[: len(raw) // 2]
     elif damage == "flip":
         raw[200] ^= 1
     else:
         raw[100:] = bytes(len(raw) - 100)
-    shard.write_bytes(bytes(raw))
-    with pytest.raises(OSError, match="train-00000"):
+    path.write_bytes(bytes(raw))
+    with pytest.raises(OSError, match=r"train\.tokens"):
         prepared.tokens("train")
 
 

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -37,20 +38,20 @@ def test_catalogue_ids_are_consecutive_and_all_different():
 @pytest.mark.parametrize(("length", "seed"), CASES)
 def test_every_answer_is_the_one_entry_of_its_class_seen_before(length, seed):
     row = planted_row(length, seed)
-    answers = np.flatnonzero(row["loss_weight"] == NEEDLES.answer_weight)
+    answers = np.flatnonzero(row.loss_weight == NEEDLES.answer_weight)
     assert len(answers) == NEEDLES.queries
     for at in answers:
-        before = row["tokens"][: at - 2]
+        before = row.tokens[: at - 2]
         entries = before[kinds(before) == 3]
-        asked = row["tokens"][at - 1] - CATALOGUE.class_id(0)
-        assert row["tokens"][at - 2] == CATALOGUE.marker
-        assert set(entries[class_of(entries) == asked]) == {row["tokens"][at]}
+        asked = row.tokens[at - 1] - CATALOGUE.class_id(0)
+        assert row.tokens[at - 2] == CATALOGUE.marker
+        assert set(entries[class_of(entries) == asked]) == {row.tokens[at]}
 
 
 @pytest.mark.parametrize(("length", "seed"), CASES)
 def test_only_what_can_be_known_has_weight(length, seed):
     row = planted_row(length, seed)
-    kind, weight = kinds(row["tokens"]), row["loss_weight"]
+    kind, weight = kinds(row.tokens), row.loss_weight
     answer = weight == NEEDLES.answer_weight
     assert not weight[kind == 1].any()
     assert not weight[kind == 2].any()
@@ -63,24 +64,24 @@ def test_only_what_can_be_known_has_weight(length, seed):
 @pytest.mark.parametrize(("length", "seed"), CASES)
 def test_a_needle_row_is_one_document_over_the_text_that_was_there(length, seed):
     row = planted_row(length, seed)
-    np.testing.assert_array_equal(row["segment_ids"], np.ones(length))
-    np.testing.assert_array_equal(row["positions"], np.arange(length))
-    text = kinds(row["tokens"]) == 0
-    np.testing.assert_array_equal(row["tokens"][text], TEXT[:length][text])
-    assert {array.dtype.name for array in row.values()} == {"int32", "float32"}
+    np.testing.assert_array_equal(row.segment_ids, np.ones(length))
+    np.testing.assert_array_equal(row.positions, np.arange(length))
+    text = kinds(row.tokens) == 0
+    np.testing.assert_array_equal(row.tokens[text], TEXT[:length][text])
+    assert {array.dtype.name for array in jax.tree.leaves(row)} == {"int32", "float32"}
 
 
 def test_queries_are_drawn_with_replacement_and_vary():
-    rows = [planted_row(128, seed)["tokens"] for seed in range(20)]
+    rows = [planted_row(128, seed).tokens for seed in range(20)]
     asked = [tokens[kinds(tokens) == 2] for tokens in rows]
     assert any(len(set(classes)) < len(classes) for classes in asked)
     assert len({tuple(classes) for classes in asked}) == 20
 
 
 def test_the_same_rng_plants_the_same_and_rows_left_alone_are_untouched():
-    np.testing.assert_array_equal(planted_row(64, 3)["tokens"], planted_row(64, 3)["tokens"])
+    np.testing.assert_array_equal(planted_row(64, 3).tokens, planted_row(64, 3).tokens)
     half = NeedleRows(CATALOGUE, row_fraction=0.5, min_needles=1, max_needles=1, queries=1)
-    carries = [(planted_row(64, seed, half)["segment_ids"] == 1).all() for seed in range(200)]
+    carries = [(planted_row(64, seed, half).segment_ids == 1).all() for seed in range(200)]
     assert 0.35 < np.mean(carries) < 0.65
 
 
@@ -98,29 +99,29 @@ def test_more_needles_than_classes_are_refused():
 @pytest.mark.parametrize("depth", [0.0, 0.3, 1.0])
 def test_a_question_at_the_end_has_one_answer_at_its_depth(length, depth):
     for seed in range(5):
-        question = needle_sequence(CATALOGUE, TEXT, length, 4, depth, np.random.default_rng(seed))
-        tokens = question.tokens
+        rng = np.random.default_rng(seed)
+        tokens, answer = needle_sequence(CATALOGUE, TEXT, length, 4, depth, rng)
         kind = kinds(tokens)
         entries = tokens[kind == 3]
         assert len(tokens) == length
         assert len(entries) == (kind == 1).sum() - 1 == 4
         assert kind[-2:].tolist() == [1, 2]
-        assert set(entries) & set(question.choices) == {question.answer}
-        assert class_of(question.answer) == tokens[-1] - CATALOGUE.class_id(0)
-        assert abs(int(np.flatnonzero(tokens == question.answer)[0]) / length - depth) < 4 / length
+        asked = tokens[-1] - CATALOGUE.class_id(0)
+        assert entries[class_of(entries) == asked].tolist() == [answer]
+        assert abs(int(np.flatnonzero(tokens == answer)[0]) / length - depth) < 4 / length
 
 
 @pytest.mark.parametrize("asked", range(4))
 def test_needles_never_overlap_even_when_they_fill_the_sequence(asked):
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        tokens = needle_sequence(CATALOGUE, TEXT, 10, 4, asked / 3, rng).tokens
+        tokens, _ = needle_sequence(CATALOGUE, TEXT, 10, 4, asked / 3, rng)
         assert kinds(tokens).tolist() == [1, 3] * 4 + [1, 2]
 
 
 def test_answers_are_spread_over_the_entries():
     rng = np.random.default_rng(0)
-    answers = [needle_sequence(CATALOGUE, TEXT, 128, 4, 0.5, rng).answer for _ in range(300)]
+    answers = [needle_sequence(CATALOGUE, TEXT, 128, 4, 0.5, rng)[1] for _ in range(300)]
     assert len(set(answers)) > 150
 
 

@@ -47,7 +47,9 @@ def test_kill_minus_nine_in_every_stage_changes_no_bit(start, text, tmp_path):
             [r["loss"] for r in read_metrics(run / name / "metrics.jsonl")] for run in (cut, whole)
         ]
         assert losses[0] == losses[1]
-        prints = [read_stage_output(run / name / "final", name).fingerprint for run in (cut, whole)]
+        prints = [
+            read_stage_output(run / name / "final", name)["fingerprint"] for run in (cut, whole)
+        ]
         assert prints[0] == prints[1]
     selections = [read_selection(run / "select" / "selection.json") for run in (cut, whole)]
     assert selections[0] == selections[1]

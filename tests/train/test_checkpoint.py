@@ -238,7 +238,7 @@ def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path, Provenance("toy", config, resumable=("run_dir",))).restore(new_state())
     message = str(error.value)
-    assert "extra: None saved, 1 now; width: 8 saved, 9 now" in message
+    assert "extra: nothing saved, 1 now; width: 8 saved, 9 now" in message
     assert "run_dir" not in message
     assert "data" not in message.removeprefix(str(tmp_path))
 
@@ -261,10 +261,10 @@ def test_other_leaves_are_refused_by_path(tmp_path, opened):
     with pytest.raises(CheckpointError) as error:
         opened(tmp_path).restore(create_state(params, trainable, OPTIMIZER))
     for line in (
-        "params/norm/scale: shape [8] saved, [5] expected",
-        "params/more/kernel: not in the checkpoint",
-        "params/head/kernel: in the checkpoint, not expected",
-        "params/held/kernel: dtype float32 saved, bfloat16 expected",
+        "params/norm/scale: float32[8] saved, float32[5] now",
+        "params/more/kernel: nothing saved, float32[2, 2] now",
+        "params/head/kernel: float32[16, 8] saved, nothing now",
+        "params/held/kernel: float32[8, 8] saved, bfloat16[8, 8] now",
     ):
         assert line in str(error.value)
 

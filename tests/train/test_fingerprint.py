@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.fingerprint import digest, leaf_shapes, leaf_specs
+from hypenet_jax.fingerprint import differences, digest, leaf_shapes, leaf_specs
 from hypenet_jax.sharding import MeshConfig, make_mesh, sharding_of
-from hypenet_jax.train.errors import CorruptCheckpoint
-from hypenet_jax.train.verification import differences, verify
+from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
+from hypenet_jax.train.stage_output import check_leaves, verify
 
 TREE = {
     "a": {"kernel": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)},
@@ -53,17 +53,23 @@ def test_verify_names_the_leaves_that_changed():
         verify(changed, specs, "here")
 
 
-def test_differences_list_missing_extra_shape_and_dtype():
+def test_leaves_that_are_missing_extra_or_of_another_shape_or_dtype_are_refused_by_path():
     saved = leaf_specs(TREE)
     expected = leaf_shapes({**TREE, "half": np.ones((4,), np.float32), "new": np.ones(1)})
     del expected["flag"]
-    lines = differences(saved, expected)
-    assert lines == [
-        "flag: in the checkpoint, not expected",
-        "half: dtype bfloat16 saved, float32 expected",
-        "half: shape [5] saved, [4] expected",
-        "new: not in the checkpoint",
-    ]
+    with pytest.raises(CheckpointError) as error:
+        check_leaves(saved, expected, "here")
+    assert str(error.value) == (
+        "here: does not fit: flag: bool[2] saved, nothing now; half: bfloat16[5] saved, float32[4] now; "
+        "new: nothing saved, float64[1] now"
+    )
+
+
+def test_differences_name_a_dozen_and_count_the_rest():
+    same = {"same": 1, "absent": None}
+    assert not differences(same, {"same": 1})
+    many = {f"key{i:02d}": i for i in range(15)}
+    assert differences({**same, **many}, same).endswith("key11: 11 saved, nothing now; and 3 more")
 
 
 def test_digest_does_not_depend_on_the_order_of_keys():

@@ -1,12 +1,13 @@
 import json
 import logging
+import sys
 import time
 
 import jax
 import pytest
 
 from hypenet_jax.train.metrics import Metrics, MetricsFile, TensorBoard, read_metrics
-from hypenet_jax.train.progress import ProgressBar, ProgressLines, progress
+from hypenet_jax.train.progress import ProgressDisplay
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_tensorboard_writes_event_files(tmp_path):
 
 
 def test_lines_come_now_and_then_for_evaluations_and_at_the_end(caplog):
-    sink = ProgressLines(steps=5, name="toy", seconds=3600.0)
+    sink = ProgressDisplay(steps=5, name="toy", seconds=3600.0)
     values = {"loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0, "tokens": 10.0}
     with caplog.at_level(logging.INFO, "hypenet_jax"):
         sink.resume(0)
@@ -86,16 +87,17 @@ def test_lines_come_now_and_then_for_evaluations_and_at_the_end(caplog):
     assert "0:00:00 left" in lines[2]
 
 
-def test_a_bar_shows_the_same(capsys):
-    sink = ProgressBar(steps=3, name="toy")
-    sink.resume(1)
-    sink.write(2, "train", {"loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0})
-    sink.write(2, "evaluation", {"perplexity": 9.0})
-    sink.close()
+def test_on_a_terminal_a_bar_shows_the_steps_and_a_line_each_evaluation(
+    capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    sink = ProgressDisplay(steps=3, name="toy")
+    with caplog.at_level(logging.INFO, "hypenet_jax"):
+        sink.resume(1)
+        sink.write(2, "train", {"loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0})
+        sink.write(2, "evaluation", {"perplexity": 9.0})
+        sink.close()
     text = capsys.readouterr().out
-    assert "perplexity 9" in text
     assert "2/3" in text
-
-
-def test_off_a_terminal_progress_is_lines():
-    assert isinstance(progress(3, "toy"), ProgressLines)
+    assert "loss 2" in text
+    assert [record.message.strip() for record in caplog.records] == ["toy step 2/3  perplexity 9"]

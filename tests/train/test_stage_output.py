@@ -26,29 +26,24 @@ def params():
 
 
 def test_weights_come_back_bit_for_bit_with_their_origin(tmp_path, params):
-    fingerprint = save_params(tmp_path / "final", params, ORIGIN)
-    loaded, parent_output = load_params(tmp_path / "final", "align", like=params)
+    save_params(tmp_path / "final", params, ORIGIN)
+    loaded, metadata = load_params(tmp_path / "final", "align", like=params)
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     assert bits(loaded) == bits(params)
     assert loaded["held"]["kernel"].dtype == jnp.bfloat16
-    assert (parent_output.stage, parent_output.parent, parent_output.config) == (
-        "align",
-        "teacher",
-        {"width": 8},
-    )
-    assert (
-        parent_output.fingerprint
-        == fingerprint
-        == read_stage_output(tmp_path / "final", "align").fingerprint
-    )
+    assert {name: metadata[name] for name in ("stage", "parent", "config")} == {
+        "stage": "align",
+        "parent": "teacher",
+        "config": {"width": 8},
+    }
+    assert metadata == read_stage_output(tmp_path / "final", "align")
 
 
 def test_weights_load_onto_a_mesh(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     mesh = make_mesh(MeshConfig(fsdp=8))
-    shapes = read_stage_output(tmp_path / "final", "align").shapes()
-    where = shardings_of(shapes, AXES, mesh)
-    loaded, _ = load_params(tmp_path / "final", "align", shardings=where)
+    where = shardings_of(params, AXES, mesh)
+    loaded, _ = load_params(tmp_path / "final", "align", like=jax.device_put(params, where))
     assert bits(loaded) == bits(params)
     assert jax.tree.map(lambda x: x.sharding, loaded) == where
 
@@ -69,7 +64,7 @@ def test_missing_weights_say_which_stage_to_run(tmp_path):
 def test_other_shapes_are_refused_by_path(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     wanted = {**params, "norm": {"scale": np.ones((9,), np.float32)}}
-    with pytest.raises(CheckpointError, match=r"norm/scale: shape \[8\] saved, \[9\] expected"):
+    with pytest.raises(CheckpointError, match=r"norm/scale: float32\[8\] saved, float32\[9\] now"):
         load_params(tmp_path / "final", "align", like=wanted)
 
 
@@ -93,9 +88,8 @@ def test_changed_metadata_is_noticed(tmp_path, params):
 
 
 def test_the_fingerprint_of_weights_changes_with_any_of_them(tmp_path, params):
-    first = save_params(tmp_path / "a", params, ORIGIN)
-    again = save_params(tmp_path / "a", params, ORIGIN)
-    other = save_params(
-        tmp_path / "b", {**params, "norm": {"scale": jnp.full((8,), 1.001)}}, ORIGIN
-    )
-    assert first == again != other
+    def fingerprint(scale):
+        save_params(tmp_path, {**params, "norm": {"scale": jnp.full((8,), scale)}}, ORIGIN)
+        return read_stage_output(tmp_path, "align")["fingerprint"]
+
+    assert fingerprint(1.0) == fingerprint(1.0) != fingerprint(1.001)

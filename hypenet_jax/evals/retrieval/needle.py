@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.data.batch import make_row
-from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence
+from hypenet_jax.data.synthetic import Catalogue, NeedleRows, needle_sequence, stretch
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.language.chunked_forward import last_hidden
 from hypenet_jax.evals.language.predictions import top_tokens
@@ -175,8 +175,8 @@ def questions(
         )
         for i in range(count)
     ]
-    answers = np.asarray([question.answer for question in asked])
-    return Questions(np.stack([question.tokens for question in asked]), answers)
+    tokens, answers = zip(*asked, strict=True)
+    return Questions(np.stack(tokens), np.asarray(answers))
 
 
 def scores(
@@ -242,16 +242,11 @@ def quiz(
     """Rows of text drawn from `text`, with needles and queries planted as in training."""
     plant = NeedleRows(catalogue, 1.0, num_needles, num_needles, queries)
     plant.check(length)
-    if len(text) < length:
-        raise ValueError(
-            f"{len(text)} tokens of text cannot fill a row of {length}; give more text"
-        )
     rows = []
     for i in range(num_rows):
         rng = np.random.default_rng((seed, length, i))
-        start = int(rng.integers(len(text) - length + 1))
-        row = make_row(text[start : start + length].astype(np.int32), np.ones(length, np.int32))
-        rows.append(plant(row, rng)["tokens"])
+        row = make_row(stretch(text, length, rng), np.ones(length, np.int32))
+        rows.append(plant(row, rng).tokens)
     tokens = np.stack(rows)
     is_class = (tokens >= catalogue.class_id(0)) & (tokens < catalogue.class_id(catalogue.classes))
     places = np.nonzero(is_class)[1].reshape(num_rows, queries)
