@@ -39,6 +39,11 @@ class CorpusConfig:
                 f"{self.heldout_fraction} in [0, 1)"
             )
 
+    @property
+    def window_tokens(self) -> int:
+        """Tokens among which rows are shuffled; stages start at multiples of it."""
+        return WINDOW_BLOCKS * self.block_length
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -75,7 +80,7 @@ class DataConfig:
                 f"sequences_per_step {self.sequences_per_step} must be at least 1, seed {self.seed} "
                 "in [0, 2**32)"
             )
-        window = window_tokens(self.corpus)
+        window = self.corpus.window_tokens
         if self.first_token < 0 or self.first_token % window:
             below = max(0, self.first_token // window * window)
             raise ValueError(
@@ -86,15 +91,10 @@ class DataConfig:
             self.needles.check(self.context_length)
 
 
-def window_tokens(corpus: CorpusConfig) -> int:
-    """Tokens among which rows are shuffled; stages start at multiples of it."""
-    return WINDOW_BLOCKS * corpus.block_length
-
-
 def tokens_after(config: DataConfig, steps: int) -> int:
     """`first_token` of a stage, of any context length, that follows `steps` steps of this one: the tokens read so far,
     rounded up to a whole shuffle window, so that no row is read by both.
     """
     read = config.first_token + steps * config.sequences_per_step * config.context_length
-    window = window_tokens(config.corpus)
+    window = config.corpus.window_tokens
     return math.ceil(read / window) * window

@@ -1,14 +1,11 @@
 """This host's slice of the global batches, in an order that a single integer resumes.
 
-The order of one epoch, which for blocks is the same at every context length:
-  1. The blocks of the prepared text are shuffled; a shorter one stays last.
-  2. Each is split into rows of `context_length`.
-  3. Rows are shuffled within windows of WINDOW_BLOCKS blocks.
-A stage reads consecutive rows of this sequence from `first_token`, a multiple of the window. If
-`first_token` of each stage is `tokens_after` of the one before it, no two stages read the same
-text, even at different context lengths, until the epoch ends; the next epoch has a new order.
-Every batch is a function of (config, batch number); the number of hosts only decides which of them
-loads which rows.
+In every epoch anew, the blocks of the prepared text are shuffled (a shorter one stays last), each is split into rows of
+`context_length`, and rows are shuffled within windows of WINDOW_BLOCKS blocks. A stage reads consecutive rows from
+`first_token`, a multiple of the window. If that is `tokens_after` of the stage before, no two stages read the same text
+until the epoch ends, even at different context lengths: the order of blocks is the same for all.
+
+Every batch is a function of (config, batch number); the number of hosts only decides which of them loads which rows.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Tokenise a corpus once: documents to a file of tokens for each split, described by a manifest.
 
 A folder appears complete or not at all (it is written under another name, then renamed), is reused
-if its manifest matches the config, and is overwritten only on request.
+if its manifest matches the config, and is never overwritten.
 """
 
 import collections
@@ -15,7 +15,7 @@ import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tokenizers
@@ -31,13 +31,11 @@ _CHARACTERS_AT_ONCE = 1 << 22
 logger = logging.getLogger(__name__)
 
 
-def prepare(corpus: CorpusConfig, *, rebuild: bool = False) -> Prepared:
-    """The prepared folder of a corpus: the existing one if it matches, or else a new one.
+def prepare(corpus: CorpusConfig) -> Prepared:
+    """The prepared folder of a corpus: the existing one, which must match, or else a new one.
 
     One process does this; the others wait for it and call `open_prepared`.
 
-    Args:
-      rebuild: prepare again and replace an existing folder.
     Raises:
       ValueError: the folder holds another corpus (the message names the differences), or the
         source has no text.
@@ -49,21 +47,17 @@ def prepare(corpus: CorpusConfig, *, rebuild: bool = False) -> Prepared:
             raise ValueError(
                 f"{folder} holds other files and no manifest.json; name a new or an empty folder"
             )
-        if not rebuild:
-            prepared = open_prepared(folder)
-            if changed := differences(prepared.manifest["recipe"], recipe):
-                raise ValueError(
-                    f"{folder} was prepared differently in {changed}; "
-                    "name another folder or prepare with rebuild=True"
-                )
-            return prepared
+        prepared = open_prepared(folder)
+        if changed := differences(prepared.manifest["recipe"], recipe):
+            raise ValueError(
+                f"{folder} was prepared differently in {changed}; name another folder, or remove it"
+            )
+        return prepared
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder)
     try:
         manifest = _write(corpus, recipe, partial)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,20 +116,8 @@ def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[s
     rejected: list[str] = []
     tokenizer = make_tokenizer(corpus.tokenizer, (text for _, text in _texts(corpus, [])))
     tokenizer.save(folder)
-    counts: collections.Counter[str] = collections.Counter()
-    with contextlib.ExitStack() as until_end:
-        paths = {split: folder / f"{split}.tokens" for split in SPLITS}
-        files = {split: until_end.enter_context(path.open("wb")) for split, path in paths.items()}
-        for name, tokens in _tokenised(corpus, tokenizer, rejected):
-            held_out = is_held_out(name, corpus.heldout_fraction, corpus.seed)
-            split = "heldout" if held_out else "train"
-            counts[split] += 1
-            files[split].write(tokens.astype("<i4").tobytes())
-    splits = {
-        split: {"documents": counts[split], "tokens": _add_checksums(path, corpus.block_length)}
-        for split, path in paths.items()
-    }
-    if not counts["train"]:
+    splits = _write_splits(corpus, tokenizer, folder, rejected)
+    if not splits["train"]["tokens"]:
         raise ValueError(f"{corpus.source} holds no text for training; name a source with text")
     if rejected:
         logger.warning(
@@ -148,9 +130,26 @@ def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[s
         "end_token": tokenizer.end_token,
         "end_id": tokenizer.end_id,
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
         "tokenizers_version": tokenizers.__version__,
     }
+
+
+def _write_splits(
+    corpus: CorpusConfig, tokenizer: Tokenizer, folder: Path, rejected: list[str]
+) -> dict[str, dict[str, int]]:
+    counts: collections.Counter[str] = collections.Counter()
+    with contextlib.ExitStack() as until_end:
+        paths = {split: folder / f"{split}.tokens" for split in SPLITS}
+        files = {split: until_end.enter_context(path.open("w+b")) for split, path in paths.items()}
+        for name, tokens in _tokenised(corpus, tokenizer, rejected):
+            held_out = is_held_out(name, corpus.heldout_fraction, corpus.seed)
+            split = "heldout" if held_out else "train"
+            counts[split] += 1
+            files[split].write(tokens.astype("<i4").tobytes())
+        return {
+            split: {"documents": counts[split], "tokens": _checked(file, corpus.block_length)}
+            for split, file in files.items()
+        }
 
 
 def _texts(corpus: CorpusConfig, rejected: list[str]) -> Iterator[tuple[str, str]]:
@@ -190,11 +189,11 @@ def _groups(texts: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
         yield group
 
 
-def _add_checksums(path: Path, block_length: int) -> int:
+def _checked(file: BinaryIO, block_length: int) -> int:
     """Appends to a file of tokens the CRC-32 of each block; returns the number of tokens."""
-    with path.open("rb+") as file:
-        blocks = iter(lambda: file.read(4 * block_length), b"")
-        checksums = np.asarray([zlib.crc32(block) for block in blocks], "<u4")
-        num_tokens = file.tell() // 4
-        file.write(checksums.tobytes())
+    file.seek(0)
+    blocks = iter(lambda: file.read(4 * block_length), b"")
+    checksums = np.asarray([zlib.crc32(block) for block in blocks], "<u4")
+    num_tokens = file.tell() // 4
+    file.write(checksums.tobytes())
     return num_tokens

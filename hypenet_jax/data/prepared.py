@@ -128,10 +128,10 @@ def open_prepared(folder: str | Path) -> Prepared:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["recipe"]["format_version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); prepare with rebuild=True") from error
+        raise ValueError(f"{path} is damaged ({error!r}); remove the folder") from error
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format {version}, this version reads {FORMAT_VERSION}; "
-            "remove the folder, or prepare with rebuild=True"
+            f"{path} has format {version}, this version reads {FORMAT_VERSION}: remove the folder, "
+            "and the same command prepares it again"
         )
     return Prepared(Path(folder), manifest)

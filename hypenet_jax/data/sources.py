@@ -51,9 +51,7 @@ Source: TypeAlias = TextFiles | JsonLines | Parquet
 
 
 class Document(NamedTuple):
-    """A document: its path below the source's folder, with the line or row in files of many; its text, None if it is
-    not UTF-8.
-    """
+    """The path of a document below its folder, with the line or row in files of many; its text, None if not UTF-8."""
 
     name: str
     text: str | None

@@ -47,6 +47,12 @@ class Tokenizer:
     end_token: str
     config: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        self.backend.encode_special_tokens = True
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.id_of(self.end_token)
+
     @property
     def vocab_size(self) -> int:
         """Size of the smallest vocabulary with these tokens: the largest id plus one."""
@@ -63,11 +69,7 @@ class Tokenizer:
         return hashlib.sha256((self.backend.to_str() + self.end_token).encode()).hexdigest()
 
     def id_of(self, token: str) -> int:
-        """The id of a token, given by its exact text.
-
-        Raises:
-          ValueError: the vocabulary has no such token.
-        """
+        """The id of a token, given by its exact text; raises ValueError if the vocabulary has no such token."""
         token_id = self.backend.token_to_id(token)
         if token_id is None:
             raise ValueError(
@@ -133,7 +135,7 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
         "pad_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
     }
-    return _tokenizer(backend, END_OF_TEXT, config)
+    return Tokenizer(backend, END_OF_TEXT, config)
 
 
 def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
@@ -157,7 +159,7 @@ def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
     if (template := path.with_name("chat_template.jinja")).is_file():
         config["chat_template"] = template.read_text(encoding="utf-8")
-    return _tokenizer(backend, end_token or _end_token_of(config, config_path), config)
+    return Tokenizer(backend, end_token or _end_token_of(config, config_path), config)
 
 
 def make_tokenizer(recipe: TokenizerFile | TrainedTokenizer, texts: Iterable[str]) -> Tokenizer:
@@ -165,17 +167,6 @@ def make_tokenizer(recipe: TokenizerFile | TrainedTokenizer, texts: Iterable[str
     if isinstance(recipe, TokenizerFile):
         return load_tokenizer(recipe.path, recipe.end_token)
     return train_tokenizer(texts, recipe)
-
-
-def _tokenizer(
-    backend: tokenizers.Tokenizer, end_token: str, config: Mapping[str, Any]
-) -> Tokenizer:
-    backend.encode_special_tokens = True
-    backend.no_padding()
-    backend.no_truncation()
-    tokenizer = Tokenizer(backend, end_token, config)
-    tokenizer.id_of(end_token)
-    return tokenizer
 
 
 def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:

@@ -1,6 +1,4 @@
-"""Checkpoints of a run: state, position in the data and settings, saved together and verified when
-restored.
-"""
+"""Checkpoints of a run: state, position in the data and settings, saved together, verified when restored."""
 
 import logging
 import os
@@ -20,37 +18,32 @@ from hypenet_jax.train.provenance import Provenance, check_provenance
 from hypenet_jax.train.stage_output import read_metadata, read_tree, stored
 from hypenet_jax.train.state import TrainState
 
+KEPT = 3
+
 log = logging.getLogger("hypenet_jax")
 
 
 class Checkpoints:
-    """The checkpoints of one run in one folder, written asynchronously.
+    """The newest checkpoints of one run in one folder, written asynchronously.
 
     A checkpoint counts once its commit marker is written, so a half-written or stray folder is
     never "the latest".
-
-    Args:
-      keep: how many of the newest are kept.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], provenance: Provenance, *, keep: int = 3
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], provenance: Provenance) -> None:
         self.folder = epath.Path(folder).absolute()
         self.provenance = provenance
         if jax.process_index() == 0 and self.folder.exists():
             self._clear()
         atomicity = AtomicityOptions(mode=AtomicityMode.COMMIT_FILE)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, atomicity_options=atomicity)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, atomicity_options=atomicity)
         self._manager = _Manager(self.folder, options=options, item_names=("state", "metadata"))
 
     def save(self, state: TrainState, position: int) -> None:
-        """Starts saving this state with the position of the next batch. The state may be donated
-        right after.
+        """Starts saving this state with the position of the next batch. The state may be donated right after.
 
         Raises:
-          CheckpointError: an earlier save failed in the background, or a newer step is in the
-            folder.
+          CheckpointError: an earlier save failed in the background, or a newer step is there.
         """
         step = int(state.step)
         items = stored("state", state, self.provenance, step=step, position=position)
@@ -67,11 +60,9 @@ class Checkpoints:
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
-        """The newest good checkpoint as (state, position in the data), or None where there is no
-        checkpoint.
+        """The newest good checkpoint as (state, position in the data), or None where there is none.
 
-        A corrupt step is renamed to `corrupt-STEP-...` with a warning, and the one before it is
-        restored.
+        A corrupt step is renamed to `corrupt-STEP-...` with a warning, and the one before it is restored.
 
         Args:
           like: the expected shapes, dtypes and shardings; its arrays are not read and may be deleted.
@@ -99,11 +90,8 @@ class Checkpoints:
         return None
 
     def roll_back(self, step: int) -> None:
-        """Moves the checkpoints after this step to `after-STEP`, so that the run resumes from it. Only once: if that
-        folder exists, an earlier start with the same arguments did it.
-
-        Raises:
-          CheckpointError: there is no such step.
+        """Moves the checkpoints after this step to `after-STEP`, so that the run resumes there; raises CheckpointError
+        if there is no such step. Only once: if that folder exists, an earlier start with the same arguments did it.
         """
         aside, partial = f"after-{step}", f"after-{step}.partial"
         if _on_all_processes((self.folder / aside).exists()):

@@ -25,11 +25,7 @@ log = logging.getLogger("hypenet_jax")
 
 @runtime_checkable
 class Batches(Protocol):
-    """An endless iterator over this process's rows as numpy, which can seek to any position.
-
-    Attributes:
-      position: of the next batch, in units of the iterator's own.
-    """
+    """An endless iterator over this process's rows as numpy; setting `position`, of the next batch, seeks."""
 
     position: int
 

@@ -30,8 +30,7 @@ class Sink:
 
 
 class MetricsFile(Sink):
-    """metrics.jsonl: one JSON object per line with `step`, `kind`, `notes`, values; non-finite numbers
-    become null.
+    """metrics.jsonl: one JSON object per line with `step`, `kind`, `notes`, values; non-finite numbers become null.
 
     `resume(step)` drops the records after that step, so a resumed run has every step exactly once.
     """

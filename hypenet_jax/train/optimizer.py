@@ -37,8 +37,8 @@ class OptimizerConfig:
         transformation: "optax.adamw", "optax.lion", "optax.contrib.muon" or one of yours.
       options: further arguments of that function, as pairs of name and value; they win over the next four.
       b1, b2, eps, weight_decay: go to any optimizer that has a parameter of that name, or of that name after `adam_`
-        (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95. Decay is multiplied
-        by the learning rate; norm scales, biases and 1-d leaves are exempt.
+        (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95, Adafactor
+        eps = 1e-8. Norm scales, biases and 1-d leaves do not decay.
       clip_norm: largest global norm of the mean gradient; None does not clip.
       first_update_at_zero: count as the published code does, whose first update has learning rate
         0.
@@ -69,25 +69,19 @@ class OptimizerConfig:
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ValueError(f"{self} needs {', '.join(broken)}")
         accepted = inspect.signature(self.function()).parameters
-        changed = [
-            field.name
-            for field in dataclasses.fields(self)
-            if field.name in _FORWARDED and getattr(self, field.name) != field.default
+        given = ["learning_rate"] + [name for name, _ in self.options]
+        given += [
+            name
+            for name in _FORWARDED
+            if getattr(self, name) != getattr(type(self), name) and f"adam_{name}" not in accepted
         ]
-        unknown = [name for name, _ in self.options if name not in accepted]
-        unknown += [name for name in changed if not {name, f"adam_{name}"} & accepted.keys()]
-        if unknown or "learning_rate" not in accepted:
+        if unknown := [name for name in given if name not in accepted]:
             raise ValueError(
-                f"{self.name} takes no {', '.join(unknown or ['learning_rate'])}; "
-                f"it takes {', '.join(accepted)}"
+                f"{self.name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}"
             )
 
     def function(self) -> Callable[..., optax.GradientTransformation]:
-        """The function that `name` names.
-
-        Raises:
-          ValueError: there is none.
-        """
+        """The function that `name` names; raises ValueError if there is none."""
         try:
             return pkgutil.resolve_name(self.name)
         except (ImportError, AttributeError, ValueError) as error:
@@ -110,18 +104,15 @@ def learning_rate(config: OptimizerConfig, applied: Int[Array, ""] | int) -> Flo
     return config.peak_lr * jnp.where(n < warmup, n / max(warmup, 1), cosine)
 
 
-def decays(path: tuple[str, ...], ndim: int) -> bool:
-    """Whether weight decay applies. Name before rank: stacked norm scales, [R, D], are exempt."""
-    return ndim > 1 and path[-1] not in NEVER_DECAYED
+def decay_mask(params: Params) -> Params:
+    """Which leaves decay. Name before rank: stacked norm scales, [R, D], are exempt."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[-1].key not in NEVER_DECAYED, params
+    )
 
 
 class OptimizerState(NamedTuple):
-    """What the optimizer remembers.
-
-    Attributes:
-      applied: number of updates so far, which the learning rate follows.
-      inner: the state of the optax transformation.
-    """
+    """The number of updates so far, which the learning rate follows, and the state of the optax transformation."""
 
     applied: Int[Array, ""]
     inner: Any
@@ -146,8 +137,8 @@ class Optimizer:
         config, make = self.config, self.config.function()
         arguments: dict[str, Any] = {
             "learning_rate": functools.partial(learning_rate, config),
-            "mask": _decay_mask,
-            "weight_decay_mask": _decay_mask,
+            "mask": decay_mask,
+            "weight_decay_mask": decay_mask,
             "muon_weight_dimension_numbers": self.logical_axes and self._matrices,
         }
         for name in _FORWARDED:
@@ -193,9 +184,3 @@ def matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNum
     others = tuple(i for i in inner if i != width)
     sides = ((width,), others) if width == inner[0] else (others, (width,))
     return optax.contrib.MuonDimensionNumbers(*sides)
-
-
-def _decay_mask(params: Params) -> Params:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: decays(tuple(key.key for key in path), leaf.ndim), params
-    )

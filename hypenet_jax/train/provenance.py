@@ -36,11 +36,7 @@ class Provenance:
 
 
 def verified_metadata(stored: Any, path: Any) -> dict[str, Any]:
-    """The metadata stored at this path, without its checksum.
-
-    Raises:
-      CorruptCheckpoint: the checksum does not match.
-    """
+    """The metadata stored at this path, without its checksum; raises CorruptCheckpoint if that does not match."""
     metadata = dict(stored or {})
     checksum = metadata.pop("checksum", None)
     if checksum != digest(metadata):

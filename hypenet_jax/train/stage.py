@@ -14,9 +14,6 @@ Loss = Callable[[Params, Params | None, Batch], tuple[Mean, dict[str, Mean]]]
 class Stage:
     """A training method: its loss and which parameters are trained.
 
-    The step sums gradients of `loss.total` over micro-batches and divides once by the summed
-    weight, so any split of a batch gives the update of the whole batch.
-
     Attributes:
       name: stored in checkpoints; a run refuses to resume from another stage's checkpoint.
       loss: (student, frozen, batch) -> (mean to minimise, further means to log). Pure and

@@ -91,11 +91,9 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_tree(folder: str | os.PathLike[str], name: str, like: Any, leaves: LeafSpecs) -> Any:
-    """The tree of this name in the folder, verified leaf by leaf.
+    """The tree of this name in the folder, verified leaf by leaf: with the shapes, dtypes and shardings of `like`, and
+    the `leaves` of the metadata.
 
-    Args:
-      like: shapes, dtypes and shardings.
-      leaves: as the metadata have them.
     Raises:
       CheckpointError: it has other leaves than `like`.
       CorruptCheckpoint: it cannot be read, or is not what was written.

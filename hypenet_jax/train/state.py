@@ -58,8 +58,7 @@ def create_state(
     """State before the first step. Parameters are copied, because training donates their buffers.
 
     Args:
-      params: the student; trainable leaves become float32.
-      trainable: `Stage.trainable`.
+      params: the student; leaves that are `trainable`, see Stage, become float32.
       shardings: tree like `params` of NamedSharding; None keeps everything on the default device.
     Raises:
       ValueError: no leaf is trainable.

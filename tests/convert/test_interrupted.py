@@ -92,9 +92,7 @@ def test_what_a_teacher_had_taught_is_refused_once_the_teacher_changed(copy):
 def test_a_stage_that_was_cut_off_does_not_go_on_with_another_teacher(copy):
     shutil.rmtree(copy.stage("align").folder / "final")
     change_teacher(copy)
-    with pytest.raises(
-        CheckpointError, match=r"align.checkpoints step 2: .*teacher_weights: \w+ s"
-    ):
+    with pytest.raises(CheckpointError, match=r"align.checkpoints.2: .*teacher_weights: \w+ s"):
         convert(copy, only="align")
 
 
@@ -117,7 +115,7 @@ def test_a_stage_that_was_cut_off_does_not_go_on_with_another_text(copy, monkeyp
     shutil.rmtree(run.data.corpus.folder)
     monkeypatch.setattr(prepare, "source_fingerprint", lambda source: "of other files")
     other = r"text_fingerprint: \w+ saved, of other files now"
-    with pytest.raises(CheckpointError, match=f"finetune.checkpoints step 2: .*{other}"):
+    with pytest.raises(CheckpointError, match=f"finetune.checkpoints.2: .*{other}"):
         convert(copy, only="finetune")
     with pytest.raises(CheckpointError, match=f"distill.final: .*{other}"):
         convert(copy, only="distill")

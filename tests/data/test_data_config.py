@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from hypenet_jax.data.config import DataConfig, tokens_after, window_tokens
+from hypenet_jax.data.config import DataConfig, tokens_after
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 
 
@@ -12,7 +12,7 @@ def config(corpus):
 
 
 def test_the_next_stage_begins_at_the_first_window_nobody_has_touched(config):
-    window = window_tokens(config.corpus)
+    window = config.corpus.window_tokens
     assert tokens_after(config, 0) == 0
     assert tokens_after(config, 1) == window
     assert tokens_after(config, window // 64) == window

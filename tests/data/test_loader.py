@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from hypenet_jax.data.config import DataConfig, window_tokens
+from hypenet_jax.data.config import DataConfig
 from hypenet_jax.data.loader import RowOrder, heldout_batches, loader
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
 
@@ -159,8 +159,8 @@ def test_every_epoch_brings_other_blocks_first():
 
 
 def test_beginning_later_equals_skipping_the_batches_before(load, config):
-    later = dataclasses.replace(config, needles=NEEDLES, first_token=window_tokens(config.corpus))
-    skipped = window_tokens(config.corpus) // (config.context_length * BATCH)
+    later = dataclasses.replace(config, needles=NEEDLES, first_token=config.corpus.window_tokens)
+    skipped = config.corpus.window_tokens // (config.context_length * BATCH)
     whole = load(dataclasses.replace(config, needles=NEEDLES), position=skipped)
     chex.assert_trees_all_equal(take(load(later), 3), take(whole, 3))
 

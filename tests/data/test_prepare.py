@@ -2,6 +2,7 @@ import dataclasses
 import logging
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import zlib
@@ -63,7 +64,7 @@ def test_a_matching_folder_is_reused_without_writing(corpus, prepared):
 )
 def test_another_request_is_refused_naming_what_differs(corpus, prepared, key, value):
     with pytest.raises(
-        ValueError, match=f"prepared differently in {key}: .* saved, .* now; .*rebuild=True"
+        ValueError, match=f"prepared differently in {key}: .* saved, .* now; name another"
     ):
         prepare(dataclasses.replace(corpus, **{key: value}))
 
@@ -81,14 +82,13 @@ def small(corpus, tmp_path):
     )
 
 
-def test_changed_text_is_refused_and_rebuilt_when_asked(small):
+def test_changed_text_is_refused_until_the_folder_is_removed(small):
     first = prepare(small)
     (Path(small.source.folder) / "5.txt").write_text("other words " * 9)
     with pytest.raises(ValueError, match="prepared differently in source_fingerprint"):
         prepare(small)
-    second = prepare(small, rebuild=True)
-    assert second.manifest["recipe"] != first.manifest["recipe"]
-    assert prepare(small).manifest == second.manifest
+    shutil.rmtree(small.folder)
+    assert prepare(small).manifest["recipe"] != first.manifest["recipe"]
 
 
 def test_a_failed_preparation_leaves_nothing(small, monkeypatch):
@@ -104,9 +104,8 @@ def test_a_failed_preparation_leaves_nothing(small, monkeypatch):
 def test_a_folder_with_anything_else_in_it_is_never_replaced(small):
     Path(small.folder).mkdir()
     (Path(small.folder) / "thesis.txt").write_text("years of work")
-    for rebuild in (False, True):
-        with pytest.raises(ValueError, match="name a new or an empty folder"):
-            prepare(small, rebuild=rebuild)
+    with pytest.raises(ValueError, match="name a new or an empty folder"):
+        prepare(small)
     assert os.listdir(small.folder) == ["thesis.txt"]
     (Path(small.folder) / "thesis.txt").unlink()
     assert prepare(small).num_tokens("train") > 0

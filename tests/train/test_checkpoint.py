@@ -33,8 +33,8 @@ def opened():
     """Opens folders and closes them at the end."""
     made: list[Checkpoints] = []
 
-    def open_(folder, provenance=ORIGIN, keep=3):
-        made.append(Checkpoints(folder, provenance, keep=keep))
+    def open_(folder, provenance=ORIGIN):
+        made.append(Checkpoints(folder, provenance))
         return made[-1]
 
     yield open_
@@ -82,11 +82,8 @@ def test_the_newest_state_comes_back_bit_for_bit_with_its_position(tmp_path, ope
 
 
 def test_only_the_last_ones_are_kept(tmp_path, opened):
-    checkpoints = opened(tmp_path, keep=2)
-    for step in range(1, 5):
-        checkpoints.save(state_at(step), step)
-    checkpoints.wait()
-    assert checkpoints.steps() == [3, 4]
+    checkpoints = filled(opened, tmp_path, steps=range(1, 6))
+    assert checkpoints.steps() == [3, 4, 5]
 
 
 @pytest.mark.parametrize("fsdp", [8, 2])

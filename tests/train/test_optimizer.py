@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hypenet_jax.train.optimizer import (
     Optimizer,
     OptimizerConfig,
-    decays,
+    decay_mask,
     learning_rate,
     matrix_axes,
 )
@@ -91,7 +92,8 @@ def test_updates_are_those_of_optax():
     ],
 )
 def test_only_matrices_decay_and_stacked_norm_scales_do_not(path, ndim, decayed):
-    assert decays(path, ndim) is decayed
+    mask = decay_mask(unflatten_dict({path: jnp.zeros((2,) * ndim)}))
+    assert flatten_dict(mask) == {path: decayed}
 
 
 def test_weight_decay_leaves_norm_scales_alone():
