@@ -30,6 +30,10 @@ class Check:
 
     def result(self, report: Report) -> "CheckResult":
         """What the numbers say; what was not measured does not hold."""
+        at = "" if self.length is None else f" at {self.length}"
+        than = f", minus that of {self.minus[0]}" if self.minus else ""
+        times = f", over that of {self.over[0]}" if self.over else ""
+        name = self.text or f"{self.metric} of {self.model}{at}{than}{times}"
         limits = (("at least", self.at_least), ("at most", self.at_most))
         bound = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
         try:
@@ -39,21 +43,11 @@ class Check:
             if self.over is not None:
                 value /= report.value(self.metric, *self.over)
         except KeyError:
-            return CheckResult(self.statement, "not measured", bound, False, self.required)
+            return CheckResult(name, "not measured", bound, False, self.required)
         low = -math.inf if self.at_least is None else self.at_least
         high = math.inf if self.at_most is None else self.at_most
         passed = low <= value <= high
-        return CheckResult(self.statement, f"{value:.4g}", bound, passed, self.required)
-
-    @property
-    def statement(self) -> str:
-        """The text, or the row in words."""
-        if self.text is not None:
-            return self.text
-        at = "" if self.length is None else f" at {self.length}"
-        than = f", minus that of {self.minus[0]}" if self.minus else ""
-        times = f", over that of {self.over[0]}" if self.over else ""
-        return f"{self.metric} of {self.model}{at}{than}{times}"
+        return CheckResult(name, f"{value:.4g}", bound, passed, self.required)
 
 
 @dataclasses.dataclass(frozen=True)

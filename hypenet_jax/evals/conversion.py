@@ -49,10 +49,7 @@ class ConversionEvaluator(Evaluator):
     run_dir: str
 
     together: ClassVar[bool] = True
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS
+    shown: ClassVar = PRESENTATIONS
 
     def compare(self, models: Sequence[EvalModel], session: Session) -> Report:
         """The rows of each stage in the order in which they ended; its name stands for the model's.

@@ -94,6 +94,7 @@ class Evaluator:
     models: tuple[str, ...] | None = None
 
     together: ClassVar[bool] = False
+    shown: ClassVar[tuple[Presentation, ...]] = ()
 
     @property
     def active(self) -> bool:
@@ -103,7 +104,7 @@ class Evaluator:
     @property
     def presentations(self) -> tuple[Presentation, ...]:
         """How its metrics are shown, in order."""
-        return ()
+        return self.shown
 
     @property
     def text_tokens(self) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
@@ -112,18 +113,13 @@ def open_model(
 
 def random_model(name: str, config: ModelConfig, dtype: DTypeLike) -> EvalModel:
     """A model whose weights are random numbers of `dtype`, for what does not depend on them, such as times."""
-    decoder = Decoder(config, dtype, scan=False)
-    shapes = jax.eval_shape(functools.partial(init_params, decoder), jax.random.key(0))
-    # 0.02 as models start: activations stay finite through any depth.
-    return EvalModel(name, decoder, random_like(shapes, dtype=dtype, scale=0.02))
+    decoder, key = Decoder(config, dtype, scan=False), jax.random.key(0)
+    shapes = jax.eval_shape(functools.partial(init_params, decoder), key)
 
+    def small(
+        *like: Any,
+    ) -> Array:  # 0.02 as models start: activations stay finite through any depth
+        return 0.02 * jax.random.normal(*like)
 
-def random_like(shapes: Any, *, dtype: DTypeLike | None = None, scale: float = 1.0) -> Any:
-    """Normal random numbers times `scale` in the shapes of a tree, and in its dtypes where no other is given."""
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        scale * jax.random.normal(key, leaf.shape, dtype or leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn)
+    params: Any = optax.tree.random_like(key, shapes, small, dtype)
+    return EvalModel(name, decoder, params)

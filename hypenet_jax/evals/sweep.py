@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -19,16 +19,6 @@ from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
 
 log = logging.getLogger("hypenet_jax")
-
-PRESENTATIONS = (
-    Presentation(
-        metric="scale_sweep",
-        title="The logit scale",
-        note="What each value of attn_logits_scaling brings.",
-        kind="list",
-        best="scale_best",
-    ),
-)
 
 # The label of no scaling.
 NONE = "none"
@@ -52,13 +42,19 @@ class SweepEvaluator(Evaluator):
     maximize: bool = False
     write: bool = False
 
+    shown: ClassVar = (
+        Presentation(
+            metric="scale_sweep",
+            title="The logit scale",
+            note="What each value of attn_logits_scaling brings.",
+            kind="list",
+            best="scale_best",
+        ),
+    )
+
     @property
     def active(self) -> bool:
         return bool(self.constants)
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS
 
     @property
     def text_tokens(self) -> int:
@@ -94,11 +90,7 @@ class SweepEvaluator(Evaluator):
 
 
 def write_scale(folder: pathlib.Path, scale: str | None) -> None:
-    """Sets `attn_logits_scaling` of a HypeNet folder's config.json; "none" is null.
-
-    Raises:
-      CheckpointError: see `scaled_fields`.
-    """
+    """Sets `attn_logits_scaling` of a HypeNet folder's config.json; "none" is null."""
     path = folder / "config.json"
     fields = scaled_fields(path)
     fields["attn_logits_scaling"] = None if scale == NONE else scale
@@ -110,11 +102,7 @@ def write_scale(folder: pathlib.Path, scale: str | None) -> None:
 
 
 def scaled_fields(path: pathlib.Path) -> dict[str, Any]:
-    """A config.json with a logit scale.
-
-    Raises:
-      CheckpointError: that of a Qwen3, which has none.
-    """
+    """A config.json with a logit scale; raises CheckpointError for that of a Qwen3, which has none."""
     fields = read_json(path)
     if "attn_logits_scaling" not in fields:
         raise CheckpointError(

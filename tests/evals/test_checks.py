@@ -38,8 +38,15 @@ def test_a_check_that_is_not_required_is_shown_and_fails_nothing():
     assert result.line() == "missed, not required needle of a at 16: 0.9, at least 1"
 
 
-def test_a_check_is_named_by_its_text_or_by_its_row():
-    assert Check(metric="gap", model="a", at_most=1.0).result(REPORT).name == "gap of a"
-    check = Check(metric="needle", model="a", length=16, minus=("b", 16), at_least=0.0)
-    assert check.statement == "needle of a at 16, minus that of b"
-    assert Check(metric="gap", model="a", text="a keeps up").statement == "a keeps up"
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "needle of a at 16"),
+        ({"minus": ("b", 16)}, "needle of a at 16, minus that of b"),
+        ({"over": ("b", 16)}, "needle of a at 16, over that of b"),
+        ({"text": "a keeps up", "minus": ("b", 16)}, "a keeps up"),
+    ],
+)
+def test_a_check_is_named_by_its_text_or_by_its_row(fields, name):
+    check = Check(metric="needle", model="a", length=16, at_least=0.0, **fields)
+    assert check.result(REPORT).name == name

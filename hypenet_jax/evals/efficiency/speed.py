@@ -10,24 +10,31 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from hypenet_jax.chips import CHIPS
-from hypenet_jax.evals.efficiency.memory import memory_rows
 from hypenet_jax.evals.efficiency.roofline import PRESENTATIONS as ROOFLINE
 from hypenet_jax.evals.efficiency.roofline import roofline_rows
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_known, check_positive
-from hypenet_jax.evals.model import EvalModel, ModelSource, random_like
+from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.generation.decode import decode
+from hypenet_jax.generation.decode import (
+    GREEDY,
+    decode,
+    decode_until,
+    init_carry,
+    row_keys,
+)
 from hypenet_jax.generation.model import Model, check_memory
-from hypenet_jax.generation.prefill import Context, start_context
+from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
 from hypenet_jax.generation.prefill import prefill as read_prompts
+from hypenet_jax.model.cost import state_bytes
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.token_layout import CachePosition
 
@@ -89,13 +96,10 @@ class SpeedEvaluator(Evaluator):
     chips: tuple[str, ...] = ()
 
     together: ClassVar[bool] = True
+    shown: ClassVar = PRESENTATIONS + ROOFLINE
 
     def __post_init__(self) -> None:
         check_positive(self, "lengths", "rounds")
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS + ROOFLINE
 
     def check(self, models: Sequence[ModelSource]) -> None:
         check_known("chips", self.chips, tuple(CHIPS))
@@ -143,6 +147,32 @@ def efficiency(
     report = prefill_times(single, length, rounds=rounds) if prefill else Report()
     report += decode_times(single, length, rounds=rounds)
     return sum((memory_rows(m, length, new_tokens=DECODE_STEPS) for m in single), report)
+
+
+def memory_rows(model: EvalModel, length: int, *, new_tokens: int) -> Report:
+    """Bytes of one row's state, and the most that a device holds while it reads `length` tokens, or writes the last.
+
+    The peaks are parameters, state, results and what the compiler sets aside between them, by its own account.
+    """
+    decoder, params = model.decoder, model.params
+    assert isinstance(decoder, Decoder)
+    context = jax.eval_shape(functools.partial(start_context, decoder, 1, length))
+    tokens = jax.ShapeDtypeStruct((1, min(length, PREFILL_PART)), jnp.int32)
+    start = jax.eval_shape(lambda c: init_carry(c, new_tokens, ()), context)
+    keys = jax.eval_shape(lambda: row_keys(None, 1))
+    programs = {
+        "prefill": prefill_part.lower(decoder, params, context, tokens, None),
+        "decode": decode_until.lower(decoder, params, start, keys, new_tokens, GREEDY, ()),
+    }
+    numbers = {
+        "state_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(context.state)),
+        "state_bytes_formula": state_bytes(decoder.config, length, decoder.dtype),
+    }
+    for name, program in programs.items():
+        memory: Any = program.compile().memory_analysis()
+        numbers[f"{name}_peak_bytes"] = memory.peak_memory_in_bytes
+    rows = (Row(metric, model.name, float(n), 1, length) for metric, n in numbers.items())
+    return Report(tuple(rows))
 
 
 def prefill_times(models: Sequence[EvalModel], length: int, *, rounds: int) -> Report:
@@ -218,7 +248,8 @@ def filled_state(decoder: Model, length: int) -> DecodeState:
     """A state of one row whose caches are full of random numbers, as after `length` tokens."""
     # Shapes alone: zeros beside the random numbers would double the memory that a length needs.
     state = jax.eval_shape(lambda: decode_state(decoder.config, 1, length, decoder.dtype))
-    return DecodeState(random_like(state.layers), cursor_at(length, length))
+    layers: Any = optax.tree.random_like(jax.random.key(0), state.layers)
+    return DecodeState(layers, cursor_at(length, length))
 
 
 def cursor_at(capacity: int, written: int) -> CachePosition:

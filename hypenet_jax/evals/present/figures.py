@@ -36,24 +36,47 @@ def draw(p: Presentation, report: Report, models: Sequence[str]) -> dict[str, Fi
     for row in _drawable(p, report):
         names = [getattr(row, name) for name in told] if told else [p.title]
         groups.setdefault(", ".join(filter(None, names)), []).append(row)
-    return {caption: _figure([(p, rows)], models) for caption, rows in groups.items()}
+    grouped = {caption: Report(tuple(rows)) for caption, rows in groups.items()}
+    return {caption: draw_beside([p], rows, models) for caption, rows in grouped.items()}
 
 
+@mpl.rc_context(fname=STYLE)
 def draw_beside(
     presentations: Sequence[Presentation], report: Report, models: Sequence[str]
 ) -> Figure:
-    """Metrics side by side below one legend, each named by its title."""
-    return _figure([(p, _drawable(p, report)) for p in presentations], models)
+    """Metrics side by side below one legend; of several, each is named by its title."""
+    figure, legend = Figure(layout="constrained"), {}
+    width, height = WIDTH * len(presentations), HEIGHT
+    for i, p in enumerate(presentations, start=1):
+        axes, rows = figure.add_subplot(1, len(presentations), i), _drawable(p, report)
+        _PAINTERS[p.kind](axes, p, rows, models)
+        label = p.label if len(presentations) == 1 else p.title
+        axes.set_title({"curves": rows[0].task, "heat map": "depth"}.get(p.kind) or label)
+        handles, names = axes.get_legend_handles_labels()
+        legend |= dict(zip(names, handles, strict=True))
+        if p.kind == "heat map":
+            width = AROUND + CELL_WIDTH * max(len({row.length for row in rows}), 3)
+            height = AROUND + CELL_HEIGHT * len({row.depth for row in rows})
+    if legend:
+        columns = int(width / (45 + 6 * max(map(len, legend)))) or 1
+        height += LEGEND_LINE * -(-len(legend) // columns)
+        place = {"loc": "outside upper left", "ncols": columns}
+        figure.legend(legend.values(), legend.keys(), **place)
+    figure.set_size_inches(width / 72, height / 72)
+    figure.draw_without_rendering()  # lays it out, once for all formats
+    figure.set_layout_engine("none")
+    return figure
 
 
+@mpl.rc_context(fname=STYLE)
 def save_figure(figure: Figure, path: pathlib.Path) -> None:
     """PATH.svg, PATH.png and PATH.pdf in light colours, the same bytes each time."""
     path.with_suffix(".svg").write_text(_svg(figure), encoding="utf-8")
-    with mpl.rc_context(fname=STYLE):
-        for kind, dated in ((".png", "Software"), (".pdf", "CreationDate")):
-            figure.savefig(path.with_suffix(kind), metadata={dated: None})
+    for kind, dated in ((".png", "Software"), (".pdf", "CreationDate")):
+        figure.savefig(path.with_suffix(kind), metadata={dated: None})
 
 
+@mpl.rc_context(fname=STYLE)
 def themed_svg(figure: Figure, description: str, *, alone: bool = False) -> str:
     """An SVG element whose colours are the variables of the page, and whose font is that of what is around it.
 
@@ -73,8 +96,7 @@ def themed_svg(figure: Figure, description: str, *, alone: bool = False) -> str:
 
 def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with mpl.rc_context(fname=STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text.getvalue())
 
 
@@ -84,31 +106,6 @@ def _drawable(p: Presentation, report: Report) -> list[Row]:
     if p.kind in ("lines", "heat map"):
         rows = [row for row in rows if row.length]
     return [row for row in rows if row.value > 0 or p.unit not in LOGARITHMIC]
-
-
-@mpl.rc_context(fname=STYLE)
-def _figure(drawn: Sequence[tuple[Presentation, Sequence[Row]]], models: Sequence[str]) -> Figure:
-    figure, legend = Figure(layout="constrained"), {}
-    width, height = WIDTH * len(drawn), HEIGHT
-    for i, (p, rows) in enumerate(drawn, start=1):
-        axes = figure.add_subplot(1, len(drawn), i)
-        _PAINTERS[p.kind](axes, p, rows, models)
-        label = p.label if len(drawn) == 1 else p.title
-        axes.set_title({"curves": rows[0].task, "heat map": "depth"}.get(p.kind) or label)
-        handles, names = axes.get_legend_handles_labels()
-        legend |= dict(zip(names, handles, strict=True))
-        if p.kind == "heat map":
-            width = AROUND + CELL_WIDTH * max(len({row.length for row in rows}), 3)
-            height = AROUND + CELL_HEIGHT * len({row.depth for row in rows})
-    if legend:
-        columns = int(width / (45 + 6 * max(map(len, legend)))) or 1
-        height += LEGEND_LINE * -(-len(legend) // columns)
-        place = {"loc": "outside upper left", "ncols": columns}
-        figure.legend(legend.values(), legend.keys(), **place)
-    figure.set_size_inches(width / 72, height / 72)
-    figure.draw_without_rendering()  # lays it out, once for all formats
-    figure.set_layout_engine("none")
-    return figure
 
 
 def _lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
@@ -210,15 +207,12 @@ def value_axis(axes: Axes, unit: Unit) -> None:
         axes.set_ylim(-0.02, 1.03)
         locator = FixedLocator([0, 0.25, 0.5, 0.75, 1])
     elif unit in LOGARITHMIC:
-        base = LOGARITHMIC[unit]
-        axes.set_yscale("log", base=base)
+        axes.set_yscale("log", base=LOGARITHMIC[unit])
         low, high = axes.get_ylim()
-        span = math.log(high / low, base)
-        if span > (2.5 if base == 2 else 0.9):  # else powers lie too far apart
-            digits = (
-                (1.0,) if base == 2 or span > 3 else (1.0, 3.0) if span > 2 else (1.0, 2.0, 5.0)
-            )
-            locator = LogLocator(base, subs=digits, numticks=7)
+        for digits in ((1, 2, 5), (1, 3), (1,)):
+            powers = LogLocator(LOGARITHMIC[unit], subs=digits, numticks=7)
+            if sum(low <= tick <= high for tick in powers.tick_values(low, high)) > 2:
+                locator = powers  # the fewest that are enough; powers alone may lie too far apart
     axes.yaxis.set_major_locator(locator)
     text = "{x:,.6g}" if unit == "number" else lambda value, _: TEXTS[unit](value)
     axes.yaxis.set_major_formatter(text)

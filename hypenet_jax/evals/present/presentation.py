@@ -10,7 +10,7 @@ from hypenet_jax.evals.report import Report, Row
 
 Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts"]
 Number = int | float
-Unit = Literal["number", "share", "seconds", "bytes", "ratio", "count"]
+Unit = Literal["number", "share", "seconds", "bytes", "count"]
 
 
 def number_text(value: Number) -> str:
@@ -43,7 +43,6 @@ TEXTS: Mapping[Unit, Callable[[Number], str]] = {
     "share": "{:.2f}".format,
     "seconds": seconds_text,
     "bytes": bytes_text,
-    "ratio": "{:.1f}\u00d7".format,
     "count": "{:,.0f}".format,
 }
 

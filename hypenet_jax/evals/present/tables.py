@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from hypenet_jax.evals.present.presentation import TEXTS, Presentation, length_text
+from hypenet_jax.evals.present.presentation import Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
 
 WIDEST = 6  # columns beside each other in half a page
@@ -48,22 +48,17 @@ def tables(
     rows = p.rows(report)
     if rows and p.kind == "list":
         return [_list(p, rows, report)]
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, dict[str, dict[int, Cell]]] = {}
     for row in sorted(rows, key=lambda row: [*models, row.model].index(row.model)):
-        if p.kind in ("lines", "table"):
-            groups.setdefault(row.model if row.task else "", []).append(row)
-    found = []
-    for caption, group in groups.items():
-        lengths = Report(tuple(group)).lengths
-        lines: dict[str, dict[int | None, Cell]] = {}
-        for row in group:
+        if row.length and p.kind in ("lines", "table"):
             name = row.task or ", ".join(filter(None, (row.model, row.label)))
-            lines.setdefault(name, {})[row.length] = _cell(p, row, report, models[0])
-        cells = [
-            [Cell(name), *(line.get(n, Cell("\u2013")) for n in lengths)]
-            for name, line in lines.items()
-        ]
-        found.append(Table(caption, ["context", *map(length, lengths)], cells))
+            lines = groups.setdefault(row.model if row.task else "", {})
+            lines.setdefault(name, {0: Cell(name)})[row.length] = _cell(p, row, report, models[0])
+    found = []
+    for caption, lines in groups.items():
+        lengths = sorted({n for line in lines.values() for n in line})  # 0: the name of the line
+        cells = [[line.get(n, Cell("\u2013")) for n in lengths] for line in lines.values()]
+        found.append(Table(caption, ["context", *map(length, lengths[1:])], cells))
     return found
 
 
@@ -82,7 +77,7 @@ def _cell(p: Presentation, row: Row, report: Report, first: str) -> Cell:
     if p.better and row.model != first and base and row.value:
         in_turns = report.select(p.ratio, row.model, row.length).rows if p.ratio else ()
         times = in_turns[0].value if in_turns else base[0].value / row.value
-        ratio = f"{TEXTS['ratio'](times)} {p.better}"
+        ratio = f"{times:.1f}\u00d7 {p.better}"
     return Cell(p.text(row.value), ratio, p.interval(row))
 
 
