@@ -24,13 +24,7 @@ from hypenet_jax.evals.evaluator import Evaluator, Session, check_known, check_p
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
-from hypenet_jax.generation.decode import (
-    GREEDY,
-    decode,
-    decode_until,
-    init_carry,
-    row_keys,
-)
+from hypenet_jax.generation.decode import GREEDY, decode, decode_until, init_carry, row_keys
 from hypenet_jax.generation.model import Model, check_memory
 from hypenet_jax.generation.prefill import PREFILL_PART, Context, prefill_part, start_context
 from hypenet_jax.generation.prefill import prefill as read_prompts
