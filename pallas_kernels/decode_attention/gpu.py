@@ -21,6 +21,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.attention import partial_softmax
 from pallas_kernels.attention.operands import Operands
 from pallas_kernels.attention.partial_softmax import Part
+from pallas_kernels.blocks import block_specs
 from pallas_kernels.cost import cost
 from pallas_kernels.decode_attention.plan import Plan, lengths, spans
 from pallas_kernels.products import contract_on_gpu
@@ -32,6 +33,10 @@ TILE_BYTES = 16 * 2**10  # of keys; three stages of keys and values are in fligh
 STAGES = 3
 MIN_TILES = 4  # of a split of a full cache, or its results would be much of what it reads
 MATRIX_ROWS = 16  # the least the matrix units take
+
+GRID = "K I B"  # key/value heads, splits, rows
+INPUTS = ("B I", "B I", "B", "B", "B S", "B K G H", "B S K H", "B S K H")
+PARTS = "I B K G", "I B K G", "I B K G H"
 
 Ref = Any  # an array in HBM, read and written by index
 
@@ -65,15 +70,13 @@ def gpu(operands: Operands, *, scale: float) -> Part:
 def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
     q, keys, values = operands[:3]
-    reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
-    if reason is not None:
-        return reason
     if q.shape[3] > MAX_WIDTH:
         return f"takes heads up to {MAX_WIDTH} wide, and these are {q.shape[3]}"
     group = q.shape[2] // keys.shape[2]
     if group > MAX_GROUP:
         return f"takes up to {MAX_GROUP} queries per key/value head, and these are {group}"
-    return dispatch.gpu_unsupported_reason(dispatch.AMPERE)
+    reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
+    return reason or dispatch.gpu_unsupported_reason(dispatch.AMPERE)
 
 
 def tile_slots(keys: Float[Array, "B S K H"]) -> int:
@@ -98,8 +101,8 @@ def _parts(plan: GpuPlan, operands: Operands) -> Part:
     (results,) = pl.pallas_call(
         functools.partial(_walk, plan),
         grid=(plan.kv_heads, plan.splits, plan.batch),
-        in_specs=_in_specs(plan, masked=segment_ids is not None),
-        out_specs=(_out_specs(plan),),
+        in_specs=block_specs(GRID, INPUTS, inputs),
+        out_specs=(block_specs(GRID, Part._make(PARTS), shapes),),
         out_shape=(shapes,),
         interpret=plan.interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=STAGES),
@@ -109,27 +112,9 @@ def _parts(plan: GpuPlan, operands: Operands) -> Part:
     return jax.tree.map(lambda x: x.reshape(plan.splits, *q.shape[:2], *x.shape[4:]), results)
 
 
-def _in_specs(plan: GpuPlan, *, masked: bool) -> tuple[pl.BlockSpec | None, ...]:
-    """What one block of the grid (key/value heads, splits, rows) sees of each input."""
-    number = pl.BlockSpec((1,), lambda k, i, b: (b,))
-    boundary = pl.BlockSpec((None, plan.splits), lambda k, i, b: (b, 0))
-    slots = pl.BlockSpec((None, plan.capacity), lambda k, i, b: (b, 0))
-    queries = pl.BlockSpec((None, None, plan.group, plan.width), lambda k, i, b: (b, k, 0, 0))
-    cache = pl.BlockSpec((None, plan.capacity, None, plan.width), lambda k, i, b: (b, 0, k, 0))
-    ids = (number, slots) if masked else (None, None)
-    return boundary, boundary, number, *ids, queries, cache, cache
-
-
-def _out_specs(plan: GpuPlan) -> Part:
-    shape = (None, None, None, plan.group)
-    number: Any = pl.BlockSpec(shape, lambda k, i, b: (i, b, k, 0))
-    line: Any = pl.BlockSpec((*shape, plan.width), lambda k, i, b: (i, b, k, 0, 0))
-    return Part(number, number, line)
-
-
 def _walk(plan, begin, end, counts, segment_id, key_segment_ids, q, keys, values, results):
     """One split of one row for the queries of one key/value head; a `Part` of arrays in HBM results."""
-    split, count = pl.program_id(1), counts[0]
+    count = counts[...]
     is_query = jnp.arange(plan.rows) < plan.group
     queries = _read(plan, q, 0, is_query)
 
@@ -141,14 +126,14 @@ def _walk(plan, begin, end, counts, segment_id, key_segment_ids, q, keys, values
         mask = inside
         if segment_id is not None:
             ids = triton.load(key_segment_ids.at[pl.ds(start, plan.block)], mask=inside, other=0)
-            mask = inside & (ids == segment_id[0])
+            mask = inside & (ids == segment_id[...])
         scores = jnp.where(mask[None, :], plan.scale * scores, -jnp.inf)
         return partial_softmax.add(
             part, scores, 1, lambda x: _weighted(plan, x, _read(plan, values, start, inside))
         )
 
     start = partial_softmax.nothing((plan.rows, plan.columns))
-    part = jax.lax.fori_loop(begin[split], end[split], add, start)
+    part = jax.lax.fori_loop(begin[...], end[...], add, start)
     rows = pl.ds(jnp.zeros((), jnp.int32), plan.rows)
     for ref, x in ((results.top, part.top), (results.total, part.total)):
         triton.store(ref.at[rows], x, mask=is_query)

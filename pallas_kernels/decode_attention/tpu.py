@@ -49,9 +49,7 @@ def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
     q, keys, values = operands[:3]
     reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
-    if reason is not None:
-        return reason
-    reason = dispatch.platform_unsupported_reason("tpu")
+    reason = reason or dispatch.platform_unsupported_reason("tpu")
     if reason is not None or dispatch.interprets():
         return reason
     if keys.shape[3] % LANES:

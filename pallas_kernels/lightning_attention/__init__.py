@@ -24,6 +24,7 @@ IMPLEMENTATIONS = {
     "gpu": gpu.gpu,
     "tpu": tpu.tpu,
 }
+KERNELS = {"gpu": gpu.unsupported_reason, "tpu": tpu.unsupported_reason}
 
 
 def lightning_attention(
@@ -92,8 +93,4 @@ def _attend(
 def _preferred(operands: Operands) -> str:
     if operands.q.shape[1] == 1:
         return "recurrent"
-    if dispatch.platform() == "gpu" and gpu.unsupported_reason(operands) is None:
-        return "gpu"
-    if dispatch.platform() == "tpu" and tpu.unsupported_reason(operands) is None:
-        return "tpu"
-    return "chunked"
+    return dispatch.kernel_here(KERNELS, operands) or "chunked"

@@ -8,11 +8,10 @@ state that its own tokens start from: from those of all devices, or inside `neig
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.lightning_attention import segments
@@ -56,11 +55,8 @@ def on_mesh(attend: Attend, axes: MeshAxes) -> Attend:
     local = attend
     if num_shards(axes.sequence) > 1:
         local = functools.partial(_own_tokens, attend, axes.sequence)
-    tokens: Any = PartitionSpec(axes.batch, axes.sequence, axes.heads)
-    state: Any = PartitionSpec(axes.batch, axes.heads)
-    rows: Any = PartitionSpec(axes.batch, axes.sequence)
-    decay: Any = PartitionSpec(axes.heads)
-    specs = Operands(tokens, tokens, tokens, decay, state, rows)
+    tokens, state = axes.spec("B T N"), axes.spec("B N")
+    specs = Operands(tokens, tokens, tokens, axes.spec("N"), state, axes.spec("B T"))
     return on_each_device(local, (specs,), (tokens, state))
 
 

@@ -1,11 +1,10 @@
 """One token of lightning attention from a state: norms of its heads, rotation, recurrence and output in one op."""
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
@@ -17,6 +16,7 @@ from pallas_kernels.mesh import UNSHARDED, MeshAxes, on_each_device
 Implementation = Literal["reference", "gpu"]
 
 IMPLEMENTATIONS = {"reference": reference.reference, "gpu": gpu.gpu}
+KERNELS = {"gpu": gpu.unsupported_reason}
 
 
 def lightning_step(
@@ -70,16 +70,13 @@ def lightning_step(
     state = state.astype(jnp.float32)
     operands = Operands(q, k, v, log_decay, state, scales, angles, real, reset)
     local = functools.partial(_step, scale=scale, eps=eps, implementation=implementation)
-    heads: Any = PartitionSpec(mesh_axes.batch, mesh_axes.heads)
-    rows: Any = PartitionSpec(mesh_axes.batch)
-    every: Any = PartitionSpec()
-    decay: Any = PartitionSpec(mesh_axes.heads)
+    heads, rows = mesh_axes.spec("B N"), mesh_axes.spec("B")
+    decay, every = mesh_axes.spec("N"), mesh_axes.spec("H")
     specs = Operands(heads, heads, heads, decay, heads, every, rows, rows, rows)
     return on_each_device(local, (specs,), (heads, heads))(operands)
 
 
 def _step(operands: Operands, *, scale: float, eps: float, implementation: str | None) -> Results:
-    usable = dispatch.platform() == "gpu" and gpu.unsupported_reason(operands) is None
-    preferred = "gpu" if usable else "reference"
+    preferred = dispatch.kernel_here(KERNELS, operands) or "reference"
     name = dispatch.choose("lightning_step", implementation, IMPLEMENTATIONS, preferred)
     return IMPLEMENTATIONS[name](operands, scale, eps)

@@ -6,6 +6,8 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from pallas_kernels import MeshAxes
 
+CALL = {"cuda": "stablehlo.custom_call @__gpu$xla.gpu.triton(", "tpu": "tpu_custom_call"}
+KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}
 NAMES = "data", "sequence", "tensor"
 AXES = MeshAxes(batch=("data",), sequence=("sequence",), heads=("tensor",))
 
@@ -23,3 +25,8 @@ def on(kind="NVIDIA H200", platform="cuda", **axes):
     kinds = (AxisType.Auto,) * len(axes)
     mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
     return jax.sharding.use_abstract_mesh(mesh)
+
+
+def on_platform(platform, kind=None, **axes):
+    """As `on`, of a kind that kernels of that platform run on."""
+    return on(kind or KIND[platform], platform, **axes)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from meshes import on_platform
 
 from pallas_kernels import UnsupportedError, attention, dispatch
 from pallas_kernels.attention import chunked
@@ -202,11 +202,9 @@ def test_splash_under_this_contract_matches_float64(case):
 
 def test_on_a_tpu_splash_is_chosen_where_it_can_run():
     def kernels(length=640, dtype=jnp.bfloat16, devices=1):
-        device = AbstractDevice("TPU v5 lite", 1, "tpu")
-        mesh = AbstractMesh((devices,), ("x",), (AxisType.Auto,), abstract_device=device)
         q = jax.ShapeDtypeStruct((1, length, 4, 128), dtype)
         k = jax.ShapeDtypeStruct((1, length, 2, 128), dtype)
-        with jax.sharding.use_abstract_mesh(mesh):
+        with on_platform("tpu", x=devices):
             traced = jax.jit(functools.partial(attention, scale=SCALE)).trace(q, k, k)
             return traced.lower(lowering_platforms=("tpu",)).as_text().count("tpu_custom_call")
 

@@ -5,35 +5,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import meshes
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from meshes import CALL
+from meshes import on_platform as on
 
 from pallas_kernels import MeshAxes, UnsupportedError, decode_attention
 from pallas_kernels.decode_attention.plan import spans
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; gpu.py says why it is used.
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-CALL = {"cuda": "stablehlo.custom_call @__gpu$xla.gpu.triton(", "tpu": "tpu_custom_call"}
-KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}
-
-
-def on(platform, kind=None, **axes):
-    return meshes.on(kind or KIND[platform], platform, **axes)
 
 
 def step(q, keys, values, slots, segment_ids, key_segment_ids, implementation=None):
-    return decode_attention(
-        q,
-        keys,
-        values,
-        slots,
-        scale=0.1,
-        segment_ids=segment_ids,
-        key_segment_ids=key_segment_ids,
-        implementation=implementation,
-    )
+    options = {"segment_ids": segment_ids, "key_segment_ids": key_segment_ids}
+    options["implementation"] = implementation
+    return decode_attention(q, keys, values, slots, scale=0.1, **options)
 
 
 def shapes(batch=1, slots=65536, heads=16, kv_heads=8, width=128, dtype=jnp.bfloat16, packed=False):

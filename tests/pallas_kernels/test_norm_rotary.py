@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh
+from meshes import CALL
+from meshes import on_platform as on
 
 from pallas_kernels import UnsupportedError, dispatch
 from pallas_kernels.norm_rotary import IMPLEMENTATIONS, gpu, norm_rotary, tpu
@@ -19,8 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
 ]
 EPS = 1e-6
-CALL = {"cuda": "stablehlo.custom_call @__gpu$xla.gpu.triton(", "tpu": "tpu_custom_call"}
-KIND = {"cuda": "NVIDIA H200", "tpu": "TPU v5 lite"}
 every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 
 
@@ -114,13 +113,6 @@ def test_the_angles_are_constants(implementation):
     x, scale, angles = inputs()
     gradient = jax.jit(jax.grad(lambda a: jnp.sum(run(x, scale, a, implementation))))(angles)
     assert not np.any(gradient)
-
-
-def on(platform, kind=None, **axes):
-    device = AbstractDevice(kind or KIND[platform], 1, platform)
-    kinds = (jax.sharding.AxisType.Auto,) * len(axes)
-    mesh = AbstractMesh(tuple(axes.values()), tuple(axes), kinds, abstract_device=device)
-    return jax.sharding.use_abstract_mesh(mesh)
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
