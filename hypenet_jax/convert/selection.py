@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,7 @@ from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.data.loader import heldout_batches
-from hypenet_jax.evals import EvalModel, Report, held_out, retrieval
-from hypenet_jax.evals.retrieval.passkey import passkey_retrieval
+from hypenet_jax.evals import EvalModel, PasskeyEvaluator, held_out, retrieval
 from hypenet_jax.sharding import on_mesh
 from hypenet_jax.train.errors import Preempted
 from hypenet_jax.train.provenance import Provenance, check_provenance, verified_metadata
@@ -44,8 +44,7 @@ class LayerScores:
         name = self.inputs.config.name
         if number == len(self._scores):
             with on_mesh(self.inputs.mesh):
-                report = _report(self.inputs, EvalModel(name, decoder, params), rows)
-            scores = report.value("retrieval", name), -report.value("cross_entropy", name)
+                scores = _score(self.inputs, EvalModel(name, decoder, params), rows)
             self._scores.append(scores)
             self._write()
         scores = self._scores[number]
@@ -77,17 +76,19 @@ class LayerScores:
             new.replace(path)
 
 
-def _report(inputs: Inputs, model: EvalModel, rows: int) -> Report:
+def _score(inputs: Inputs, model: EvalModel, rows: int) -> tuple[float, float]:
     """Retrieval by the catalogue where the text has one, else of passkeys; likelihood of held-out text."""
-    config, prepared = inputs.config, inputs.prepared
-    data, needles, text = config.data, config.data.needles, prepared.tokens("heldout")
-    asked = {"length": data.context_length, "num_rows": rows, "seed": config.seed}
-    if needles is None:
-        tokenizer = prepared.tokenizer()
-        report = passkey_retrieval(model, tokenizer, text, num_statements=PASSKEYS, **asked)
+    config, prepared, data = inputs.config, inputs.prepared, inputs.config.data
+    length, size = data.context_length, data.sequences_per_step
+    model = dataclasses.replace(model, text=prepared.tokens("heldout"))
+    if data.needles is None:
+        model = dataclasses.replace(model, tokenizer=prepared.tokenizer())
+        passkeys = PasskeyEvaluator(rows=rows, statements=PASSKEYS)
+        report = passkeys.measure(model, length, config.seed).select("passkey")
     else:
-        counts = {"num_needles": needles.max_needles, "queries": needles.queries}
-        report = retrieval(model, needles.catalogue, text, **counts, **asked)
-    size = data.sequences_per_step
-    batches = heldout_batches(prepared, data.context_length, size, data.reset_documents)
-    return report + held_out(model, itertools.islice(batches, max(1, rows // size)))
+        report = retrieval(model, data.needles, length=length, num_rows=rows, seed=config.seed)
+    # There is no row where all that the model computes is NaN.
+    retrieved = report.rows[0].value if report.rows else math.nan
+    batches = heldout_batches(prepared, length, size, data.reset_documents)
+    read = held_out(model, itertools.islice(batches, max(1, rows // size)))
+    return retrieved, -read.value("cross_entropy", model.name)

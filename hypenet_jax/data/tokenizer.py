@@ -169,10 +169,14 @@ def make_tokenizer(recipe: TokenizerFile | TrainedTokenizer, texts: Iterable[str
     return train_tokenizer(texts, recipe)
 
 
+def special_token(config: Mapping[str, Any], name: str) -> str | None:
+    """A token of a tokenizer_config.json: a string in some files and {"content": string, ...} in others."""
+    entry = config.get(name)
+    return entry["content"] if isinstance(entry, Mapping) else entry
+
+
 def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:
-    """`eos_token` is a string in some files and {"content": string, ...} in others."""
-    entry = config.get("eos_token")
-    name = entry["content"] if isinstance(entry, dict) else entry
+    name = special_token(config, "eos_token")
     if not name:
         raise ValueError(
             f"{config_path} names no eos_token; set end_token to the token that ends a document"

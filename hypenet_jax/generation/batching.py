@@ -73,15 +73,6 @@ def batches_by_width(
             yield Batch(wide, size, tuple(rows[first : first + size]))
 
 
-def batches_of(
-    rows: Int[np.ndarray, "R T"], tokens_per_batch: int = TOKENS_PER_BATCH
-) -> Iterator[tuple[Int[np.ndarray, "B T"], int]]:
-    """Batches of one shape, in order, and how many rows are real; the last batch repeats its last row as filler."""
-    count, width = rows.shape
-    for batch in batches_by_width([width] * count, tokens_per_batch, width=width):
-        yield rows[batch.order], len(batch.rows)
-
-
 def batch_parts() -> int:
     """Into how many parts the mesh cuts a batch."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -11,7 +11,7 @@ from harness_folder import local_tasks
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.evals.harness.scores import evaluate_with_harness
+from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.weights import load_hf
@@ -24,11 +24,10 @@ def main(port: str, count: str, process: str, folder: str, data: str, *tasks: st
     )
     runtime.join_processes(cluster)
     mesh = make_mesh(MeshConfig(data=int(data)))
-    subject = EvalModel("tiny", *load_hf(folder, dtype=jnp.float32, mesh=mesh))
+    weights = load_hf(folder, dtype=jnp.float32, mesh=mesh)
+    model = EvalModel("tiny", *weights, load_tokenizer(folder))
     with on_mesh(mesh):
-        report = evaluate_with_harness(
-            subject, load_tokenizer(folder), tasks or local_tasks(), max_length=64
-        )
+        report = HarnessEvaluator(max_length=64).measure(model, tasks or local_tasks())
     print("report", process, report.to_json_lines(), sep="\n", flush=True)
 
 

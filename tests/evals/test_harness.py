@@ -1,6 +1,6 @@
 """Scores of lm-evaluation-harness: of this project and of the harness's own Hugging Face backend, on one folder."""
 
-import functools
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 from harness_folder import local_tasks, write_folder
 
-from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hypenet_jax.data.tokenizer import (
+    Tokenizer,
+    TrainedTokenizer,
+    load_tokenizer,
+    train_tokenizer,
+)
+from hypenet_jax.evals.harness import requests
 from hypenet_jax.evals.harness.chat import render_chat
+from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Report
 from hypenet_jax.weights import load_hf
@@ -51,17 +58,15 @@ def tokenizer(folder) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def subject(folder) -> EvalModel:
-    return EvalModel("tiny", *load_hf(folder, dtype=jnp.float32))
+def subject(folder, tokenizer) -> EvalModel:
+    return EvalModel("tiny", *load_hf(folder, dtype=jnp.float32), tokenizer)
 
 
 @pytest.fixture(scope="module")
-def ours(subject, tokenizer) -> Any:
+def ours(subject) -> Any:
     from hypenet_jax.evals.harness.model import HarnessModel
-    from hypenet_jax.evals.harness.scores import responses
 
-    respond = functools.partial(responses, subject, tokenizer)
-    return HarnessModel(respond, tokenizer, name="tiny", max_length=MAX_LENGTH)
+    return HarnessModel(subject, max_length=MAX_LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +88,8 @@ def their_results(theirs) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def our_report(subject, tokenizer) -> Report:
-    from hypenet_jax.evals.harness.scores import evaluate_with_harness
-
-    return evaluate_with_harness(subject, tokenizer, local_tasks(), max_length=MAX_LENGTH)
+def our_report(subject) -> Report:
+    return HarnessEvaluator(max_length=MAX_LENGTH).measure(subject, local_tasks())
 
 
 def instances(kind: str, arguments: list[tuple]) -> list[Any]:
@@ -184,7 +187,6 @@ def test_the_metrics_of_the_report_are_equal(our_report, their_results):
 def test_a_suite_asks_the_harness_and_shows_what_it_answers(folder, our_report, tmp_path):
     from hypenet_jax.data.sources import TextFiles
     from hypenet_jax.evals.config import EvaluationConfig
-    from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
     from hypenet_jax.evals.model import ModelSource
     from hypenet_jax.evals.runner import evaluate
 
@@ -224,21 +226,12 @@ def test_a_mean_over_documents_has_an_interval(our_report):
     assert math.isfinite(row.value)
 
 
-def test_responses_are_kept_in_the_cache_file(
-    subject, tokenizer, our_report, tmp_path, monkeypatch
-):
-
-    from hypenet_jax.evals.harness import scores
-
-    def evaluate() -> Report:
-        cache = tmp_path / "responses"
-        return scores.evaluate_with_harness(
-            subject, tokenizer, local_tasks(), max_length=MAX_LENGTH, cache=cache
-        )
-
-    assert evaluate() == our_report
-    monkeypatch.setattr(scores, "responses", lambda *asked: pytest.fail(f"{asked} is known"))
-    assert evaluate() == our_report
+def test_responses_are_kept_in_the_cache_file(subject, our_report, tmp_path, monkeypatch):
+    harness = HarnessEvaluator(max_length=MAX_LENGTH, cache=str(tmp_path / "responses"))
+    assert harness.measure(subject, local_tasks()) == our_report
+    for name in ("likelihoods", "generate_batches"):
+        monkeypatch.setattr(requests, name, lambda *asked, **_: pytest.fail(f"{asked} is known"))
+    assert harness.measure(subject, local_tasks()) == our_report
 
 
 def test_a_chat_is_written_as_by_transformers(tokenizer, ours, theirs):
@@ -266,17 +259,13 @@ def test_settings_that_cannot_be_met_are_refused(ours, settings, said):
         ours.generate_until(instances("generate_until", [("Snow", settings)]))
 
 
-def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(
-    ours, subject, tokenizer
-):
-    from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-    from hypenet_jax.evals.harness.scores import evaluate_with_harness
-
+def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(ours, subject):
     with pytest.raises(ValueError, match="does not fit into max_length"):
         ours.loglikelihood(instances("loglikelihood", [("a", " b" * MAX_LENGTH * 2)]))
     large = train_tokenizer(["abc"], TrainedTokenizer(257, reserved=("<more>",)))
+    foreign = dataclasses.replace(subject, tokenizer=large)
     with pytest.raises(ValueError, match="use the tokenizer that the model was trained with"):
-        evaluate_with_harness(subject, large, local_tasks(), max_length=MAX_LENGTH)
+        HarnessEvaluator(max_length=MAX_LENGTH).measure(foreign, local_tasks())
 
 
 def test_contexts_that_are_too_long_are_told_once(ours, caplog):

@@ -1,5 +1,7 @@
 """What the harness asks, without the harness: likelihoods, continuations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,9 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
-from hypenet_jax.evals.harness.generation import GenerationRequest, continuations
-from hypenet_jax.evals.harness.likelihood import LikelihoodRequest, likelihoods
-from hypenet_jax.evals.language import chunked_forward
+from hypenet_jax.evals.harness.requests import GenerationRequest
+from hypenet_jax.evals.language import predictions
+from hypenet_jax.evals.language.predictions import likelihoods
 from hypenet_jax.generation import GenerationConfig, Sampling, generate
 from hypenet_jax.generation.decode import stream_span
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
@@ -27,17 +29,17 @@ def rows() -> tuple[np.ndarray, ...]:
 
 
 @pytest.fixture(scope="module")
-def single(student):
-    return student.with_single_layers()
-
-
-@pytest.fixture(scope="module")
 def tokenizer():
     return train_tokenizer(["no merges"], TrainedTokenizer(257))
 
 
+@pytest.fixture(scope="module")
+def single(student, tokenizer):
+    return dataclasses.replace(student.with_single_layers(), tokenizer=tokenizer)
+
+
 def scores(subject, rows, counted, **options) -> np.ndarray:
-    found = dict(likelihoods(subject, LikelihoodRequest(tuple(rows), tuple(counted)), **options))
+    found = dict(likelihoods(subject, rows, counted, **options))
     return np.asarray([found[i] for i in range(len(rows))])
 
 
@@ -67,7 +69,7 @@ def test_rows_read_in_parts_have_the_likelihoods_of_one_pass(single, monkeypatch
     rows = [draws.integers(0, 90, length).astype(np.int32) for length in (71, 96)]
     whole = scores(single, rows, (70, 40))
     # 96 tokens stand in a width of 128: the first part is padding alone.
-    monkeypatch.setattr(chunked_forward, "READ_PART", 32)
+    monkeypatch.setattr(predictions, "READ_PART", 32)
     np.testing.assert_allclose(scores(single, rows, (70, 40)), whole, 1e-5)
 
 
@@ -103,10 +105,10 @@ def greedy(single):
 
 
 def test_continuations_are_those_of_each_prompt_alone_and_likelihoods_call_them_greedy(
-    single, tokenizer, rows, greedy
+    single, rows, greedy
 ):
     rows = rows[1:3]
-    found = dict(continuations(single, tokenizer, request(rows)))
+    found = dict(request(rows).responses(single))
     assert [found[i] for i in range(2)] == greedy(rows)
     whole = [np.asarray([*row, *found[i]], np.int32) for i, row in enumerate(rows)]
     whole[1][-1] = (whole[1][-1] + 1) % 90
@@ -117,20 +119,20 @@ def test_a_text_or_an_end_token_ends_its_row_alone(single, tokenizer, rows, gree
     rows = rows[1:3]
     whole = greedy(rows)
     stop = tokenizer.decode(whole[0][2:3])
-    found = dict(continuations(single, tokenizer, request(rows, until=(stop,))))
+    found = dict(request(rows, until=(stop,)).responses(single))
     assert stop in tokenizer.decode(found[0])
     assert len(found[0]) <= 2 + stream_span()
     end = whole[1][5]
-    found = dict(continuations(single, tokenizer, request(rows, stop_tokens=(end,))))
+    found = dict(request(rows, stop_tokens=(end,)).responses(single))
     assert found[1] == whole[1][: whole[1].index(end) + 1]
 
 
-def test_a_draw_depends_on_its_index_and_the_seed_alone(single, tokenizer, rows):
+def test_a_draw_depends_on_its_index_and_the_seed_alone(single, rows):
     drawn = {"sampling": Sampling(1.0), "indices": (3, 4)}
-    together = dict(continuations(single, tokenizer, request(rows[1:3], **drawn)))
+    together = dict(request(rows[1:3], **drawn).responses(single))
     moved = request((rows[2], rows[0]), sampling=Sampling(1.0), indices=(4, 7))
-    assert dict(continuations(single, tokenizer, moved))[0] == together[1]
-    other = dict(continuations(single, tokenizer, request(rows[1:3], seed=1, **drawn)))
+    assert dict(moved.responses(single))[0] == together[1]
+    other = dict(request(rows[1:3], seed=1, **drawn).responses(single))
     assert other != together
 
 

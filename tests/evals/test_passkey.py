@@ -9,7 +9,7 @@ import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.retrieval.passkey import _row, passkey_retrieval
+from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Output
 from hypenet_jax.model.mixers import SoftmaxSpec
@@ -31,7 +31,7 @@ def text(tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """Says the token that really follows, or always the same one."""
+    """Says what followed the same eight tokens earlier in the row, or always the same token."""
 
     vocabulary: int
     knows: bool
@@ -44,25 +44,34 @@ class Oracle:
     def dtype(self):
         return jnp.dtype(jnp.float32)
 
-    def apply(self, variables, tokens, method=None):
+    def apply(self, variables, tokens, method=None, **options):
         if method is not None:
             return tokens
-        following = jnp.roll(tokens, -1, axis=1) if self.knows else jnp.zeros_like(tokens)
-        return Output(jax.nn.one_hot(following, self.vocabulary))
+        last = jnp.stack([jnp.roll(tokens, shift, axis=1) for shift in range(8)], axis=-1)
+        same = (last[:, :, None] == last[:, None]).all(axis=-1)
+        earlier = jnp.argmax(jnp.tril(same, -1), axis=2)
+        following = jnp.take_along_axis(jnp.roll(tokens, -1, axis=1), earlier, axis=1)
+        return Output(jax.nn.one_hot(following if self.knows else 0 * tokens, self.vocabulary))
 
 
 @pytest.mark.parametrize(("knows", "value"), [(True, 1.0), (False, 0.0)])
 def test_only_a_model_that_knows_the_code_is_credited(tokenizer, text, knows, value):
-    subject = EvalModel("oracle", Oracle(tokenizer.vocab_size, knows), {})
-    options = {"length": 200, "num_rows": 5, "num_statements": 2, "seed": 0}
-    report = passkey_retrieval(subject, tokenizer, text, tokens_per_batch=400, **options)
-    assert report.value("retrieval", "oracle", 200) == value
+    decoder = Oracle(tokenizer.vocab_size, knows)
+    report = PasskeyEvaluator(rows=5, statements=2).measure(
+        EvalModel("oracle", decoder, {}, tokenizer, text=text), 200, seed=0
+    )
+    assert report.value("passkey", "oracle", 200) == value
     assert report.rows[0].count == 5
 
 
+def row_of(tokenizer, text, length, statements):
+    model = EvalModel("none", Oracle(tokenizer.vocab_size, False), {}, tokenizer, text=text)
+    return PasskeyEvaluator(statements=statements).row(model, length, np.random.default_rng(0))
+
+
 def test_the_code_is_stated_once_before_it_is_asked_for(tokenizer, text):
-    row, answer = _row(tokenizer, text, 200, 3, np.random.default_rng(0))
-    assert len(row) == 200
+    row, answer = row_of(tokenizer, text, 200, 3)
+    assert len(row) == 201  # the last token is never read
     words = tokenizer.decode(row)
     code = tokenizer.decode(row[-answer:]).strip()
     assert len(code) == 5
@@ -73,4 +82,4 @@ def test_the_code_is_stated_once_before_it_is_asked_for(tokenizer, text):
 
 def test_rows_too_short_for_the_statements_are_refused(tokenizer, text):
     with pytest.raises(ValueError, match="state fewer codes"):
-        _row(tokenizer, text, 60, 4, np.random.default_rng(0))
+        row_of(tokenizer, text, 60, 4)

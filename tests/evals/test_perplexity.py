@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -7,8 +8,7 @@ import pytest
 
 from hypenet_jax import axes
 from hypenet_jax.data.batch import make_row, stack_rows
-from hypenet_jax.evals.language import chunked_forward
-from hypenet_jax.evals.language.chunked_forward import last_hidden
+from hypenet_jax.evals.language import predictions
 from hypenet_jax.evals.language.heldout import held_out
 from hypenet_jax.evals.language.perplexity import (
     _perplexity,
@@ -17,7 +17,7 @@ from hypenet_jax.evals.language.perplexity import (
     perplexity_of_text,
     window_ends,
 )
-from hypenet_jax.evals.language.predictions import _losses, final_losses, token_losses
+from hypenet_jax.evals.language.predictions import _losses, final_losses, hidden_parts, token_losses
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 
 pytestmark = pytest.mark.brief
@@ -29,14 +29,20 @@ def _batch(text):
     return stack_rows(rows)
 
 
+@pytest.fixture
+def reader(student, text):
+    """The student with the text."""
+    return dataclasses.replace(student, text=text)
+
+
 @pytest.mark.parametrize("length", [16, 40])
 def test_perplexity_is_that_of_all_logits_at_the_same_final_targets(
-    student, text, log_probs, length
+    reader, text, log_probs, length
 ):
-    report = perplexity_by_length(student, text, [16, 40], num_windows=3, num_targets=8)
+    report = perplexity_by_length(reader, [16, 40], num_windows=3, num_targets=8)
     ends = window_ends(len(text), [16, 40], 3, 8)
     windows = np.stack([text[end - length : end] for end in ends])
-    expected = log_probs(student, windows)[:, -9:-1]
+    expected = log_probs(reader, windows)[:, -9:-1]
     taken = np.take_along_axis(expected, windows[:, -8:, None], axis=2)
     row = report.select(length=length).rows[0]
     assert row.value == pytest.approx(np.exp(-taken.mean()), rel=1e-5)
@@ -62,12 +68,16 @@ def test_batching_does_not_change_losses(student, text):
 
 def test_long_rows_are_read_in_parts_and_lose_nothing(student, text, monkeypatch):
     rows = text[:96].reshape(2, 48)
-    losses, hidden = token_losses(student, rows), last_hidden(student, rows, 20)
+
+    def last_hidden() -> np.ndarray:
+        return np.concatenate([hidden for _, hidden in hidden_parts(student, rows, 28)], axis=1)
+
+    losses, hidden = token_losses(student, rows), last_hidden()
     assert losses.shape == (2, 47)
-    monkeypatch.setattr(chunked_forward, "READ_PART", 16)
+    monkeypatch.setattr(predictions, "READ_PART", 16)
     np.testing.assert_allclose(token_losses(student, rows), losses, atol=1e-5)
     np.testing.assert_allclose(token_losses(student, rows, 33), losses[:, 32:], atol=1e-5)
-    np.testing.assert_allclose(last_hidden(student, rows, 20), hidden, atol=1e-5)
+    np.testing.assert_allclose(last_hidden(), hidden, atol=1e-5)
 
 
 @pytest.mark.parametrize("sizes", [{"tensor": 4}, {"fsdp": 2, "sequence": 2, "tensor": 2}], ids=str)
@@ -93,24 +103,25 @@ def test_losses_of_a_vocabulary_cut_over_devices_are_those_of_one(sizes):
     assert f"f32[{vocabulary}," not in compiled.as_text()
 
 
-def test_positions_are_counted_in_doubling_buckets_that_hold_every_target_once(student, text):
-    report = perplexity_by_position(student, text, 24, num_windows=3)
+def test_positions_are_counted_in_doubling_buckets_that_hold_every_target_once(reader, text):
+    report = perplexity_by_position(reader, 24, num_windows=3)
     assert report.lengths == (2, 4, 8, 16, 24)
     assert [row.count for row in report.rows] == [3, 6, 12, 24, 24]
     ends = window_ends(len(text), [24], 3, 1)
-    losses = token_losses(student, np.stack([text[end - 24 : end] for end in ends]))
+    losses = token_losses(reader, np.stack([text[end - 24 : end] for end in ends]))
     expected = np.exp(losses[:, 3:7].mean())  # positions 4 .. 7
     assert report.value("perplexity_by_position", "student", 8) == pytest.approx(expected)
 
 
-def test_a_sliding_window_counts_every_token_once_with_its_context(student, text, log_probs):
-    row = perplexity_of_text(student, text[:60], 20, stride=8).rows[0]
+def test_a_sliding_window_counts_every_token_once_with_its_context(reader, text, log_probs):
+    short = dataclasses.replace(reader, text=text[:60])
+    row = perplexity_of_text(short, 20, stride=8).rows[0]
     assert row.count == 48
     windows = np.stack([text[start : start + 20] for start in range(0, 48, 8)])
-    taken = np.take_along_axis(log_probs(student, windows)[:, :-1], windows[:, 1:, None], axis=2)
+    taken = np.take_along_axis(log_probs(reader, windows)[:, :-1], windows[:, 1:, None], axis=2)
     assert row.value == pytest.approx(np.exp(-taken[:, -8:].mean()), rel=1e-5)
     with pytest.raises(ValueError, match="use 1 to 19"):
-        perplexity_of_text(student, text, 20, stride=20)
+        perplexity_of_text(reader, 20, stride=20)
 
 
 def test_windows_of_nan_stand_in_a_row_of_their_own_and_the_others_count(student):

@@ -16,8 +16,8 @@ from hypenet_jax.data.sources import TextFiles, documents
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
-from hypenet_jax.evals.language.chunked_forward import READ_PART
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
+from hypenet_jax.evals.language.predictions import READ_PART
 from hypenet_jax.evals.model import ModelSource
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator

@@ -1,21 +1,16 @@
 """Conversations as text, by the chat template of a tokenizer."""
 
-import datetime
 import functools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jinja2
 import jinja2.sandbox
 
+from hypenet_jax.data.tokenizer import special_token
+
 Message = Mapping[str, str]
-
-
-def token_of(config: Mapping[str, Any], name: str) -> str | None:
-    """A special token of a tokenizer_config.json: a string in some files and {"content": string, ...} in others."""
-    entry = config.get(name)
-    return entry["content"] if isinstance(entry, Mapping) else entry
 
 
 def render_chat(
@@ -36,22 +31,16 @@ def render_chat(
         raise ValueError(
             "the tokenizer has no chat_template; evaluate without one, or add it to tokenizer_config.json"
         )
-    tokens = {name: token_of(config, name) for name in config if name.endswith("_token")}
-    text = _compiled(template).render(
-        messages=messages, add_generation_prompt=add_generation_prompt, **tokens
-    )
-    return text if add_generation_prompt else _left_open(text, messages[-1]["content"])
-
-
-def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    to_json = functools.partial(json.dumps, ensure_ascii=False)
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": time.strftime}
+    tokens = {name: special_token(config, name) for name in config if name.endswith("_token")}
+    text = environment.from_string(template).render(
+        messages=messages, add_generation_prompt=add_generation_prompt, **tokens
+    )
+    return text if add_generation_prompt else _left_open(text, messages[-1]["content"])
 
 
 def _refuse(message: str) -> None:

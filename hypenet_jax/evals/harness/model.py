@@ -6,7 +6,7 @@ both give the same scores of the same folder.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,17 +21,17 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
     make_disjoint_window,
 )
 
-from hypenet_jax.data.tokenizer import Tokenizer
-from hypenet_jax.evals.harness.chat import Message, render_chat, token_of
-from hypenet_jax.evals.harness.generation import GenerationRequest
-from hypenet_jax.evals.harness.likelihood import LikelihoodRequest
+from hypenet_jax import runtime
+from hypenet_jax.data.tokenizer import special_token
+from hypenet_jax.evals.harness.chat import Message, render_chat
+from hypenet_jax.evals.harness.requests import GenerationRequest, LikelihoodRequest, Request
+from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.generation.batching import TokenRow
 from hypenet_jax.generation.decode import Sampling
 from hypenet_jax.generation.generate import GenerationConfig
 
 log = logging.getLogger("hypenet_jax")
 
-Request: TypeAlias = LikelihoodRequest | GenerationRequest
-Respond: TypeAlias = Callable[[Request], Iterable[tuple[int, Any]]]
 Encoded: TypeAlias = tuple[tuple[str, str] | None, list[int], list[int]]
 
 # Of a task that does not say how much is to be written.
@@ -42,54 +42,50 @@ class HarnessModel(TemplateLM):
     """Turns the requests of the harness, which are texts, into requests of token ids.
 
     Attributes:
-      respond: computes the responses to a request, in any order, each with the index of its row.
-      folder_tokenizer: of the model's folder.
       max_length: tokens the model may read; longer contexts lose their first ones.
-      end_ids: tokens that end a text.
       seed: of sampled continuations.
     """
 
-    def __init__(
-        self,
-        respond: Respond,
-        tokenizer: Tokenizer,
-        *,
-        name: str,
-        max_length: int,
-        end_ids: Sequence[int] = (),
-        seed: int = 0,
-    ) -> None:
+    # Tells apart the prompts that the harness could keep, which it is not asked to.
+    tokenizer_name = ""
+
+    def __init__(self, model: EvalModel, *, max_length: int, seed: int = 0) -> None:
         super().__init__()
-        self.respond, self.folder_tokenizer, self.name = respond, tokenizer, name
-        self.max_length, self.seed = max_length, seed
-        self.end_ids = tuple(dict.fromkeys((tokenizer.end_id, *end_ids)))
+        assert model.tokenizer is not None
+        self.model, self.words, self.max_length, self.seed = (
+            model,
+            model.tokenizer,
+            max_length,
+            seed,
+        )
         # Ours reads a special token in a text as plain text; prompts of the harness may be made of them.
-        self.reader = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+        self.reader = tokenizers.Tokenizer.from_str(self.words.backend.to_str())
         self.reader.encode_special_tokens = False
+
+    def respond(self, request: Request) -> Iterator[tuple[int, Any]]:
+        """Index of a row and the response for it, as batches end; the other processes compute along, see `_follow`."""
+        return runtime.broadcast(request).responses(self.model)
 
     @property
     def eot_token_id(self) -> int:
-        return self.folder_tokenizer.end_id
+        return self.words.end_id
 
     @property
     def prefix_token_id(self) -> int:
         """What an empty context is replaced by: the token that begins a text, else the one that ends it."""
-        start = token_of(self.folder_tokenizer.config, "bos_token")
-        return self.folder_tokenizer.end_id if start is None else self.folder_tokenizer.id_of(start)
+        start = special_token(self.words.config, "bos_token")
+        return self.words.end_id if start is None else self.words.id_of(start)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         if add_special_tokens is None:
-            add_special_tokens = not string.startswith(
-                self.folder_tokenizer.decode([self.prefix_token_id])
-            )
+            add_special_tokens = not string.startswith(self.words.decode([self.prefix_token_id]))
         return self.reader.encode(string, add_special_tokens=add_special_tokens).ids
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        most = self.max_length + 1  # the last token is predicted, never read
         for texts, _, continuation in requests:
             if len(continuation) > self.max_length:
                 raise ValueError(
@@ -97,8 +93,7 @@ class HarnessModel(TemplateLM):
                     f"{self.max_length}: {texts}"
                 )
         whole = [[*context, *continuation] for _, context, continuation in requests]
-        self._warn_if_longer(whole, most)
-        rows = tuple(np.asarray(row[-most:], np.int32) for row in whole)
+        rows = _cut(whole, self.max_length + 1)  # the last token is predicted, never read
         counted = tuple(len(continuation) for *_, continuation in requests)
         responses = [(0.0, True)] * len(requests)
         for index, response in self.respond(LikelihoodRequest(rows, counted)):
@@ -135,8 +130,7 @@ class HarnessModel(TemplateLM):
             for row, tokens in self.respond(group):
                 request = requests[members[row]]
                 text = self.reader.decode(tokens, skip_special_tokens=True)
-                for stop in group.until:
-                    text = text.split(stop)[0]
+                text = lm_texts.postprocess_generated_text(text, [*group.until], None)
                 texts[members[row]] = text
                 self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
@@ -152,45 +146,37 @@ class HarnessModel(TemplateLM):
             raise ValueError(
                 f"max_gen_toks {count} leaves no room for a context in max_length {self.max_length}"
             )
-        end = self.folder_tokenizer.decode([self.eot_token_id])
+        end = self.words.decode([self.eot_token_id])
         until = lm_texts.handle_stop_sequences(settings.pop("until"), eos=end)
         prompts = [
             self.tok_encode(requests[index].args[0]) or [self.prefix_token_id] for index in members
         ]
-        self._warn_if_longer(prompts, most)
         config = GenerationConfig(
             max_new_tokens=count,
             sampling=sampling_of(settings),
-            stop_tokens=self.end_ids,
+            stop_tokens=tuple({self.eot_token_id, *self.model.end_ids}),
             seed=self.seed,
         )
-        rows = tuple(np.asarray(prompt[-most:], np.int32) for prompt in prompts)
-        return GenerationRequest(
-            rows, tuple(members), config, tuple(stop for stop in until if stop)
-        )
-
-    def _warn_if_longer(self, rows: Sequence[list[int]], most: int) -> None:
-        longer = sum(len(row) > most for row in rows)
-        if longer:
-            log.warning(
-                "%d of %d requests are longer than %d tokens: the first tokens of their contexts are left out",
-                *(longer, len(rows), most),
-            )
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Tells cached prompts of one chat template from those of another."""
-        return self.name
+        stops = tuple(stop for stop in until if stop)
+        return GenerationRequest(_cut(prompts, most), tuple(members), config, stops)
 
     def apply_chat_template(
         self, chat_history: list[Message], add_generation_prompt: bool = True
     ) -> str:
         return render_chat(
-            self.folder_tokenizer.config, chat_history, add_generation_prompt=add_generation_prompt
+            self.words.config, chat_history, add_generation_prompt=add_generation_prompt
         )
 
-    def chat_template(self, chat_template: bool | str = False) -> str | None:
-        return self.folder_tokenizer.config.get("chat_template") if chat_template else None
+
+def _cut(rows: Sequence[list[int]], most: int) -> tuple[TokenRow, ...]:
+    """The last `most` tokens of each."""
+    longer = sum(len(row) > most for row in rows)
+    if longer:
+        log.warning(
+            "%d of %d requests are longer than %d tokens: the first tokens of their contexts are left out",
+            *(longer, len(rows), most),
+        )
+    return tuple(np.asarray(row[-most:], np.int32) for row in rows)
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:

@@ -17,7 +17,7 @@ from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.language.perplexity import exp
-from hypenet_jax.evals.language.predictions import top_tokens
+from hypenet_jax.evals.language.predictions import token_scores
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
@@ -26,22 +26,8 @@ from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
 
-_SECTION = "Held-out text at the training length"
-PRESENTATIONS = (
-    Presentation(metric="heldout_perplexity", title="Perplexity", kind="table", section=_SECTION),
-    Presentation(
-        metric="heldout_top1",
-        title="Share of tokens that were the likeliest",
-        unit="share",
-        kind="table",
-        section=_SECTION,
-    ),
-    Presentation(
-        metric="heldout_kl",
-        title="KL to the first model, nats per token",
-        kind="table",
-        section=_SECTION,
-    ),
+_table = functools.partial(
+    Presentation, kind="table", section="Held-out text at the training length"
 )
 
 
@@ -63,13 +49,16 @@ class HeldOutEvaluator(Evaluator):
     reset_documents: bool = True
 
     together: ClassVar[bool] = True
+    shown: ClassVar = (
+        _table(metric="heldout_perplexity", title="Perplexity"),
+        _table(
+            metric="heldout_top1", title="Share of tokens that were the likeliest", unit="share"
+        ),
+        _table(metric="heldout_kl", title="KL to the first model, nats per token"),
+    )
 
     def __post_init__(self) -> None:
         check_positive(self, "context_length", "rows", "batch")
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS
 
     def compare(self, models: Sequence[EvalModel], session: Session) -> Report:
         """Rows "heldout_" with what `held_out` returns; "perplexity_gap" is the part by which a model's perplexity is
@@ -79,18 +68,15 @@ class HeldOutEvaluator(Evaluator):
             own = dataclasses.replace(session, model=model.name)
             measure = functools.partial(self._measure, model, None if model is first else first)
             report += own.keep("held-out text", measure, self.context_length)
-        base = report.select("heldout_perplexity", first.name).rows
-        others = [r for r in report.select("heldout_perplexity").rows if r.model != first.name]
-        gaps = [
-            Row("perplexity_gap", r.model, r.value / base[0].value - 1, 1) for r in others if base
-        ]
+        values = {row.model: row.value for row in report.select("heldout_perplexity").rows}
+        base = values.pop(first.name, None)
+        gaps = [Row("perplexity_gap", n, v / base - 1, 1) for n, v in values.items() if base]
         return report.add(*gaps)
 
     def summary(self, report: Report) -> Sequence[tuple[str, str]]:
-        rows = report.select("perplexity_gap").rows
         return [
-            (f"held-out perplexity of {r.model} against the first", f"{r.value:+.1%}")
-            for r in rows[:1]
+            (f"held-out perplexity of {row.model} against the first", f"{row.value:+.1%}")
+            for row in report.select("perplexity_gap").rows[:1]
         ]
 
     def _measure(self, model: EvalModel, teacher: EvalModel | None) -> Report:
@@ -114,51 +100,40 @@ def held_out(
       Rows "cross_entropy" (nats), "perplexity" (its exp), "top1" (share of tokens that were the likeliest) and, with a
       teacher, "kl": KL(teacher || model) in nats over all real tokens. The count is that of predicted tokens.
     """
-    sums: dict[str, np.ndarray] = {}
-    length = count = 0
+    models = [model] if teacher is None else [model, teacher]
+    decoders, params = tuple(m.decoder for m in models), tuple(m.params for m in models)
+    means, length, count = [], 0, 0
     for batch in batches:
         length = batch.tokens.shape[1]
         count += int(np.count_nonzero(np.asarray(batch.loss_weight)))
-        means = _held_out(
-            model.decoder,
-            model.params,
-            None if teacher is None else teacher.decoder,
-            None if teacher is None else teacher.params,
-            batch,
-        )
-        for name, mean in means.items():
-            pair = np.asarray([mean.total, mean.weight], np.float64)
-            sums[name] = sums[name] + pair if name in sums else pair
+        means.append(_held_out(decoders, params, batch))
     if not count:
         raise ValueError(f"no token to predict in the held-out text of {model.name}; give more")
-    values = {name: float(total / weight) for name, (total, weight) in sums.items()}
+    sums = jax.tree.map(lambda *parts: sum(map(float, parts)), *means)
+    values = {name: mean.total / mean.weight for name, mean in sums.items()}
     values["perplexity"] = exp(values["cross_entropy"])
-    return Report(
-        tuple(Row(name, model.name, value, count, length) for name, value in values.items())
-    )
+    return Report(tuple(Row(name, model.name, v, count, length) for name, v in values.items()))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@functools.partial(jax.jit, static_argnums=0)
 def _held_out(
-    decoder: Model,
-    params: Params,
-    teacher: Model | None,
-    teacher_params: Params | None,
-    batch: Batch,
+    decoders: tuple[Model, ...], params: tuple[Params, ...], batch: Batch
 ) -> dict[str, Mean]:
+    """Sums over a batch for the first model, and its distance from the second one, if there is one."""
     tokens = constrain(batch.tokens, (axes.BATCH, axes.TIME))
     placed = (tokens, batch.positions, batch.segment_ids)
-    hidden = decoder.apply({"params": params}, *placed).hidden
-    head = output_head(params, decoder.config)
-    hit = (top_tokens(decoder, params, hidden[:, :-1]) == tokens[:, 1:]).astype(jnp.float32)
-    weights = batch.loss_weight[:, 1:]
+    pairs = list(zip(decoders, params, strict=True))
+    hidden, *targets = (decoder.apply({"params": own}, *placed).hidden for decoder, own in pairs)
+    head, *target_heads = (output_head(own, decoder.config) for decoder, own in pairs)
+    # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
+    labels = jnp.roll(tokens, -1, axis=1)
+    weights = jnp.pad(batch.loss_weight[:, 1:], ((0, 0), (0, 1)))
+    _, hits = token_scores(decoders[0], params[0], hidden, labels, weights > 0)
     means = {
         "cross_entropy": next_token(hidden, head, tokens, batch.loss_weight),
-        "top1": Mean(jnp.sum(hit * weights), jnp.sum(weights)),
+        "top1": Mean(jnp.sum(hits * weights), jnp.sum(weights)),
     }
-    if teacher is not None and teacher_params is not None:
-        target = teacher.apply({"params": teacher_params}, *placed).hidden
-        target_head = output_head(teacher_params, teacher.config)
+    for target, target_head in zip(targets, target_heads, strict=True):
         real = real_tokens(batch.segment_ids)
         means["kl"] = distillation(hidden, head, target, target_head, real, temperature=1.0)
     return jax.tree.map(lambda x: constrain(x, ()), means)

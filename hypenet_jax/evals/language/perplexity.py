@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,35 +16,6 @@ from hypenet_jax.evals.language.predictions import final_losses
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, failure
-from hypenet_jax.generation.batching import TOKENS_PER_BATCH
-
-NUM_TARGETS = 64
-
-
-PRESENTATIONS = (
-    Presentation(
-        metric="perplexity",
-        title="Using a longer context",
-        note="Perplexity of the same final tokens of held-out text, with more or less context before them. Lower is "
-        "better; the targets are the same at every length and for every model. Whiskers are 95\u00a0% intervals over "
-        "windows of text.",
-        label="perplexity",
-    ),
-    Presentation(
-        metric="perplexity_by_position",
-        title="Along the context",
-        note="Perplexity of the tokens whose position lies below the number and at or above half of it, in windows of "
-        "one length: how much the model makes of the context so far. Whiskers are 95\u00a0% intervals over windows.",
-        label="perplexity",
-    ),
-    Presentation(
-        metric="perplexity_sliding",
-        title="Sliding over the text",
-        note="Perplexity of every token but the first ones, in windows of one length that move on by the stride: each "
-        "token is predicted once, from at least the length less the stride.",
-        kind="table",
-    ),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,13 +36,35 @@ class PerplexityEvaluator(Evaluator):
     sliding_length: int | None = None
     stride: int = 512
 
+    shown: ClassVar = (
+        Presentation(
+            metric="perplexity",
+            title="Using a longer context",
+            note="Perplexity of the same final tokens of held-out text, with more or less context before them. "
+            "Lower is better; the targets are the same at every length and for every model. Whiskers are "
+            "95\u00a0% intervals over windows of text.",
+            label="perplexity",
+        ),
+        Presentation(
+            metric="perplexity_by_position",
+            title="Along the context",
+            note="Perplexity of the tokens whose position lies below the number and at or above half of it, in "
+            "windows of one length: how much the model makes of the context so far. Whiskers are 95\u00a0% intervals "
+            "over windows.",
+            label="perplexity",
+        ),
+        Presentation(
+            metric="perplexity_sliding",
+            title="Sliding over the text",
+            note="Perplexity of every token but the first ones, in windows of one length that move on by the "
+            "stride: each token is predicted once, from at least the length less the stride.",
+            kind="table",
+        ),
+    )
+
     def __post_init__(self) -> None:
         numbers = ("windows", "targets", "position_length", "sliding_length", "stride")
         check_positive(self, "lengths", *numbers)
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS
 
     @property
     def active(self) -> bool:
@@ -87,97 +82,65 @@ class PerplexityEvaluator(Evaluator):
             )
 
     def run(self, model: EvalModel, session: Session) -> Report:
-        windows, targets, text = self.windows, self.targets, model.text
-        spare = len(text) - (windows - 1) * targets
         # Targets are the same for all lengths that the text can fill; each of the others fails by itself.
-        groups = [tuple(length for length in self.lengths if length <= spare)]
-        groups += [(length,) for length in self.lengths if length > spare]
+        spare = len(model.text) - (self.windows - 1) * self.targets
+        fitting = tuple(length for length in self.lengths if length <= spare)
+        longer = ((length,) for length in self.lengths if length > spare)
         report = Report()
-        for lengths in filter(None, groups):
-            measure = functools.partial(
-                perplexity_by_length, model, text, lengths, num_windows=windows, num_targets=targets
-            )
+        for lengths in filter(None, (fitting, *longer)):
+            counts = {"num_windows": self.windows, "num_targets": self.targets}
+            measure = functools.partial(perplexity_by_length, model, lengths, **counts)
             report += session.keep("perplexity", measure, max(lengths))
         if (length := self.position_length) is not None:
-            measure = functools.partial(
-                perplexity_by_position, model, text, length, num_windows=windows
-            )
+            measure = functools.partial(perplexity_by_position, model, length, self.windows)
             report += session.keep("perplexity_by_position", measure, length)
         if (length := self.sliding_length) is not None:
-            measure = functools.partial(perplexity_of_text, model, text, length, stride=self.stride)
+            measure = functools.partial(perplexity_of_text, model, length, self.stride)
             report += session.keep("perplexity_sliding", measure, length)
         return report
 
 
 def perplexity_by_length(
-    model: EvalModel,
-    text: Int[np.ndarray, " n"],
-    lengths: Sequence[int],
-    *,
-    num_windows: int,
-    num_targets: int = NUM_TARGETS,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
+    model: EvalModel, lengths: Sequence[int], *, num_windows: int, num_targets: int = 64
 ) -> Report:
     """exp of the mean cross entropy of the same `num_targets` final tokens of each window, at every context length.
 
     At length T a target has T - num_targets tokens before the first target as context, so numbers compare along a row:
-    only the context changes, never what is predicted.
+    only the context changes, never what is predicted. The windows end at places spread evenly over the model's text.
 
     Args:
-      text: held-out tokens; the windows end at places spread evenly over it.
       lengths: tokens per window, targets included.
     Returns:
       Rows "perplexity"; count is the number of targets; the interval of 95 % is that of a mean over windows.
     Raises:
       ValueError: the text is too short for the windows, or a length has no room for a context.
     """
-    ends = window_ends(len(text), lengths, num_windows, num_targets)
-    rows = []
+    ends, rows = window_ends(len(model.text), lengths, num_windows, num_targets), []
     for length in lengths:
-        windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
-        losses = final_losses(model, windows, num_targets, tokens_per_batch)
+        losses = final_losses(model, _windows(model.text, ends, length), num_targets)
         rows += _perplexity("perplexity", model, losses, length)
     return Report(tuple(rows))
 
 
-def perplexity_by_position(
-    model: EvalModel,
-    text: Int[np.ndarray, " n"],
-    length: int,
-    *,
-    num_windows: int,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Report:
+def perplexity_by_position(model: EvalModel, length: int, num_windows: int) -> Report:
     """exp of the mean cross entropy of the tokens at positions 1, 2 .. 3, 4 .. 7, ..., each of windows of `length`.
 
-    Args:
-      text: held-out tokens; the windows begin at places spread evenly over it.
     Returns:
       Rows "perplexity_by_position", whose length is that of the context: the end of the positions.
     Raises:
       ValueError: the text is shorter than a window.
     """
-    ends = window_ends(len(text), [length], num_windows, 1)
-    windows = np.stack([text[end - length : end] for end in ends]).astype(np.int32)
-    losses = final_losses(model, windows, length - 1, tokens_per_batch)
-    rows, start = [], 1
-    while start < length:
-        stop = min(2 * start, length)
+    ends, rows = window_ends(len(model.text), [length], num_windows, 1), []
+    losses = final_losses(model, _windows(model.text, ends, length), length - 1)
+    edges = [2**i for i in range((length - 1).bit_length())]
+    for start, stop in itertools.pairwise([*edges, length]):
         part = losses[:, start - 1 : stop - 1]
         rows += _perplexity("perplexity_by_position", model, part, stop)
-        start = stop
     return Report(tuple(rows))
 
 
-def perplexity_of_text(
-    model: EvalModel,
-    text: Int[np.ndarray, " n"],
-    length: int,
-    *,
-    stride: int,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Report:
-    """exp of the mean cross entropy of every token of a text but the first ones, each counted once.
+def perplexity_of_text(model: EvalModel, length: int, stride: int) -> Report:
+    """exp of the mean cross entropy of every token of the model's text but the first ones, each counted once.
 
     Windows of `length` tokens move on by `stride`, and the last `stride` of each count: every token has a context of
     length - stride to length - 1 tokens (the usual sliding window); stride = length - 1 cuts the text into wholes.
@@ -192,13 +155,22 @@ def perplexity_of_text(
         raise ValueError(
             f"stride {stride} leaves no context in windows of {length} tokens; use 1 to {length - 1}"
         )
-    if len(text) < length:
-        raise ValueError(f"{len(text)} tokens of text do not fill a window of {length}; give more")
+    if len(model.text) < length:
+        raise ValueError(
+            f"{len(model.text)} tokens of text do not fill a window of {length}; give more"
+        )
     # A view: windows overlap, and copies of all of them would be many times the text.
-    windows = np.lib.stride_tricks.sliding_window_view(text.astype(np.int32), length)[::stride]
-    losses = final_losses(model, windows, stride, tokens_per_batch)
+    text = model.text.astype(np.int32)
+    windows = np.lib.stride_tricks.sliding_window_view(text, length)[::stride]
+    losses = final_losses(model, windows, stride)
     rows = _perplexity("perplexity_sliding", model, losses, length)
     return Report(tuple(dataclasses.replace(row, label=f"stride {stride}") for row in rows))
+
+
+def _windows(
+    text: Int[np.ndarray, " n"], ends: Int[np.ndarray, " W"], length: int
+) -> Int[np.ndarray, "W T"]:
+    return np.stack([text[end - length : end] for end in ends]).astype(np.int32)
 
 
 def _perplexity(

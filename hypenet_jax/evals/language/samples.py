@@ -1,18 +1,16 @@
 """What models write after given prompts, to be read by a person."""
 
 import dataclasses
+from typing import ClassVar
 
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, failure
+from hypenet_jax.generation.completions import complete_all
 from hypenet_jax.generation.generate import GenerationConfig
 from hypenet_jax.generation.text_generator import Completion, TextGenerator
 from hypenet_jax.model.decoder import Decoder
-
-PRESENTATIONS = (
-    Presentation(metric="sample", title="What the models write", unit="count", kind="texts"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,16 +25,16 @@ class SamplesEvaluator(Evaluator):
     prompts: tuple[str, ...] = ()
     tokens: int = 32
 
+    shown: ClassVar = (
+        Presentation(metric="sample", title="What the models write", unit="count", kind="texts"),
+    )
+
     def __post_init__(self) -> None:
         check_positive(self, "tokens")
 
     @property
     def active(self) -> bool:
         return bool(self.prompts)
-
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return PRESENTATIONS
 
     def run(self, model: EvalModel, session: Session) -> Report:
         """Rows "sample": the task is the prompt, the label its continuation, the value how many tokens that has."""
@@ -49,8 +47,8 @@ class SamplesEvaluator(Evaluator):
         generator = TextGenerator(
             decoder=model.decoder, params=model.params, tokenizer=model.tokenizer, config=config
         )
-        done = {i: one for batch in generator.complete(self.prompts) for i, one in batch.items()}
-        return Report(tuple(_row(model.name, done[i]) for i in sorted(done)))
+        done = complete_all(generator, self.prompts)
+        return Report(tuple(_row(model.name, one) for one in done))
 
 
 def _row(model: str, done: Completion) -> Row:

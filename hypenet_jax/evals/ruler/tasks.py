@@ -7,156 +7,117 @@ Its tasks about given documents (QA) need data sets and are left to the harness.
 Source of the tasks and of their numbers: arXiv 2404.06654.
 """
 
-import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from hypenet_jax.evals.ruler.text import (
-    Haystacks,
-    Piece,
-    Question,
-    distinct,
-    identifier,
-    number,
-    variable,
-    word,
-)
-from hypenet_jax.evals.ruler.words import CommonWords, FrequentWords
+from hypenet_jax.evals.ruler.text import DRAW, Haystacks, Kind, Question, distinct
+from hypenet_jax.evals.ruler.words import common_words, frequent_words
 
-Kind = Literal["word", "number", "uuid"]
-DRAW: Mapping[Kind, Callable[[np.random.Generator], str]] = {
-    "word": word,
-    "number": number,
-    "uuid": identifier,
-}
+# Variables of a chain, which all have the value of the first.
+CHAIN = 5
 
 
-class Task(Protocol):
-    """A kind of question; `budget` tokens may be written to answer it."""
+class Task(NamedTuple):
+    """A kind of question, made of at most so many tokens at a depth; `budget` tokens may be written to answer it."""
 
-    @property
-    def budget(self) -> int: ...
-
-    def question(
-        self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
-    ) -> Question:
-        """A question of at most `length` tokens."""
-        ...
+    budget: int
+    question: Callable[[Haystacks, int, float, np.random.Generator], Question]
 
 
-@dataclasses.dataclass(frozen=True)
-class Needles:
+def needles(
+    haystacks: Haystacks,
+    length: int,
+    depth: float,
+    rng: np.random.Generator,
+    *,
+    haystack: Literal["noise", "text", "needles"],
+    keys: Kind = "word",
+    values: Kind = "number",
+    num_keys: int = 1,
+    num_values: int = 1,
+    num_queries: int = 1,
+) -> Question:
     """Sentences that state a value of a key, hidden in a haystack; the question is for all values of some keys.
 
-    Attributes:
+    Args:
       haystack: the same line again and again, the user's text, or other needles.
       keys, values: what they look like.
       num_keys, num_values, num_queries: keys hidden, values of each, keys in the question.
     """
 
-    haystack: Literal["noise", "text", "needles"]
-    keys: Kind = "word"
-    values: Kind = "number"
-    num_keys: int = 1
-    num_values: int = 1
-    num_queries: int = 1
-    budget: int = 128
+    def state(key: str, value: str) -> str:
+        return f"One of the secret {values}s of {key} is: {value}.\n"
 
-    def question(
-        self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
-    ) -> Question:
-        keys = distinct(DRAW[self.keys], self.num_keys, rng)
-        values = distinct(DRAW[self.values], self.num_keys * self.num_values, rng)
-        owners = [key for key in keys for _ in range(self.num_values)]
-        stated = [self._state(key, value) for key, value in zip(owners, values, strict=True)]
-        depths = [depth, *rng.random(len(stated) - 1)]
-        queried = keys[: self.num_queries]
-        head, tail = self._frame(queried)
-        planted = list(zip(depths, stated, strict=True))
-        tokens = haystacks.assemble(head, self._hay(haystacks, rng), planted, tail, length)
-        answers = tuple(values[: len(queried) * self.num_values])
-        return Question(tokens, answers, depth if len(answers) == 1 else None)
-
-    def _state(self, key: str, value: str) -> str:
-        return f"One of the secret {self.values}s of {key} is: {value}.\n"
-
-    def _frame(self, keys: Sequence[str]) -> tuple[str, str]:
-        """What stands before and after the haystack."""
-        many = self.num_values * len(keys) > 1
-        which = f"secret {self.values}{'s' if many else ''} of {', '.join(keys)}"
-        verb = "are" if many else "is"
-        head = (
-            f"Secret {self.values}s are hidden in the following text. Keep them in mind: afterwards you will be asked "
-            "for some.\n"
-        )
-        tail = f"\nWhat {verb} the {which} in the text above? The {which} in the text above {verb}"
-        return head, tail
-
-    def _hay(self, haystacks: Haystacks, rng: np.random.Generator) -> Iterator[Piece]:
-        if self.haystack == "noise":
-            return haystacks.noise()
-        return haystacks.text(rng) if self.haystack == "text" else self._others(haystacks, rng)
-
-    def _others(self, haystacks: Haystacks, rng: np.random.Generator) -> Iterator[Piece]:
-        while True:
-            key, value = DRAW[self.keys](rng), DRAW[self.values](rng)
-            yield haystacks.tokenizer.encode(self._state(key, value))
+    hidden = distinct(keys, num_keys, rng)
+    known = distinct(values, num_keys * num_values, rng)
+    owners = [key for key in hidden for _ in range(num_values)]
+    depths = [depth, *rng.random(len(known) - 1)]
+    planted = list(zip(depths, map(state, owners, known), strict=True))
+    answers = tuple(known[: num_queries * num_values])
+    plural, verb = ("s", "are") if len(answers) > 1 else ("", "is")
+    which = f"secret {values}{plural} of {', '.join(hidden[:num_queries])}"
+    head = (
+        f"Secret {values}s are hidden in the following text. Keep them in mind: afterwards you will be asked "
+        "for some.\n"
+    )
+    tail = f"\nWhat {verb} the {which} in the text above? The {which} in the text above {verb}"
+    if haystack == "needles":
+        others = (state(DRAW[keys](rng), DRAW[values](rng)) for _ in itertools.count())
+        hay = map(haystacks.tokenizer.encode, others)
+    else:
+        hay = haystacks.noise() if haystack == "noise" else haystacks.text(rng)
+    tokens = haystacks.assemble(head, hay, planted, tail, length)
+    return Question(tokens, answers, depth if len(answers) == 1 else None)
 
 
-@dataclasses.dataclass(frozen=True)
-class VariableTracking:
+def variable_tracking(
+    haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
+) -> Question:
     """A value assigned from variable to variable; the answer is all that have it. A solved example goes before."""
+    names = distinct("variable", 2 * CHAIN, rng)
+    example, chain = names[:CHAIN], names[CHAIN:]
+    shown, value = (str(rng.integers(10_000, 100_000)) for _ in range(2))
+    depths = np.sort(rng.random(CHAIN)).tolist()
+    task = "Follow the assignments of variables in the text below.\n"
+    solved = f"{task}{''.join(_assigned(example, shown))}{_who_has(shown)} {' '.join(example)}"
+    planted = list(zip(depths, _assigned(chain, value), strict=True))
+    head, tail = f"{solved}\n\n{task}", _who_has(value)
+    tokens = haystacks.assemble(head, haystacks.noise(), planted, tail, length)
+    return Question(tokens, tuple(chain))
 
-    hops: int = 4
-    budget: int = 30
 
-    def question(
-        self, haystacks: Haystacks, length: int, depth: float, rng: np.random.Generator
-    ) -> Question:
-        names = distinct(variable, 2 * (self.hops + 1), rng)
-        example, chain = names[: self.hops + 1], names[self.hops + 1 :]
-        solved = self._solved(example, str(rng.integers(10_000, 100_000)))
-        value = str(rng.integers(10_000, 100_000))
-        depths = np.sort(rng.random(len(chain)))
-        planted = list(zip(depths.tolist(), self._lines(chain, value), strict=True))
-        head = f"{solved}\n\nFollow the assignments of variables in the text below.\n"
-        tail = self._question(value)
-        tokens = haystacks.assemble(head, haystacks.noise(), planted, tail, length)
-        return Question(tokens, tuple(chain))
+def _assigned(names: Sequence[str], value: str) -> list[str]:
+    steps = [f"VAR {name} = VAR {before}\n" for before, name in itertools.pairwise(names)]
+    return [f"VAR {names[0]} = {value}\n", *steps]
 
-    def _solved(self, names: Sequence[str], value: str) -> str:
-        lines = "".join(self._lines(names, value))
-        return (
-            f"Follow the assignments of variables in the text below.\n{lines}{self._question(value)} "
-            f"{' '.join(names)}"
-        )
 
-    def _lines(self, names: Sequence[str], value: str) -> list[str]:
-        steps = [f"VAR {name} = VAR {before}\n" for before, name in itertools.pairwise(names)]
-        return [f"VAR {names[0]} = {value}\n", *steps]
+def _who_has(value: str) -> str:
+    return (
+        f"\nWhich variables have the value {value} in the text above? "
+        f"By the assignments above, these {CHAIN} variables have the value {value}:"
+    )
 
-    def _question(self, value: str) -> str:
-        return (
-            f"\nWhich variables have the value {value} in the text above? "
-            f"By the assignments above, these {self.hops + 1} variables have the value {value}:"
-        )
+
+def _needles(haystack: Literal["noise", "text", "needles"], **options: Any) -> Task:
+    return Task(128, functools.partial(needles, haystack=haystack, **options))
 
 
 TASKS: Mapping[str, Task] = {
-    "niah_single_1": Needles("noise"),
-    "niah_single_2": Needles("text"),
-    "niah_single_3": Needles("text", values="uuid"),
-    "niah_multikey_1": Needles("text", num_keys=4),
-    "niah_multikey_2": Needles("needles"),
-    "niah_multikey_3": Needles("needles", keys="uuid", values="uuid"),
-    "niah_multivalue": Needles("text", num_values=4),
-    "niah_multiquery": Needles("text", num_keys=4, num_queries=4),
-    "vt": VariableTracking(),
-    "cwe": CommonWords(),
-    "fwe": FrequentWords(),
+    "niah_single_1": _needles("noise"),
+    "niah_single_2": _needles("text"),
+    "niah_single_3": _needles("text", values="uuid"),
+    "niah_multikey_1": _needles("text", num_keys=4),
+    "niah_multikey_2": _needles("needles"),
+    "niah_multikey_3": _needles("needles", keys="uuid", values="uuid"),
+    "niah_multivalue": _needles("text", num_values=4),
+    "niah_multiquery": _needles("text", num_keys=4, num_queries=4),
+    "vt": Task(30, variable_tracking),
+    "cwe": Task(120, common_words),
+    "fwe": Task(50, frequent_words),
 }
 
 
@@ -166,17 +127,13 @@ def questions(
     """`count` questions whose tokens and budget are at most `length`; question i asks at depth (i + 1/2) / count.
 
     Raises:
-      ValueError: an unknown task, or a length without room for it.
+      ValueError: a length without room for them.
     """
-    if task not in TASKS:
-        raise ValueError(f"no task {task!r}; there are {', '.join(TASKS)}")
+    budget, question = TASKS[task]
     name = int.from_bytes(task.encode(), "big")
-    room = length - TASKS[task].budget
+    draws = (np.random.default_rng((seed, name, length, i)) for i in range(count))
     return [
-        TASKS[task].question(
-            haystacks, room, (i + 0.5) / count, np.random.default_rng((seed, name, length, i))
-        )
-        for i in range(count)
+        question(haystacks, length - budget, (i + 0.5) / count, rng) for i, rng in enumerate(draws)
     ]
 
 

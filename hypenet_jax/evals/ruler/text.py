@@ -5,10 +5,13 @@ tokens cost what their text costs once.
 """
 
 import dataclasses
+import functools
 import itertools
 import re
+import string
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -18,8 +21,7 @@ from hypenet_jax.data.tokenizer import Tokenizer
 NOISE = (
     "The river is wide. The hill is steep. The road is long. Off we go. Around and home again.\n"
 )
-SYLLABLES = tuple(a + b for a, b in itertools.product("bdfghklmnprstvz", "aeiou"))
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+SYLLABLES = [a + b for a, b in itertools.product("bdfghklmnprstvz", "aeiou")]
 
 Piece = Int[np.ndarray, " _"]
 
@@ -111,43 +113,30 @@ def sentences_of(text: str) -> list[str]:
     return [part for part in re.split(r"(?<=[.!?]\s)|(?<=\n)", text) if part]
 
 
-def number(rng: np.random.Generator) -> str:
-    """Seven digits."""
-    return str(rng.integers(10**6, 10**7))
+def _spelled(alphabet: str | list[str], count: int, rng: np.random.Generator) -> str:
+    return "".join([alphabet[i] for i in rng.choice(len(alphabet), count)])
 
 
-def word(rng: np.random.Generator) -> str:
+def _word(rng: np.random.Generator) -> str:
     """A word of no language, of two parts; there are 2 * 10^9 of them."""
-    parts = rng.choice(len(SYLLABLES), 5)
-    spelled = [SYLLABLES[i] for i in parts]
-    return "".join(spelled[:3]) + "-" + "".join(spelled[3:])
+    spelled = _spelled(SYLLABLES, 5, rng)
+    return f"{spelled[:6]}-{spelled[6:]}"
 
 
-def short_word(rng: np.random.Generator) -> str:
-    """A word of no language, of three syllables."""
-    return "".join(SYLLABLES[i] for i in rng.choice(len(SYLLABLES), 3))
+Kind = Literal["word", "number", "uuid", "short word", "coded word", "variable"]
+DRAW: Mapping[Kind, Callable[[np.random.Generator], str]] = {
+    "word": _word,
+    "number": lambda rng: str(rng.integers(10**6, 10**7)),
+    "uuid": lambda rng: str(uuid.UUID(bytes=rng.bytes(16), version=4)),
+    "short word": functools.partial(_spelled, SYLLABLES, 3),
+    "coded word": functools.partial(_spelled, string.ascii_lowercase, 6),
+    "variable": functools.partial(_spelled, string.ascii_uppercase, 5),
+}
 
 
-def coded_word(rng: np.random.Generator) -> str:
-    """Six letters."""
-    return "".join(LETTERS[i] for i in rng.choice(len(LETTERS), 6)).lower()
-
-
-def variable(rng: np.random.Generator) -> str:
-    """Five capitals."""
-    return "".join(LETTERS[i] for i in rng.choice(len(LETTERS), 5))
-
-
-def identifier(rng: np.random.Generator) -> str:
-    """A UUID of version 4."""
-    return str(uuid.UUID(bytes=rng.bytes(16), version=4))
-
-
-def distinct(
-    draw: Callable[[np.random.Generator], str], count: int, rng: np.random.Generator
-) -> list[str]:
+def distinct(kind: Kind, count: int, rng: np.random.Generator) -> list[str]:
     """So many different draws."""
     drawn: dict[str, None] = {}
     while len(drawn) < count:
-        drawn[draw(rng)] = None
+        drawn[DRAW[kind](rng)] = None
     return list(drawn)
