@@ -11,11 +11,14 @@ import pytest
 from tiny_chain import evaluation
 
 from hypenet_jax.convert import convert
+from hypenet_jax.convert.inputs import open_inputs
 from hypenet_jax.convert.provenance import TEXT, provenance_of, teacher_fingerprint
 from hypenet_jax.data import prepare
+from hypenet_jax.evals import EvalModel
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.stage_output import load_params, save_params
+from hypenet_jax.weights import load_hf
 
 pytestmark = pytest.mark.brief
 
@@ -29,8 +32,8 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
         convert(copy, only="select", stop=lambda layer: True)
     module, scored = sys.modules["hypenet_jax.convert.selection"], []
-    real = module._report
-    monkeypatch.setattr(module, "_report", lambda *args: scored.append(args) or real(*args))
+    real = module._score
+    monkeypatch.setattr(module, "_score", lambda *args: scored.append(args) or real(*args))
     with caplog.at_level(logging.INFO, "hypenet_jax"):
         convert(copy, only="select")
     assert len(scored) == 1
@@ -53,6 +56,25 @@ def test_scores_of_another_sweep_are_refused(copy):
         CheckpointError, match=r"scores\.json: other settings.*method\.rows: 16 sav"
     ):
         convert(dataclasses.replace(copy, stages=runs), only="select")
+
+
+def test_text_without_a_catalogue_is_scored_by_codes_stated_in_words(copy, tmp_path):
+    run = copy.stage("select")
+    corpus = dataclasses.replace(
+        run.data.corpus, folder=str(tmp_path / "longer"), block_length=256, heldout_fraction=0.5
+    )
+    data = dataclasses.replace(
+        run.data, corpus=corpus, context_length=256, first_token=0, needles=None
+    )
+    inputs = dataclasses.replace(
+        open_inputs(run),
+        config=dataclasses.replace(run, data=data),
+        prepared=prepare.prepare(corpus),
+    )
+    model = EvalModel("teacher", *load_hf(run.teacher_folder))
+    retrieved, likelihood = sys.modules["hypenet_jax.convert.selection"]._score(inputs, model, 4)
+    assert 0.0 <= retrieved < 0.5  # it never saw a code
+    assert -10.0 < likelihood < 0.0
 
 
 def test_an_evaluation_that_is_asked_to_stop_says_that_the_same_command_goes_on(copy):
