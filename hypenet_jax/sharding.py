@@ -97,14 +97,13 @@ def sharding_of(
     used: dict[str, int] = {}
     for dimension, (size, wanted) in enumerate(zip(shape, spec, strict=True)):
         for axis in wanted:
-            if axis in used:
-                first = used[axis]
+            first = used.setdefault(axis, dimension)
+            if first != dimension:
                 raise ShardingError(
                     f"{path}: dimensions {first} ({names[first]!r}) and {dimension} "
                     f"({names[dimension]!r}) both ask for mesh axis {axis!r}; "
                     "give one of them a name that maps elsewhere"
                 )
-            used[axis] = dimension
         parts = math.prod(mesh.shape[axis] for axis in wanted)
         if size % parts:
             what = f"{path}: dimension {dimension}"
@@ -117,13 +116,12 @@ def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
 
     The leaves of `logical_axes` are tuples of names or PartitionSpecs of names (what Linen's metadata gives).
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
-    names = tree.flatten_up_to(logical_axes)
-    placed = [
-        sharding_of(name, leaf.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="/"))
-        for (path, leaf), name in zip(leaves, names, strict=True)
-    ]
-    return jax.tree.unflatten(tree, placed)
+
+    def sharding(path: Any, leaf: Any, names: LogicalAxes) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return sharding_of(names, leaf.shape, mesh, name)
+
+    return jax.tree_util.tree_map_with_path(sharding, shapes, logical_axes)
 
 
 def replicated(mesh: Any) -> NamedSharding:

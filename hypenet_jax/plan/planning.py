@@ -9,7 +9,6 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.plan.changes import Change, PlannedConfig, changes
 from hypenet_jax.plan.compiled import CompiledProgram, DoesNotFit, compile_program
-from hypenet_jax.plan.hlo import Collective
 from hypenet_jax.plan.programs import PlannedProgram, serving_program, training_program
 from hypenet_jax.plan.topology import Topology
 from hypenet_jax.sharding import ShardingError, make_mesh
@@ -96,11 +95,7 @@ def roofline(flops: Flops, compiled: CompiledProgram, chip: Chip, nodes: Sequenc
     for collective in compiled.collectives:
         sent = collective.sent * collective.times
         moved += 2 * sent
-        links += sent / (chip.links if _within_node(collective, nodes) else chip.network)
+        within = all(len({nodes[device] for device in group}) == 1 for group in collective.groups)
+        links += sent / (chip.links if within else chip.network)
     compute = (flops.model + flops.recomputed) / len(nodes) / chip.flops
     return Roofline(compute, moved / chip.bandwidth, links)
-
-
-def _within_node(collective: Collective, nodes: Sequence[int]) -> bool:
-    """Whether every group of a collective lies in one node."""
-    return all(len({nodes[device] for device in group}) == 1 for group in collective.groups)

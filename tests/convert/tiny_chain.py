@@ -23,23 +23,16 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import Method
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import Initialization
-from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.sharding import MeshConfig
+from hypenet_jax.testing import tiny_teacher
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
 
 VOCABULARY, LENGTH, LONG, ROWS = 280, 16, 32, 8
 CATALOGUE = Catalogue(first_id=VOCABULARY, classes=4, entries=4)
 NEEDLES = NeedleRows(CATALOGUE, 0.5, min_needles=1, max_needles=2, queries=2)
-TEACHER = ModelConfig(
-    vocab_size=VOCABULARY + CATALOGUE.num_ids,
-    d_model=32,
-    d_mlp=48,
-    mixers=(SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4),) * 2,
-    tie_embeddings=True,
-)
+TEACHER = tiny_teacher(VOCABULARY + CATALOGUE.num_ids)
 
 
 def write_text(folder: pathlib.Path) -> pathlib.Path:
@@ -125,7 +118,6 @@ def evaluation(run_dir: pathlib.Path) -> EvaluationConfig:
         needles=2,
         sequences=8,
         long_sequences=8,
-        long_length=32,
     )
     return EvaluationConfig(
         models=(

@@ -13,9 +13,10 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
 from hypenet_jax.halo.transfer import aligned_spec, transfer_mixers
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Decoder, Output, Tap, init_params
+from hypenet_jax.model.decoder import Decoder, Output, Tap
 from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.model.stacking import stack_layers, unstack_layers
+from hypenet_jax.testing import random_params
 
 CONFIG = ModelConfig(30, 16, 24, (SoftmaxSpec(4, 2, 8, rope_theta=1e4),) * 2, True)
 
@@ -50,15 +51,8 @@ def _read(decoder: Decoder, params: Params, batch: Batch) -> Output:
 
 def _random(config: ModelConfig, seed: int) -> Model:
     """All weights random, norms included."""
-    decoder, rng = Decoder(config, jnp.float32), np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
-
-    def leaf(path, shape):
-        drawn = rng.normal(size=shape.shape).astype(np.float32)
-        name = path[-1].key
-        return 1 + 0.1 * drawn if name == "scale" else drawn * {"kernel": 0.3, "embedding": 1}[name]
-
-    return Model(decoder, jax.tree.map(jnp.asarray, jax.tree_util.tree_map_with_path(leaf, shapes)))
+    params = stack_layers(random_params(config, seed), config)
+    return Model(Decoder(config, jnp.float32), params)
 
 
 @pytest.fixture(scope="session")
