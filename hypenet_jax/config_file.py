@@ -107,7 +107,7 @@ class _CommandLine:
         parsed, _ = self._parse("", words, file, return_unknown_args=True)
         if parsed.path not in words:
             with contextlib.suppress(SystemExit):
-                self._parse("", ["--help"], file)
+                self._parse("", ["--help"])
             raise SystemExit(0 if wants_help else 2)
         return parsed.path
 
