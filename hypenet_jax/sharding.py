@@ -19,19 +19,13 @@ from hypenet_jax import axes
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
-AXIS_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
-    (axes.BATCH, ("data", "fsdp")),
-    (axes.TIME, "sequence"),
-    (axes.HIDDEN, None),
-    (axes.EMBED, "fsdp"),
-    (axes.HEADS, "tensor"),
-    (axes.KV_HEADS, "tensor"),
-    (axes.MLP, "tensor"),
-    (axes.VOCAB, "tensor"),
-    (axes.HEAD_DIM, None),
-    (axes.LAYERS, None),
-    (axes.NORM, None),
-)
+AXIS_RULES: dict[str, tuple[str, ...]] = {
+    axes.BATCH: ("data", "fsdp"),
+    axes.TIME: ("sequence",),
+    axes.EMBED: ("fsdp",),
+    **dict.fromkeys((axes.HEADS, axes.KV_HEADS, axes.MLP, axes.VOCAB), ("tensor",)),
+    **dict.fromkeys((axes.HIDDEN, axes.HEAD_DIM, axes.LAYERS, axes.NORM), ()),
+}
 
 LogicalAxes = Sequence[str | None] | PartitionSpec
 
@@ -196,12 +190,10 @@ def row_parts(mesh: Mesh) -> tuple[int, int]:
 def _mesh_axes(name: str | None, mesh: Any, path: str) -> tuple[str, ...]:
     if name is None:
         return ()
-    rules = dict(AXIS_RULES)
-    if name not in rules:
-        raise ShardingError(f"{path}: no rule for logical axis {name!r}; known: {', '.join(rules)}")
-    rule = rules[name]
-    wanted = (rule,) if isinstance(rule, str) else rule or ()
-    return tuple(axis for axis in wanted if axis in mesh.axis_names)
+    if name not in AXIS_RULES:
+        known = ", ".join(AXIS_RULES)
+        raise ShardingError(f"{path}: no rule for logical axis {name!r}; known: {known}")
+    return tuple(axis for axis in AXIS_RULES[name] if axis in mesh.axis_names)
 
 
 def _indivisible(

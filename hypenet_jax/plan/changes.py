@@ -35,52 +35,43 @@ def changes(config: PlannedConfig, topology: Topology) -> Iterator[Change]:
     First those that only cost time (remat, then more micro-batches, down to one row per device), then parameters
     sharded over devices that hold copies, then more devices.
     """
-    change: Change | None = Change(config, topology)
-    most = MAX_GROWTH * topology.count
-    while (change := _next(change)) is not None and change.topology.count <= most:
-        yield change
+    flags, most = {}, MAX_GROWTH * topology.count
+    while (step := _next(config, topology)) is not None:
+        larger, values = step
+        if larger.count > most:
+            return
+        if larger != topology:
+            flags, topology = {**flags, "--topology": larger.name}, larger
+        for name, value in values.items():
+            config = _replaced(config, name.split("."), value)
+        flags = {**flags, **{f"--{name}": str(value) for name, value in values.items()}}
+        yield Change(config, topology, flags)
 
 
-def _next(change: Change) -> Change | None:
-    config = change.config
+def _next(config: PlannedConfig, topology: Topology) -> tuple[Topology, dict[str, Any]] | None:
+    """The topology and the fields of the next change."""
+    larger = topology.larger()
+    times = larger.count // topology.count
     if isinstance(config, ServeConfig):
-        larger, times = _grown(change)
-        return _changed(larger, "mesh", tensor=times * config.mesh.tensor)
+        return larger, {"mesh.tensor": times * config.mesh.tensor}
     training = config.training
     assert training is not None
-    data, fsdp, _, _ = config.mesh.sizes(change.topology.count)
+    data, fsdp, _, _ = config.mesh.sizes(topology.count)
     accumulate, rows = training.loop.accumulate, config.data.sequences_per_step
     if training.remat == "none":
-        return _changed(change, "training", remat="full")
+        return topology, {"training.remat": "full"}
     if rows % (2 * accumulate * data * fsdp) == 0:
-        return _changed(change, "training.loop", accumulate=2 * accumulate)
+        return topology, {"training.loop.accumulate": 2 * accumulate}
     if data > 1:
-        return _changed(change, "mesh", data=1, fsdp=data * fsdp)
+        return topology, {"mesh.data": 1, "mesh.fsdp": data * fsdp}
     # Every device has one row per micro-batch: twice the devices take half the micro-batches.
-    larger, times = _grown(change)
     if accumulate % times:
         return None
-    larger = _changed(larger, "mesh", fsdp=times * fsdp)
-    return _changed(larger, "training.loop", accumulate=accumulate // times)
+    return larger, {"mesh.fsdp": times * fsdp, "training.loop.accumulate": accumulate // times}
 
 
-def _grown(change: Change) -> tuple[Change, int]:
-    """The change on the next larger topology, and the factor on the number of devices."""
-    larger = change.topology.larger()
-    flags = {**change.flags, "--topology": larger.name}
-    grown = dataclasses.replace(change, topology=larger, flags=flags)
-    return grown, larger.count // change.topology.count
-
-
-def _changed(change: Change, section: str, **values: Any) -> Change:
-    """The change with other values of a config section, named as on the command line."""
-    flags = {f"--{section}.{name}": str(value) for name, value in values.items()}
-    config = _replaced(change.config, section.split("."), values)
-    return dataclasses.replace(change, config=config, flags={**change.flags, **flags})
-
-
-def _replaced(config: Any, path: list[str], values: Mapping[str, Any]) -> Any:
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
     if not path:
-        return dataclasses.replace(config, **values)
-    inner = _replaced(getattr(config, path[0]), path[1:], values)
+        return value
+    inner = _replaced(getattr(config, path[0]), path[1:], value)
     return dataclasses.replace(config, **{path[0]: inner})

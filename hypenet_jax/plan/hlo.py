@@ -12,7 +12,6 @@ import re
 
 from hypenet_jax.plan.groups import groups_of
 
-ITEM_BITS = {"pred": 8, "bf16": 16}  # other dtypes name their bits: f32, s8, u64, f8e4m3
 KINDS = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
     *("collective-permute", "collective-broadcast"),
@@ -22,7 +21,8 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\((.*)$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+# Dtypes name their bits (bf16, s8, u64, f8e4m3), but pred, which has 8.
+_ARRAY = re.compile(r"[a-z]+(\d*)\w*\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +146,6 @@ def _collective(computation: str, line: str, times: int, devices: int) -> Collec
 
 def _bytes(shape: str) -> float:
     return sum(
-        math.prod(int(n) for n in sizes.split(",") if n) * _item_bits(kind) / 8
-        for kind, sizes in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", shape))
+        math.prod(int(n) for n in sizes.split(",") if n) * int(bits or 8) / 8
+        for bits, sizes in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", shape))
     )
-
-
-def _item_bits(kind: str) -> int:
-    bits = re.match(r"[a-z]+(\d+)", kind)
-    return ITEM_BITS.get(kind) or (int(bits[1]) if bits else 0)
