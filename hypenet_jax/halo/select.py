@@ -1,7 +1,6 @@
 """Which layers keep softmax attention: replace one at a time by its stage-1 mixer, score, rank.
 
-A sweep writes no model: all scores come from one compiled program over shared weights, in which the replaced layer is
-an argument. Source: arXiv 2601.22156, attention layer selection.
+Source: arXiv 2601.22156, attention layer selection.
 """
 
 import dataclasses
@@ -140,7 +139,8 @@ def swept_params(teacher: Params, mixers: Params, layer: int) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class SweptDecoder:
-    """The teacher with one layer's mixer replaced by its stage-1 mixer; which one is a parameter, so it compiles once.
+    """The teacher with one layer's mixer replaced by its stage-1 mixer; which one is a parameter, so it compiles once, and
+    a sweep writes no model.
 
     It stands in for a `Decoder` wherever one is only evaluated: `apply(variables, tokens, positions, segment_ids)`.
 

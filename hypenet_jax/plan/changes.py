@@ -22,7 +22,7 @@ class Change:
 
     config: PlannedConfig
     topology: Topology
-    flags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flags: Mapping[str, str]
 
     @property
     def words(self) -> list[str]:

@@ -45,9 +45,8 @@ class DoesNotFit(RuntimeError):
     """
 
     def __init__(self, need: float, limit: float) -> None:
-        super().__init__(
-            f"needs {need / GIB:.2f} GiB per device and may take {limit / GIB:.2f} GiB"
-        )
+        needs, may_take = f"{need / GIB:.2f} GiB per device", f"{limit / GIB:.2f} GiB"
+        super().__init__(f"needs {needs} and may take {may_take}")
         self.need, self.limit = need, limit
 
 
