@@ -139,10 +139,10 @@ def swept_params(teacher: Params, mixers: Params, layer: int) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class SweptDecoder:
-    """The teacher with one layer's mixer replaced by its stage-1 mixer; which one is a parameter, so it compiles once, and
-    a sweep writes no model.
+    """The teacher with one layer's mixer replaced by its stage-1 mixer; which one is a parameter, so it compiles once.
 
     It stands in for a `Decoder` wherever one is only evaluated: `apply(variables, tokens, positions, segment_ids)`.
+    A sweep writes no model.
 
     Attributes:
       teacher: a decoder of equal softmax layers, its parameters stacked as one group.
