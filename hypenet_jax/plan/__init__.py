@@ -1,8 +1,7 @@
 """Ahead-of-time plans: a config's real program compiled for devices this machine lacks, with its memory and time."""
 
-from hypenet_jax.plan.compiled import DoesNotFit
 from hypenet_jax.plan.config import ServeConfig
-from hypenet_jax.plan.planning import nearest, plan
+from hypenet_jax.plan.planning import DoesNotFit, nearest, plan
 from hypenet_jax.plan.report import report
 from hypenet_jax.plan.topology import TopologyError, here, parse
 

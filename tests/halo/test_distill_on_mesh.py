@@ -17,8 +17,7 @@ from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.plan.groups import Groups, groups_of
-from hypenet_jax.plan.hlo import KINDS
+from hypenet_jax.plan.hlo import KINDS, Groups, groups_of
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of, shardings_of
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.state import abstract_state

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from hypenet_jax.plan.groups import groups_of
-from hypenet_jax.plan.hlo import collectives
+from hypenet_jax.plan.hlo import collectives, groups_of
 
 TEXT = """
 HloModule jit_step, num_partitions=8

@@ -13,7 +13,7 @@ from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, planning, report
 from hypenet_jax.plan.changes import Change
-from hypenet_jax.plan.compiled import too_big
+from hypenet_jax.plan.planning import too_big
 from hypenet_jax.plan.programs import training_program
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
 from hypenet_jax.train.state import create_state

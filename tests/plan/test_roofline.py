@@ -4,9 +4,8 @@ import pytest
 
 from hypenet_jax.chips import CHIPS
 from hypenet_jax.model.cost import Flops
-from hypenet_jax.plan.compiled import CompiledProgram
 from hypenet_jax.plan.hlo import Collective
-from hypenet_jax.plan.planning import roofline
+from hypenet_jax.plan.planning import CompiledProgram, roofline
 
 H100 = CHIPS["h100"]
 WITHIN = Collective("all-gather", 45e9, 2, ((0, 1), (2, 3)))
