@@ -19,6 +19,7 @@ from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.testing import tiny_teacher
 from hypenet_jax.weights import save_hf
 
 MOST = (9, 64)
@@ -85,9 +86,7 @@ def catalogue() -> Catalogue:
 # Of the models in folders: a vocabulary of words, then the catalogue.
 WORDS = 280
 WORD_CATALOGUE = Catalogue(first_id=WORDS, classes=4, entries=4)
-WORD_TEACHER = ModelConfig(
-    WORDS + WORD_CATALOGUE.num_ids, 32, 48, (SoftmaxSpec(4, 2, 8, 1e4),) * 2, True
-)
+WORD_TEACHER = tiny_teacher(WORDS + WORD_CATALOGUE.num_ids)
 
 
 @pytest.fixture(scope="session")
