@@ -66,12 +66,7 @@ def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:
     folder, expected = config.final_of(method.start_from), method.parent(models)
     if method.reads_teacher:
         _check_same_teacher(config, method.start_from)
-    like = jax.tree.map(
-        lambda leaf, sharding: leaf.update(sharding=sharding),
-        expected.shapes,
-        expected.shardings(mesh),
-    )
-    parent, metadata = load_params(folder, method.start_from, like=like)
+    parent, metadata = load_params(folder, method.start_from, like=expected.placed(mesh))
     return Weights(teacher=teacher, parent=parent, fingerprint=metadata["fingerprint"])
 
 
@@ -99,10 +94,10 @@ def load_teacher(config: StageConfig, models: Models, mesh: Mesh) -> Params:
 
 def _check_same_teacher(config: StageConfig, parent: str) -> None:
     folder = config.final_of(parent)
-    written = read_stage_output(folder, parent)["config"]
-    if written.get("mixer") != config.mixer:
+    written = {"mixer": "lightning", **read_stage_output(folder, parent)["config"]}
+    if written["mixer"] != config.mixer:
         raise CheckpointError(
-            f"{folder}: trained with mixer {written.get('mixer')!r}, stage {config.name!r} has {config.mixer!r}; "
+            f"{folder}: trained with mixer {written['mixer']!r}, stage {config.name!r} has {config.mixer!r}; "
             "give both the same"
         )
     here = teacher_fingerprint(config)

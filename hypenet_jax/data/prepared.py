@@ -126,7 +126,8 @@ def open_prepared(folder: str | Path) -> Prepared:
         raise FileNotFoundError(f"{folder} holds no prepared data (no manifest.json); prepare it")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["recipe"]["format_version"]
+        # Version 1 had the recipe as `asked` once.
+        version = (manifest.get("recipe") or manifest["asked"])["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove the folder") from error
     if version != FORMAT_VERSION:

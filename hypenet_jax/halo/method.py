@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
 from hypenet_jax.halo.transfer import aligned_spec
@@ -67,6 +68,14 @@ class AbstractParams:
     def shardings(self, mesh: Mesh) -> Params:
         """How each of them is sharded."""
         return shardings_of(self.shapes, self.axes, mesh)
+
+    def placed(self, mesh: Mesh, dtype: DTypeLike | None = None) -> Params:
+        """Their shapes with their shardings, in this dtype where one is given."""
+        return jax.tree.map(
+            lambda leaf, sharding: leaf.update(dtype=dtype or leaf.dtype, sharding=sharding),
+            self.shapes,
+            self.shardings(mesh),
+        )
 
 
 def abstract_params(decoder: Decoder) -> AbstractParams:

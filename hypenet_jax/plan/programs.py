@@ -54,23 +54,15 @@ def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
     step = make_train_step(
         program.stage, program.optimizer, accumulate=loop.accumulate, shardings=shardings
     )
-    frozen = None if program.teacher is None else frozen_params(program.teacher, mesh)
+    teacher, frozen = program.teacher, None
+    if teacher is not None:
+        frozen = abstract_params(teacher).placed(mesh, teacher.dtype)
     rows, length = config.data.sequences_per_step, config.data.context_length
     shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     numbers = _placed(shape, (axes.BATCH, axes.TIME), mesh)
     batch = cast(Any, Batch)(numbers, numbers, numbers, numbers.update(dtype=jnp.float32))
     return PlannedProgram(
         step, (state, frozen, batch), mesh, program.flops, rows * length, loop.steps
-    )
-
-
-def frozen_params(decoder: Decoder, mesh: Mesh) -> Any:
-    """Parameters that are only read, as shapes with shardings, in the dtype of the computation."""
-    params = abstract_params(decoder)
-    return jax.tree.map(
-        lambda leaf, sharding: leaf.update(dtype=decoder.dtype, sharding=sharding),
-        params.shapes,
-        params.shardings(mesh),
     )
 
 
@@ -81,7 +73,7 @@ def serving_program(config: ServeConfig, mesh: Mesh) -> PlannedProgram:
     """
     decoder = Decoder(config.model, scan=False)
     make = {"prefill": _prefill, "decode": _decode}[config.task]
-    return make(config, decoder, frozen_params(decoder, mesh), mesh)
+    return make(config, decoder, abstract_params(decoder).placed(mesh, decoder.dtype), mesh)
 
 
 def _prefill(config: ServeConfig, decoder: Decoder, params: Any, mesh: Mesh) -> PlannedProgram:

@@ -11,6 +11,8 @@ from flax.traverse_util import flatten_dict
 from hypenet_jax.fingerprint import differences, digest
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
 
+OLDER = "an older version of this code wrote it"
+
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
@@ -39,10 +41,10 @@ def verified_metadata(stored: Any, path: Any) -> dict[str, Any]:
     """The metadata stored at this path, without its checksum; raises CorruptCheckpoint if that does not match."""
     metadata = dict(stored or {})
     checksum = metadata.pop("checksum", None)
+    if metadata and checksum is None:
+        raise CheckpointError(f"{path}: {OLDER}; use another folder")
     if checksum != digest(metadata):
-        raise CorruptCheckpoint(
-            f"{path}: its metadata changed since it was written, or an older version wrote it"
-        )
+        raise CorruptCheckpoint(f"{path}: its metadata changed since it was written")
     return metadata
 
 
@@ -54,17 +56,33 @@ def check_provenance(metadata: Mapping[str, Any], provenance: Provenance, path: 
         settings = flatten_dict(config, sep=".")
         return {key: value for key, value in settings.items() if not f"{key}.".startswith(free)}
 
-    problem = None
-    if metadata["stage"] != provenance.stage:
+    problem, settings = None, json.loads(json.dumps(provenance.config))
+    fields = [f for f in other_fields(metadata["config"], settings) if not f"{f}.".startswith(free)]
+    if fields:
+        problem = f"{OLDER}: its settings have other fields ({', '.join(fields[:3])})"
+    elif metadata["stage"] != provenance.stage:
         problem = f"written by stage {metadata['stage']!r}, this is stage {provenance.stage!r}"
-    elif changed := differences(
-        fixed(metadata["config"]), fixed(json.loads(json.dumps(provenance.config)))
-    ):
+    elif changed := differences(fixed(metadata["config"]), fixed(settings)):
         problem = f"other settings than this run's: {changed}"
     elif metadata["parent"] != provenance.parent:
         problem = f"started from weights {metadata['parent']}, this run from {provenance.parent}"
     if problem:
         raise CheckpointError(f"{path}: {problem}; use another folder")
+
+
+def other_fields(saved: Any, now: Any, path: str = "") -> list[str]:
+    """Fields that only one of two sections of the same kind has: another version of the code wrote one of them."""
+    if isinstance(saved, list) and isinstance(now, list):
+        pairs = zip(saved, now, strict=False)
+        return [field for pair in pairs for field in other_fields(*pair, path)]
+    if not isinstance(saved, Mapping) or not isinstance(now, Mapping) or "kind" not in now:
+        return []
+    if path and saved.get("kind") != now["kind"]:
+        return []
+    fields = [f"{path}{name}" for name in sorted(saved.keys() ^ now.keys())]
+    for name in sorted(saved.keys() & now.keys()):
+        fields += other_fields(saved[name], now[name], f"{path}{name}.")
+    return fields
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.fingerprint import LeafSpecs, differences, digest, leaf_shapes, leaf_specs
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
-from hypenet_jax.train.provenance import Provenance, verified_metadata
+from hypenet_jax.train.provenance import OLDER, Provenance, verified_metadata
 
 log = logging.getLogger("hypenet_jax")
 
@@ -86,7 +86,14 @@ def stored(name: str, tree: Any, provenance: Provenance, **entries: Any) -> ocp_
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The metadata in this folder; raises CorruptCheckpoint if they cannot be read or have changed."""
+    """The metadata in this folder.
+
+    Raises:
+      CheckpointError: an older version wrote them.
+      CorruptCheckpoint: they cannot be read or have changed.
+    """
+    if (epath.Path(folder) / "about").exists():  # as they were called
+        raise CheckpointError(f"{folder}: {OLDER}; use another folder")
     return verified_metadata(_read(folder, "metadata", ocp_args.JsonRestore()), folder)
 
 

@@ -17,6 +17,7 @@ from hypenet_jax.data import prepare
 from hypenet_jax.evals import EvalModel
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.train.errors import CheckpointError, Preempted
+from hypenet_jax.train.provenance import Provenance
 from hypenet_jax.train.stage_output import load_params, save_params
 from hypenet_jax.weights import load_hf
 
@@ -93,6 +94,22 @@ def test_what_came_of_weights_that_were_made_anew_is_refused(copy, after):
     save_params(run.folder / "final", other, provenance)
     with pytest.raises(CheckpointError, match=f"{after}.final: started from weights {wrote}"):
         convert(copy, start=after)
+
+
+def test_what_an_older_version_left_is_refused_in_one_line_that_says_so(copy):
+    final = copy.stage("align").folder / "final"
+    params, metadata = load_params(final, "align")
+    settings = dict(metadata["config"])
+    settings["stage"] = settings.pop("method")  # its name in earlier versions
+    save_params(final, params, Provenance("align", settings, metadata["parent"]))
+    older = "align.final: an older version of this code wrote it"
+    with pytest.raises(
+        CheckpointError, match=rf"{older}: .* \(method, stage\); use another folder$"
+    ):
+        convert(copy, only="align")
+    (final / "metadata").rename(final / "about")  # as was this
+    with pytest.raises(CheckpointError, match=f"{older}; use another folder$"):
+        convert(copy, only="align")
 
 
 def change_teacher(config):

@@ -1,6 +1,5 @@
 """The teacher inside a compiled distillation step: cut over the mesh, gathered layer by layer, given back never."""
 
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -14,11 +13,12 @@ from jax.sharding import Mesh
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
+from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.model.config import ModelConfig, hypenet
-from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.plan.hlo import KINDS, Groups, groups_of
-from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of, shardings_of
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, sharding_of
 from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.state import abstract_state
 from hypenet_jax.train.step import make_train_step
@@ -30,20 +30,12 @@ TEACHER = Decoder(ModelConfig(88, 40, 56, (MIXER,) * 3, True))
 STUDENT = Decoder(hypenet(ModelConfig(88, 32, 48, (MIXER,) * 3, True), (1,)), remat="full")
 
 
-def placed(decoder, mesh, dtype):
-    """Shapes of parameters with their places."""
-    shapes = jax.eval_shape(functools.partial(init_params, decoder), jax.random.key(0))
-    where = shardings_of(shapes, logical_axes(decoder), mesh)
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, where
-    )
-
-
 def lowered_step(mesh: Mesh, length: int) -> tuple[jax.stages.Lowered, Params]:
     """The step on rows of this length, and the shapes of its teacher."""
     stage = distill_stage(DistillConfig(start_from="align"), STUDENT, TEACHER)
     optimizer = Optimizer(OptimizerConfig(peak_lr=1e-3, final_lr=1e-3, warmup_steps=0, steps=2))
-    student, teacher = placed(STUDENT, mesh, jnp.float32), placed(TEACHER, mesh, jnp.bfloat16)
+    student = abstract_params(STUDENT).placed(mesh)
+    teacher = abstract_params(TEACHER).placed(mesh, jnp.bfloat16)
     where = jax.tree.map(lambda leaf: leaf.sharding, student)
     state = abstract_state(student, stage.trainable, optimizer, where)
     shape = (8, length)

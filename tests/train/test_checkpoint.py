@@ -12,6 +12,7 @@ from train_toy import loss as loss_of
 from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch, shardings_of
 from hypenet_jax.train.checkpoint import Checkpoints, Provenance
 from hypenet_jax.train.errors import CheckpointError, CorruptCheckpoint
+from hypenet_jax.train.provenance import other_fields
 from hypenet_jax.train.state import create_state
 
 # A read that fails leaves dropped coroutines in the library that reads; they are collected here.
@@ -238,6 +239,23 @@ def test_other_settings_are_refused_naming_the_keys(tmp_path, opened):
     assert "extra: nothing saved, 1 now; width: 8 saved, 9 now" in message
     assert "run_dir" not in message
     assert "data" not in message.removeprefix(str(tmp_path))
+
+
+KIND = {"kind": "Run", "mixers": [{"kind": "Softmax", "heads": 2}], "loss": {"kind": "Plain"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({}, []),
+        ({"seed": 1}, ["seed"]),
+        ({"mixers": [{"kind": "Softmax", "num_heads": 2}]}, ["mixers.heads", "mixers.num_heads"]),
+        ({"mixers": [{"kind": "Lightning", "num_heads": 2}], "loss": None}, []),
+        ({"kind": "Stage", "loss": {"kind": "Plain", "scale": 1}}, ["loss.scale"]),
+    ],
+)
+def test_fields_of_another_version_are_told_from_other_settings(changes, fields):
+    assert other_fields(KIND, KIND | changes) == fields
 
 
 def test_another_parent_is_refused(tmp_path, opened):
