@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 HOPPER = ("H100", "H200", "H800", "H20", "B200", "B300")  # 227 KiB
 AMPERE = ("A100", "A800", *HOPPER)  # 163 KiB
 
+LANES = 128  # columns of a TPU's tiles
+
 # Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
 _interpreting = jax.make_user_context(False)
 
@@ -67,6 +69,17 @@ def gpu_unsupported_reason(kinds: Collection[str]) -> str | None:
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     if not any(kind in device.device_kind for kind in kinds):
         return f"needs a GPU of {', '.join(kinds)}, and this is {device.device_kind}"
+    return mesh_unsupported_reason()
+
+
+def tpu_unsupported_reason(width: int) -> str | None:
+    """Why a Pallas kernel for TPUs cannot run here on heads of this width; None where it can or is
+    interpreted."""
+    reason = platform_unsupported_reason("tpu")
+    if reason is not None or interprets():
+        return reason
+    if width % LANES:
+        return f"needs a head width that is a multiple of {LANES}, and it is {width}"
     return mesh_unsupported_reason()
 
 

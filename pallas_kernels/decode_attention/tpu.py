@@ -49,16 +49,14 @@ def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
     q, keys, values = operands[:3]
     reason = dispatch.dtypes_unsupported_reason("q, keys, values", q, keys, values)
-    reason = reason or dispatch.platform_unsupported_reason("tpu")
+    reason = reason or dispatch.tpu_unsupported_reason(keys.shape[3])
     if reason is not None or dispatch.interprets():
         return reason
-    if keys.shape[3] % LANES:
-        return f"needs a head width that is a multiple of {LANES}, and it is {keys.shape[3]}"
     if keys.shape[1] < LANES:
         return f"needs at least {LANES} slots, and the cache has {keys.shape[1]}"
     if keys.shape[2] % SUBLANES and keys.shape[2] not in (1, 2, 4):
         return f"would copy a cache of {keys.shape[2]} key/value heads, not 1, 2, 4 or 8 n"
-    return dispatch.mesh_unsupported_reason()
+    return None
 
 
 def block_slots(keys: Float[Array, "B S K H"]) -> int:

@@ -84,13 +84,8 @@ def lightning_attention(
 def _attend(
     operands: Operands, *, scale: float, implementation: str | None, precision: Precision
 ) -> Results:
-    preferred = _preferred(operands)
+    cheapest = "recurrent" if operands.q.shape[1] == 1 else None
+    preferred = cheapest or dispatch.kernel_here(KERNELS, operands) or "chunked"
     name = dispatch.choose("lightning_attention", implementation, IMPLEMENTATIONS, preferred)
     rest = {"precision": precision} if name in TAKE_PRECISION else {}
     return IMPLEMENTATIONS[name](operands, scale=scale, **rest)
-
-
-def _preferred(operands: Operands) -> str:
-    if operands.q.shape[1] == 1:
-        return "recurrent"
-    return dispatch.kernel_here(KERNELS, operands) or "chunked"

@@ -13,7 +13,6 @@ from pallas_kernels.lightning_attention.tpu_chunk import TpuPlan
 from pallas_kernels.lightning_attention.tpu_grid import Inputs
 from pallas_kernels.products import Precision
 
-LANES = 128
 INTERPRETED_CHUNK = 32
 STEP_ROWS = 512  # tokens times heads per grid step, at most
 BFLOAT16_ROWS = 16  # rows of one tile
@@ -44,13 +43,7 @@ def tpu(operands: Operands, *, scale: float, precision: Precision = "split") -> 
 
 def unsupported_reason(operands: Operands) -> str | None:
     """Why the kernels cannot run these arguments here; None where they can."""
-    reason = dispatch.platform_unsupported_reason("tpu")
-    if reason is not None or dispatch.interprets():
-        return reason
-    width = operands.q.shape[3]
-    if width % LANES:
-        return f"needs a head width that is a multiple of {LANES}, and it is {width}"
-    return dispatch.mesh_unsupported_reason()
+    return dispatch.tpu_unsupported_reason(operands.q.shape[3])
 
 
 def chunk_size() -> int:

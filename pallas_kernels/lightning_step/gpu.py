@@ -106,11 +106,7 @@ def _inputs(operands: Operands) -> Operands:
     return operands._replace(log_decay=decay, angles=turns)
 
 
-def _define(plan: Plan, operands: Operands) -> tuple[Any, ...]:
-    return reference(operands, plan.scale, plan.eps)
-
-
-_step = as_defined(_advance, _define)
+_step = as_defined(_advance, lambda plan, x: reference(x, plan.scale, plan.eps))
 
 
 def _tile(plan: Plan, inputs: Any, state: Ref, out: Ref) -> None:

@@ -19,7 +19,6 @@ from pallas_kernels.cost import cost
 from pallas_kernels.gradients import as_given
 from pallas_kernels.norm_rotary.reference import Operands
 
-LANES = 128
 BLOCK_BYTES = 2**19  # of x in a grid step, at most
 SUBLANES = 16  # rows of a bfloat16 tile
 
@@ -54,12 +53,7 @@ def tpu(operands: Operands, *, eps: float) -> Float[Array, "B T N H"]:
 
 def unsupported_reason(x: Float[Array, "B T N H"]) -> str | None:
     """Why the kernel cannot run these arguments here; None where it can."""
-    reason = dispatch.platform_unsupported_reason("tpu")
-    if reason is not None or dispatch.interprets():
-        return reason
-    if x.shape[-1] % LANES:
-        return f"needs a head width that is a multiple of {LANES}, and it is {x.shape[-1]}"
-    return dispatch.mesh_unsupported_reason()
+    return dispatch.tpu_unsupported_reason(x.shape[-1])
 
 
 def _pack(angles: Float[Array, "B T J"]) -> Turns:
