@@ -1,7 +1,6 @@
 """Lightning attention in chunks: products inside a chunk, and one state from chunk to chunk, passed
 on one by one or joined in a tree."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -71,7 +70,9 @@ def chunked(operands: Operands, *, scale: float, prefix: Prefix = scan_prefix) -
     return out[:, :length].astype(operands.q.dtype), last
 
 
-associative = functools.partial(chunked, prefix=tree_prefix)
+def associative(operands: Operands, *, scale: float) -> Results:
+    """The same, with states joined in a tree."""
+    return chunked(operands, scale=scale, prefix=tree_prefix)
 
 
 def chunk_size(width: int) -> int:
