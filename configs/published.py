@@ -14,7 +14,7 @@ from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingC
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import JsonLines
 from hypenet_jax.data.tokenizer import TokenizerFile
-from hypenet_jax.evals.text import HeldOut
+from hypenet_jax.evals.model import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig

@@ -15,10 +15,9 @@ from hypenet_jax.evals.config import Document, EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
-from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
-from hypenet_jax.evals.text import HeldOut
 
 LENGTHS = tuple(TRAINED_LENGTH * 2**i for i in range(7))
 LONGEST = LENGTHS[-1]

@@ -8,8 +8,7 @@ import tyro
 from hypenet_jax.data.sources import Source
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.evaluator import Evaluator
-from hypenet_jax.evals.model import ModelSource
-from hypenet_jax.evals.text import HeldOut
+from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.sharding import MeshConfig
 
 

@@ -51,9 +51,7 @@ class Session:
         return dataclasses.replace(self, key="\n".join((self.key, *keys)))
 
     def keep(self, what: str, measure: Callable[[], Report], length: int | None = None) -> Report:
-        """The rows of one part of a measurement, such as needles at 4096 tokens: those kept, else measured now.
-
-        Every process has those of process 0.
+        """The rows of one part of a measurement, such as needles at 4096 tokens: what process 0 kept, else new ones.
 
         Args:
           what: name of the part, and task of the row "failed" if it cannot be measured because of its input.
@@ -89,21 +87,24 @@ class Evaluator:
       models: labels of the models that it measures; None: all.
       together: it compares models, which are loaded together and handed to `compare`, the reference first; else each
         is handed to `run` by itself. With no models at all, `compare` is called once without any.
+      needs: fields that leave the measurement out where they are an empty tuple.
+      shown: how its metrics are shown, in order.
     """
 
     models: tuple[str, ...] | None = None
 
     together: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ("lengths",)
     shown: ClassVar[tuple[Presentation, ...]] = ()
 
     @property
     def active(self) -> bool:
-        """Whether anything is to be measured: not with an empty tuple of `lengths`."""
-        return getattr(self, "lengths", None) != ()
+        """Whether anything is to be measured."""
+        return all(getattr(self, name, None) != () for name in self.needs)
 
     @property
     def presentations(self) -> tuple[Presentation, ...]:
-        """How its metrics are shown, in order."""
+        """`shown`, as this very measurement is."""
         return self.shown
 
     @property
@@ -112,11 +113,7 @@ class Evaluator:
         return max(getattr(self, "lengths", ()), default=0)
 
     def check(self, models: Sequence[ModelSource]) -> None:
-        """Refuses these models before anything is measured: mistakes that would show after hours, or not at all.
-
-        Raises:
-          ValueError, FileNotFoundError, CheckpointError: says what cannot be measured and what would work.
-        """
+        """Raises ValueError, FileNotFoundError or CheckpointError for what would fail after hours, or unnoticed."""
 
     def run(self, model: EvalModel, session: Session) -> Report:
         """The rows of one model; what its input keeps from being measured is a row "failed", see `Session.keep`."""
@@ -131,11 +128,7 @@ class Evaluator:
         return ()
 
     def selected(self, models: Sequence[ModelSource]) -> tuple[ModelSource, ...]:
-        """Those that it measures.
-
-        Raises:
-          ValueError: it names one that is not there.
-        """
+        """Those that it measures; raises ValueError where it names one that is not there."""
         labels = [source.label for source in models]
         check_known("models", self.models or (), labels)
         return tuple(s for s in models if self.models is None or s.label in self.models)

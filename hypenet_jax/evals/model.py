@@ -15,9 +15,9 @@ from jaxtyping import Array, Int
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
-from hypenet_jax.data.sources import Source
+from hypenet_jax.data.prepared import open_prepared
+from hypenet_jax.data.sources import Source, documents
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
-from hypenet_jax.evals.text import HeldOut, text_tokens
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.generation.model import Model, model_fingerprint
 from hypenet_jax.generation.text_generator import end_ids
@@ -26,6 +26,13 @@ from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import logit_scale_from_hf
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights import load_hf
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out text of a prepared corpus, whose tokenizer the models must have."""
+
+    folder: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +118,52 @@ def open_model(
     return model.scaled(source.logit_scale)
 
 
+def text_tokens(
+    source: Source | HeldOut, tokenizer: Tokenizer, at_most: int
+) -> Int[np.ndarray, " n"]:
+    """The first tokens of a source, the end token after each document; what is empty or not UTF-8 is left out.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no such file in it.
+      ValueError: no document holds text, or a corpus was prepared with another tokenizer.
+    """
+    if isinstance(source, HeldOut):
+        prepared = open_prepared(source.folder)
+        if prepared.tokenizer().fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"{source.folder} was prepared with another tokenizer than the model's; evaluate on a folder of text"
+            )
+        return prepared.tokens("heldout")[:at_most].astype(np.int32)
+    end, pieces, count = np.asarray([tokenizer.end_id], np.int32), [], 0
+    for document in documents(source):
+        if count >= at_most:
+            break
+        if document.text:
+            pieces += [tokenizer.encode(document.text), end]
+            count += len(pieces[-2]) + 1
+    if not pieces:
+        raise ValueError(
+            f"no document in {source.folder} holds text: all are empty or not UTF-8; name a folder of text"
+        )
+    return np.concatenate(pieces)[:at_most]
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
+    """Raises ValueError: the tokenizer has ids that the model does not know."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {model!r} has ids up to {tokenizer.vocab_size - 1}, the model a vocabulary of "
+            f"{config.vocab_size}; use the tokenizer that the model was trained with"
+        )
+
+
 def random_model(name: str, config: ModelConfig, dtype: DTypeLike) -> EvalModel:
     """A model whose weights are random numbers of `dtype`, for what does not depend on them, such as times."""
     decoder, key = Decoder(config, dtype, scan=False), jax.random.key(0)
     shapes = jax.eval_shape(functools.partial(init_params, decoder), key)
 
-    def small(
-        *like: Any,
-    ) -> Array:  # 0.02 as models start: activations stay finite through any depth
+    def small(*like: Any) -> Array:
+        # As models start: activations stay finite through any depth.
         return 0.02 * jax.random.normal(*like)
 
     params: Any = optax.tree.random_like(key, shapes, small, dtype)

@@ -16,10 +16,9 @@ from hypenet_jax.config_file import resolved
 from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator, Session
-from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
+from hypenet_jax.evals.model import EvalModel, ModelSource, check_tokenizer, open_model
 from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Results
-from hypenet_jax.evals.text import check_tokenizer
 from hypenet_jax.sharding import make_mesh, on_mesh
 from hypenet_jax.train.provenance import versions
 from hypenet_jax.weights import read_config

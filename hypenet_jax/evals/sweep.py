@@ -42,6 +42,7 @@ class SweepEvaluator(Evaluator):
     maximize: bool = False
     write: bool = False
 
+    needs: ClassVar = ("constants",)
     shown: ClassVar = (
         Presentation(
             metric="scale_sweep",
@@ -51,10 +52,6 @@ class SweepEvaluator(Evaluator):
             best="scale_best",
         ),
     )
-
-    @property
-    def active(self) -> bool:
-        return bool(self.constants)
 
     @property
     def text_tokens(self) -> int:

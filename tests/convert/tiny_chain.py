@@ -15,9 +15,8 @@ from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.heldout import HeldOutEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
 from hypenet_jax.evals.language.samples import SamplesEvaluator
-from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
-from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig

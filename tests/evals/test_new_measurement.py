@@ -13,11 +13,10 @@ from hypenet_jax.config_file import load
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator, Session
-from hypenet_jax.evals.model import EvalModel, ModelSource
+from hypenet_jax.evals.model import EvalModel, HeldOut, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.evals.runner import evaluate
-from hypenet_jax.evals.text import HeldOut
 
 pytestmark = pytest.mark.brief
 

@@ -10,11 +10,10 @@ import pytest
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
-from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import check_evaluation
 from hypenet_jax.evals.sweep import SweepEvaluator
-from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.weights import CheckpointError
 
 pytestmark = pytest.mark.brief

@@ -18,14 +18,13 @@ from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.evaluator import Session
 from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
-from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
+from hypenet_jax.evals.model import EvalModel, HeldOut, ModelSource, open_model
 from hypenet_jax.evals.report import Report, Row, report_from_json_lines
 from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import evaluate
 from hypenet_jax.evals.sweep import SweepEvaluator, write_scale
-from hypenet_jax.evals.text import HeldOut
 from hypenet_jax.sharding import MeshConfig, make_mesh
 from hypenet_jax.train.errors import Preempted
 from hypenet_jax.weights import CheckpointError

@@ -10,9 +10,9 @@ from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.data.sources import JsonLines, TextFiles
 from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig
+from hypenet_jax.evals.model import text_tokens
 from hypenet_jax.evals.report import report_from_json_lines
 from hypenet_jax.evals.ruler.tasks import TASKS
-from hypenet_jax.evals.text import text_tokens
 from hypenet_jax.runtime import BAD_CONFIG, FINISHED
 from hypenet_jax.testing import tiny_student_folder
 from launch import evaluate

@@ -19,10 +19,9 @@ import jax
 from hypenet_jax import runtime
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.harness.requests import Request
-from hypenet_jax.evals.model import EvalModel, ModelSource
+from hypenet_jax.evals.model import EvalModel, ModelSource, check_tokenizer
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, wilson
-from hypenet_jax.evals.text import check_tokenizer
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.weights.hf_config import read_json
@@ -51,6 +50,7 @@ class HarnessEvaluator(Evaluator):
     chat: bool = False
     cache: str | None = None
 
+    needs: ClassVar = ("tasks",)
     shown: ClassVar = (
         Presentation(
             metric="harness/*",
@@ -62,10 +62,6 @@ class HarnessEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         check_positive(self, "max_length", "limit")
-
-    @property
-    def active(self) -> bool:
-        return bool(self.tasks)
 
     def check(self, models: Sequence[ModelSource]) -> None:
         """Raises ValueError: the harness is not installed, or the length of a model is not known."""

@@ -25,16 +25,13 @@ class SamplesEvaluator(Evaluator):
     prompts: tuple[str, ...] = ()
     tokens: int = 32
 
+    needs: ClassVar = ("prompts",)
     shown: ClassVar = (
         Presentation(metric="sample", title="What the models write", unit="count", kind="texts"),
     )
 
     def __post_init__(self) -> None:
         check_positive(self, "tokens")
-
-    @property
-    def active(self) -> bool:
-        return bool(self.prompts)
 
     def run(self, model: EvalModel, session: Session) -> Report:
         """Rows "sample": the task is the prompt, the label its continuation, the value how many tokens that has."""

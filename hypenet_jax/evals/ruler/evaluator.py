@@ -47,6 +47,7 @@ class RulerEvaluator(Evaluator):
     samples: int = 20
     cache: str | None = None
 
+    needs: ClassVar = ("tasks", "lengths")
     shown: ClassVar = (
         Presentation(
             metric="ruler_mean",
@@ -75,10 +76,6 @@ class RulerEvaluator(Evaluator):
 
     def __post_init__(self) -> None:
         check_positive(self, "lengths", "samples")
-
-    @property
-    def active(self) -> bool:
-        return bool(self.tasks and self.lengths)
 
     def check(self, models: Sequence[ModelSource]) -> None:
         check_known("tasks", self.tasks, tuple(TASKS))

@@ -5,12 +5,11 @@ import pytest
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.config import Document, EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator
-from hypenet_jax.evals.model import ModelSource
+from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.write import write_results
 from hypenet_jax.evals.report import Report, Row, failure, share
 from hypenet_jax.evals.results import Results
-from hypenet_jax.evals.text import HeldOut
 
 MODELS = ("teacher <RoPE>", "student & co")
 
