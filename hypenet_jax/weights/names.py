@@ -40,39 +40,22 @@ class Tensor:
     Attributes:
       ours: path of our parameter, its keys joined by "/", for example "layer_3/mixer/q/kernel".
       theirs: name of the tensor in the checkpoint.
-      our_axes: letters of our axes, in order.
-      their_axes: letters of their axes; one group per axis of their tensor.
-      sizes: size of every letter, others too.
+      split: shape of their tensor with merged axes taken apart.
+      order: the transposition from `split` to our axes.
+      groups: which of our axes, by index, each of their axes merges.
     """
 
     ours: str
     theirs: str
-    our_axes: tuple[str, ...]
-    their_axes: tuple[tuple[str, ...], ...]
-    sizes: Mapping[str, int]
-
-    @property
-    def our_shape(self) -> tuple[int, ...]:
-        return tuple(self.sizes[a] for a in self.our_axes)
-
-    @property
-    def their_shape(self) -> tuple[int, ...]:
-        return tuple(math.prod(self.sizes[a] for a in group) for group in self.their_axes)
-
-    @property
-    def split(self) -> tuple[int, ...]:
-        """Shape of their tensor with merged axes taken apart."""
-        return tuple(self.sizes[a] for group in self.their_axes for a in group)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The transposition from `split` to our axes."""
-        letters = [a for group in self.their_axes for a in group]
-        return tuple(letters.index(a) for a in self.our_axes)
+    our_shape: tuple[int, ...]
+    their_shape: tuple[int, ...]
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
 
     def to_theirs(self, array: Any) -> Any:
         """Our array (numpy or jax) in their axes; numpy may give a view that is not contiguous."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
+        back = [axis for group in self.groups for axis in group]
         return array.transpose(back).reshape(self.their_shape)
 
     def their_partition(self, ours: Iterable[Any]) -> tuple[Any, ...]:
@@ -80,11 +63,9 @@ class Tensor:
 
         A merged axis splits as its first letter; if its other letters split too, it is read whole.
         """
-        of = dict(zip(self.our_axes, [*ours, *[None] * len(self.our_axes)], strict=False))
-        whole = [all(of[a] is None for a in group[1:]) for group in self.their_axes]
-        return tuple(
-            of[group[0]] if ok else None for group, ok in zip(self.their_axes, whole, strict=True)
-        )
+        of = [*ours, *[None] * len(self.our_shape)]
+        whole = [all(of[axis] is None for axis in group[1:]) for group in self.groups]
+        return tuple(of[g[0]] if ok else None for g, ok in zip(self.groups, whole, strict=True))
 
 
 def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
@@ -124,6 +105,15 @@ nest: Callable[[dict[str, Any]], dict[str, Any]] = functools.partial(
 
 def _tensor(rule: Rule, sizes: Mapping[str, int], ours: str = "", theirs: str = "") -> Tensor:
     left, right = rule.axes.split(" -> ")
-    groups = [merged or single for merged, single in re.findall(r"\(([^)]*)\)|(\w+)", right)]
-    their_axes = tuple(tuple(group.split()) for group in groups)
-    return Tensor(ours + rule.ours, theirs + rule.theirs, tuple(left.split()), their_axes, sizes)
+    axes = left.split()
+    groups = [(many or one).split() for many, one in re.findall(r"\(([^)]*)\)|(\w+)", right)]
+    letters = [a for group in groups for a in group]
+    return Tensor(
+        ours + rule.ours,
+        theirs + rule.theirs,
+        our_shape=tuple(sizes[a] for a in axes),
+        their_shape=tuple(math.prod(sizes[a] for a in group) for group in groups),
+        split=tuple(sizes[a] for a in letters),
+        order=tuple(letters.index(a) for a in axes),
+        groups=tuple(tuple(axes.index(a) for a in group) for group in groups),
+    )
