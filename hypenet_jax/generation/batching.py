@@ -19,8 +19,7 @@ from hypenet_jax.sharding import mesh_axes
 
 TokenRow: TypeAlias = Int[np.ndarray, " _"]
 
-# Tokens of one forward pass on a device: rows get fewer as they get longer, so memory and time per batch stay about
-# the same.
+# Of one forward pass on a device: rows get fewer as they get longer, so memory and time stay about the same.
 TOKENS_PER_BATCH = 8192
 SHORTEST = 32
 

@@ -86,9 +86,8 @@ def decode(
     Args:
       sampling: greedy by default.
       stop_token: a row ends with it, or with any of several; the row is then filled up with the first.
-      key: randomness of the draws; needed unless greedy. One key per row, or one of which row b uses
-        fold_in(key, b). A draw depends on its row's key and the tokens before it alone, so neither other
-        rows, padding nor a stop and resumption change it.
+      key: randomness of the draws; needed unless greedy. One per row, or one of which row b uses fold_in(key, b). A
+        draw depends on its row's key and the tokens before it alone: not on other rows, padding, or where one resumed.
       on_tokens: called every few tokens with the new ones of each row; decoding ends when it returns True.
     Raises:
       ValueError: nothing to write, no capacity for it, an empty context, or draws without a key.
@@ -119,8 +118,7 @@ def decode(
 
 
 def stream_span() -> int:
-    """Tokens written between two calls to the host while streaming: one call costs an accelerator as much as several
-    tokens, and a CPU less than one."""
+    """Tokens written between two calls to the host: one costs an accelerator several tokens, a CPU less than one."""
     return 4 if platform() == "cpu" else 16
 
 

@@ -39,16 +39,14 @@ def generate(
     key: PRNGKeyArray | Key[Array, "B"] | None = None,
     on_tokens: OnTokens | None = None,
 ) -> Int[np.ndarray, "B M"]:
-    """Continues each prompt by up to `max_new_tokens` tokens: `prefill`, then `decode`.
+    """Up to `max_new_tokens` new tokens after each prompt: `prefill`, then `decode`.
 
     Args:
-      decoder, params: a model in either grouping of its layers.
+      params: in either grouping of the layers.
       prompts: token ids; rows of different lengths are padded on either side.
       segment_ids: 0 where a prompt is padded; None where none is. Of several documents in a row the last is continued;
         `unpacked` gives each a row of its own.
       sampling, stop_token, key, on_tokens: see `decode`.
-    Returns:
-      New tokens only.
     Raises:
       ValueError: an empty prompt, nothing to write, token ids outside the vocabulary, or draws without a key.
       FloatingPointError: the model computes NaN.

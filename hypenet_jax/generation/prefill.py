@@ -57,9 +57,8 @@ def prefill(
 
     Args:
       prompts: token ids; at padding any number.
-      segment_ids: as the decoder reads them: 0 is padding, on either side or between; a number other than
-        the row's last one starts a new document, and a row goes on with its last document alone. None:
-        no padding, every row goes on with its open document.
+      segment_ids: as the decoder reads them: 0 is padding, on either side or between; a number other than the row's
+        last one starts a new document, and a row goes on with its last alone. None: no padding, all go on with theirs.
     Raises:
       ValueError: a row would hold no token at all, or more than it has room for; unknown token ids.
     """

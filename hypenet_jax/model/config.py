@@ -15,11 +15,9 @@ class ModelConfig:
       vocab_size: rows of the embedding (V).
       d_model: width of the residual stream (D).
       d_mlp: width of the gated MLP (F).
-      mixers: one spec per layer; their number is the number of layers (L).
+      mixers: one spec per layer (L), each of a kind in `MIXERS`.
       tie_embeddings: the output head is the embedding.
       norm_eps: epsilon of every RMS norm.
-    Raises:
-      ValueError: a layer whose mixer is not of a kind in `MIXERS`.
     """
 
     vocab_size: int

@@ -68,15 +68,13 @@ def weight_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
 
 def decode_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
     """The last token of one row of this length: all weights are read once, and the states."""
-    size = jnp.dtype(dtype).itemsize
-    states = sum(spec.decode_bytes(length, size) for spec in config.mixers)
+    states = [spec.decode_bytes(length, jnp.dtype(dtype).itemsize) for spec in config.mixers]
     flops = layers_flops(config, 1, before=length - 1) + head_flops(config, 1)
-    return Work(weight_bytes(config, dtype) + states, flops)
+    return Work(weight_bytes(config, dtype) + sum(states), flops)
 
 
 def prefill_work(config: ModelConfig, length: int, dtype: DTypeLike) -> Work:
     """One row of this length and the logits after it: all weights are read once, the states written."""
-    size = jnp.dtype(dtype).itemsize
-    states = sum(spec.state_bytes(length, size) for spec in config.mixers)
+    states = [spec.state_bytes(length, jnp.dtype(dtype).itemsize) for spec in config.mixers]
     flops = layers_flops(config, length) + head_flops(config, 1)
-    return Work(weight_bytes(config, dtype) + states, flops)
+    return Work(weight_bytes(config, dtype) + sum(states), flops)

@@ -18,11 +18,8 @@ from hypenet_jax.axes import Angles, Positions
 class LogLengthScale:
     """Factor on the softmax logits that grows with the position: s(t) = log(t + a) / log(a), s(0) = 1.
 
-    It counters the dilution of the softmax over long contexts, at inference only.
-
-    Attributes:
-      base: the constant a, at least 2. The denominator uses its integer part, as the official code does.
-
+    It counters the dilution of the softmax over long contexts, at inference only. The base a is at least 2; the
+    denominator uses its integer part, as the official code does.
     Source: arXiv 2601.22156; the published configurations write it "hype a".
     """
 
@@ -40,9 +37,6 @@ class LogLengthScale:
 LogitScale: TypeAlias = LogLengthScale | float | None
 """Factor on the logits: by position, a constant, or None for 1."""
 
-HYPE_BASE = 362.0
-"""The constant a of "hype" without a number, as in the official code."""
-
 
 def logit_scale_from_hf(value: Any) -> LogitScale:
     """attn_logits_scaling of a config.json: null, a constant, "hype" (a = 362) or "hype 500".
@@ -58,7 +52,7 @@ def logit_scale_from_hf(value: Any) -> LogitScale:
     words = value.split() if isinstance(value, str) else []
     if words[:1] != ["hype"] or len(words) > 2:
         raise ValueError(f'{value!r} is none of null, a positive number, "hype", "hype 500"')
-    base = float(words[1]) if len(words) == 2 else HYPE_BASE
+    base = float(words[1]) if len(words) == 2 else 362.0  # as in the official code
     if not math.isfinite(base):
         raise ValueError(f"{value!r}: the constant must be finite")
     return LogLengthScale(base)

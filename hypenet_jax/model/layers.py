@@ -96,11 +96,9 @@ def project(
 def project_back(
     x: Hidden | Normed, y: Float[Array, "B T I"], kernel: Float[Array, "I D"], **options: Any
 ) -> Hidden | Product:
-    """(norm(y) * activation(gate)) W, back to the residual stream that x was read from.
+    """(norm(y) * activation(gate)) W, back to the residual stream; options are those of `projection`.
 
-    Args:
-      x: the input of the mixer or MLP; where its norm is deferred, so is this product.
-      options: norm, gate and activation of `projection`.
+    x is the input of the mixer or MLP: where its norm is deferred, so is this product.
     """
     product = Product(y, kernel, options)
     return product if isinstance(x, Normed) else product.compute()

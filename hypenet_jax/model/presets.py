@@ -8,11 +8,6 @@ import functools
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.mixers import SoftmaxSpec
 
-QWEN3_VOCABULARY = 151_936
-QWEN3_ROPE_THETA = 1e6
-QWEN3_HEAD_DIM = 128
-QWEN3_KV_HEADS = 8
-
 HYPENET_2B_SOFTMAX_LAYERS = (2, 3, 6, 8, 9, 21, 25)
 HYPENET_5B_SOFTMAX_LAYERS = (0, 1, 7, 14, 15, 22, 24, 31, 33)
 HYPENET_9B_SOFTMAX_LAYERS = (1, 2, 4, 6, 7, 10, 24, 33, 34)
@@ -22,8 +17,8 @@ def qwen3(
     layers: int, d_model: int, d_mlp: int, num_heads: int, *, tie_embeddings: bool
 ) -> ModelConfig:
     """A Qwen3 of any size: what its family shares is fixed here."""
-    mixer = SoftmaxSpec(num_heads, QWEN3_KV_HEADS, QWEN3_HEAD_DIM, QWEN3_ROPE_THETA)
-    return ModelConfig(QWEN3_VOCABULARY, d_model, d_mlp, (mixer,) * layers, tie_embeddings)
+    mixer = SoftmaxSpec(num_heads, num_kv_heads=8, head_dim=128, rope_theta=1e6)
+    return ModelConfig(151_936, d_model, d_mlp, (mixer,) * layers, tie_embeddings)
 
 
 qwen3_0p6b = functools.partial(qwen3, 28, 1024, 3072, 16, tie_embeddings=True)

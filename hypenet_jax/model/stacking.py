@@ -21,14 +21,11 @@ def stack_layers(params: Params, config: ModelConfig) -> Params:
     """Single layers to the groups of `config`; parameters that are stacked already come back as they are."""
     if any(name.startswith("layers_") for name in params):
         return params
-    rest = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
-    groups = {
-        name: jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(params[f"layer_{i}"] for i in group)
-        )
-        for name, group in group_names(config, scan=True)
-    }
-    return {**rest, **groups}
+    stacked = {name: leaf for name, leaf in params.items() if not name.startswith("layer_")}
+    for name, group in group_names(config, scan=True):
+        layers = [params[f"layer_{i}"] for i in group]
+        stacked[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return stacked
 
 
 def unstack_layers(params: Params) -> Params:

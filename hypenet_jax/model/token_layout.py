@@ -66,8 +66,7 @@ class TokenLayout:
     Attributes:
       positions: of every token in its segment.
       segment_ids: 0 for padding, else a number that grows with each new segment; None: one segment, no padding.
-      single_segment: no segment ids were given, so all tokens of a row are real and of one segment; known without
-        looking at `segment_ids`, which spares a recurrent mixer the masks.
+      single_segment: known to be so without looking at `segment_ids`, which spares a recurrent mixer the masks.
       reset_state: rows whose first segment is new, so that a recurrent state from before must not reach it.
       cache_slots: cache slot of each token; the capacity, which is out of range, for padding. None without a cache.
       slot_segment_ids: segment of every slot once the tokens of this call are written.
@@ -159,10 +158,6 @@ def _with_cache(
         num_segments=jnp.where(some, unique_ids[rows, last], before.num_segments),
         slot_segment_ids=slots,
     )
-    layout = dataclasses.replace(
-        layout,
-        reset_state=some & starts[rows, first],
-        cache_slots=cache_slots,
-        slot_segment_ids=slots,
-    )
-    return layout, after
+    reset = some & starts[rows, first]
+    cache = {"reset_state": reset, "cache_slots": cache_slots, "slot_segment_ids": slots}
+    return dataclasses.replace(layout, **cache), after

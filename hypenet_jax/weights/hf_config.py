@@ -50,10 +50,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
     except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); "
-            "a checkpoint folder holds config.json and .safetensors files"
-        ) from None
+        need = "a checkpoint folder holds config.json and .safetensors files"
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {need}") from None
     except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(fields, dict):
@@ -87,7 +85,10 @@ def to_hf(
       ValueError: a model that the format has no fields for, and why.
     """
     specs = _one_of_each_kind(config)
-    theta, softmax = _rotary_base(specs), _softmax(specs)
+    # Where there is no softmax attention, one of the other mixer's sizes, which nothing reads.
+    other = SoftmaxSpec(specs[0].num_heads, specs[0].num_heads, specs[0].head_dim)
+    softmax = next((spec for spec in specs if isinstance(spec, SoftmaxSpec)), other)
+    theta = _rotary_base(specs)
     heads = (softmax.num_heads, softmax.num_kv_heads, softmax.head_dim)
     is_qwen3 = theta is not None and specs == [SoftmaxSpec(*heads, theta)]
     # Without rotary positions nothing reads the base, yet a file without one is refused; Qwen3 has this one.
@@ -139,12 +140,6 @@ def _rotary_base(specs: list[MixerSpec]) -> float | None:
     if len(bases) > 1:
         raise ValueError(f"config.json has one rotary base for all layers, the model has {bases}")
     return bases.pop() if bases else None
-
-
-def _softmax(specs: list[MixerSpec]) -> SoftmaxSpec:
-    """The model's softmax attention; where it has none, one of the other mixer's sizes, which nothing reads."""
-    other = SoftmaxSpec(specs[0].num_heads, specs[0].num_heads, specs[0].head_dim)
-    return next((spec for spec in specs if isinstance(spec, SoftmaxSpec)), other)
 
 
 def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The fields a `config.json` may hold: those read, those with one possible value, the harmless.
 
-Those of mixers are in their files. Everything else is refused by name. `problems` finds all that is wrong with a file
-at once.
+Those of mixers are in their files. Everything else is refused by name, all at once.
 """
 
 import json
@@ -92,11 +91,9 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
         if key in fields and fields[key] != value:
             yield f"{key} {fields[key]!r} is not supported, only {json.dumps(value)}"
     unread = tuple(p for p in OTHER_MIXERS if not any(key.startswith(p) for key in needed))
-    unknown = [
-        key for key in fields if key not in known and not (hybrid and key.startswith(unread))
-    ]
+    unknown = sorted(k for k in fields.keys() - known if not (hybrid and k.startswith(unread)))
     if unknown:
-        yield f"unknown fields that may change the computation: {', '.join(sorted(unknown))}"
+        yield f"unknown fields that may change the computation: {', '.join(unknown)}"
 
 
 def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -117,10 +114,9 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def _window_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
-        window = fields["sliding_window"]
+    window, kinds = fields.get("sliding_window"), fields.get("layer_types")
+    if window is not None and "use_sliding_window" not in fields:
         yield f"sliding_window is {window} and use_sliding_window does not say false"
-    kinds = fields.get("layer_types")
     if kinds is not None and not _is_list_of(kinds, "full_attention"):
         yield f"layer_types {kinds!r} is not supported, only full_attention"
 

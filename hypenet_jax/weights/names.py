@@ -1,7 +1,6 @@
 """Every parameter of a model with its name in Hugging Face checkpoints, read both ways.
 
-The rules of mixers are in their files; those here are of what all layers share. They speak of single layers and leave
-out their prefix, "layer_3/" here and "model.layers.3." there.
+The rules of mixers are in their files; those here are of what all layers share, without "layer_3/", "model.layers.3.".
 """
 
 import dataclasses

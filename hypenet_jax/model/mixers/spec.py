@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A parameter of ours and its tensor in a Hugging Face checkpoint.
+    """A parameter of ours, its path joined by "/", and its tensor in a Hugging Face checkpoint.
 
     Attributes:
-      ours: path of our parameter, its keys joined by "/".
       axes: "our axes -> their axes" in the letters of `hypenet_jax.axes`; parentheses merge neighbouring axes.
         "d n h -> (n h) d" merges heads and head width into rows and puts the model width last, as torch does.
       flag: the field of the mixer's spec that must be true for it to exist; None: always.
