@@ -6,7 +6,6 @@ Rows are padded on the left to a power of two: every width is compiled once, and
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -14,10 +13,8 @@ from jaxtyping import Array, Int, Key
 
 from hypenet_jax import axes
 from hypenet_jax.generation.decode import fold_rows
-from hypenet_jax.generation.prefill import left_padded
+from hypenet_jax.generation.prefill import PaddedRows, TokenRow, left_padded
 from hypenet_jax.sharding import mesh_axes
-
-TokenRow: TypeAlias = Int[np.ndarray, " _"]
 
 # Of one forward pass on a device: rows get fewer as they get longer, so memory and time stay about the same.
 TOKENS_PER_BATCH = 8192
@@ -32,9 +29,7 @@ class Batch:
     size: int
     rows: tuple[int, ...]
 
-    def stack(
-        self, rows: Sequence[TokenRow]
-    ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+    def stack(self, rows: Sequence[TokenRow]) -> PaddedRows:
         """The rows, padded on the left, and 1 for each of their tokens, 0 for padding; fillers repeat the last row."""
         return left_padded([rows[row] for row in self.order], self.width)
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any, no_type_check
+from typing import Any, TypeAlias, no_type_check
 
 import flax.struct
 import jax
@@ -22,6 +22,10 @@ from hypenet_jax.axes import Params, SegmentIds, Tokens
 from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
+
+TokenRow: TypeAlias = Int[np.ndarray, " _"]
+PaddedRows: TypeAlias = tuple[Int[np.ndarray, "R S"], Int[np.ndarray, "R S"]]
+"""Token ids, and their segment ids."""
 
 # Prompts are read in parts of this many tokens, so that activations do not grow with the prompt.
 PREFILL_PART = 2048
@@ -154,9 +158,7 @@ def load_context(folder: str | PathLike[str], decoder: Decoder) -> Context:
     return ocp.load(path, jax.tree.map(lambda x: x.update(sharding=local), shapes))
 
 
-def left_padded(
-    rows: Sequence[Int[np.ndarray, " _"]], width: int
-) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+def left_padded(rows: Sequence[TokenRow], width: int) -> PaddedRows:
     """Token ids of rows of any lengths up to `width`, and their segment ids: 1, and 0 before a row begins."""
     tokens, segment_ids = (np.zeros((len(rows), width), np.int32) for _ in range(2))
     for i, row in enumerate(rows):
@@ -165,9 +167,7 @@ def left_padded(
     return tokens, segment_ids
 
 
-def unpacked(
-    tokens: Int[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]
-) -> tuple[Int[np.ndarray, "R T"], Int[np.ndarray, "R T"]]:
+def unpacked(tokens: Int[np.ndarray, "B T"], segment_ids: Int[np.ndarray, "B T"]) -> PaddedRows:
     """Each document of packed rows in a row of its own, in reading order: what continues every one of them."""
     documents: list[np.ndarray] = []
     for row, numbers in zip(tokens, segment_ids, strict=True):

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import flax.traverse_util
+import numpy as np
 
 from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers.spec import Rule
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
 
 WHOLE_MODEL = (
     Rule("embed/embedding", "model.embed_tokens.weight", "v d -> v d"),
@@ -39,8 +41,6 @@ class Tensor:
     Attributes:
       ours: path of our parameter, its keys joined by "/", for example "layer_3/mixer/q/kernel".
       theirs: name of the tensor in the checkpoint.
-      split: shape of their tensor with merged axes taken apart.
-      order: the transposition from `split` to our axes.
       groups: which of our axes, by index, each of their axes merges.
     """
 
@@ -48,14 +48,11 @@ class Tensor:
     theirs: str
     our_shape: tuple[int, ...]
     their_shape: tuple[int, ...]
-    split: tuple[int, ...]
-    order: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
+    groups: Groups
 
     def to_theirs(self, array: Any) -> Any:
         """Our array (numpy or jax) in their axes; numpy may give a view that is not contiguous."""
-        back = [axis for group in self.groups for axis in group]
-        return array.transpose(back).reshape(self.their_shape)
+        return array.transpose(sum(self.groups, ())).reshape(self.their_shape)
 
     def their_partition(self, ours: Iterable[Any]) -> tuple[Any, ...]:
         """How their axes split over a mesh when ours split as `ours` says.
@@ -65,6 +62,12 @@ class Tensor:
         of = [*ours, *[None] * len(self.our_shape)]
         whole = [all(of[axis] is None for axis in group[1:]) for group in self.groups]
         return tuple(of[g[0]] if ok else None for g, ok in zip(self.groups, whole, strict=True))
+
+
+def to_ours(array: Any, our_shape: tuple[int, ...], groups: Groups) -> Any:
+    """Their array (numpy or jax) in our axes, the inverse of `Tensor.to_theirs`; numpy gives a view."""
+    back = sum(groups, ())
+    return array.reshape([our_shape[axis] for axis in back]).transpose(np.argsort(back))
 
 
 def tensors(config: ModelConfig) -> tuple[Tensor, ...]:
@@ -106,13 +109,10 @@ def _tensor(rule: Rule, sizes: Mapping[str, int], ours: str = "", theirs: str = 
     left, right = rule.axes.split(" -> ")
     axes = left.split()
     groups = [(many or one).split() for many, one in re.findall(r"\(([^)]*)\)|(\w+)", right)]
-    letters = [a for group in groups for a in group]
     return Tensor(
         ours + rule.ours,
         theirs + rule.theirs,
         our_shape=tuple(sizes[a] for a in axes),
         their_shape=tuple(math.prod(sizes[a] for a in group) for group in groups),
-        split=tuple(sizes[a] for a in letters),
-        order=tuple(letters.index(a) for a in axes),
         groups=tuple(tuple(axes.index(a) for a in group) for group in groups),
     )

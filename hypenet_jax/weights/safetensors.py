@@ -21,7 +21,7 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, logical_axes
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.weights.hf_config import CheckpointError, read_config
-from hypenet_jax.weights.names import HEAD, Tensor, flatten, nest, tensors
+from hypenet_jax.weights.names import HEAD, Groups, Tensor, flatten, nest, tensors, to_ours
 from hypenet_jax.weights.shards import DTYPES, Stored, check_tensors, find_tensors
 
 
@@ -62,7 +62,8 @@ def read_hf(
         arrays = _read(file, goals)
         # One at a time, so that at most one tensor exists in both layouts.
         for t in group:
-            leaves[t.ours] = _rearranged(arrays.pop(t.theirs), t.split, t.order, of[t.theirs])
+            array = arrays.pop(t.theirs)
+            leaves[t.ours] = _rearranged(array, t.our_shape, t.groups, of[t.theirs])
     return config, nest({t.ours: leaves[t.ours] for t in wanted})
 
 
@@ -92,14 +93,14 @@ def _goal(
     return jax.ShapeDtypeStruct(tensor.their_shape, dtype, sharding=sharding)
 
 
-@partial(jax.jit, static_argnames=("split", "order", "sharding"))
+@partial(jax.jit, static_argnums=(1, 2, 3))
 def _rearranged(
     array: Float[Array, "..."],
-    split: Sequence[int],
-    order: Sequence[int],
+    shape: tuple[int, ...],
+    groups: Groups,
     sharding: NamedSharding | None,
 ) -> Float[Array, "..."]:
-    ours = array.reshape(split).transpose(order)
+    ours = to_ours(array, shape, groups)
     return ours if sharding is None else jax.lax.with_sharding_constraint(ours, sharding)
 
 

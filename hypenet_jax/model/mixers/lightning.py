@@ -49,7 +49,6 @@ class LightningSpec(MixerSpec):
 
     Attributes:
       num_heads: heads of queries, keys and values alike.
-      head_dim: width of one head.
       rope_theta: base of the rotary positions; None for no positions.
       scale: factor on the queries, by the official names.
       qk_norm: RMS norm of every head's queries and keys.

@@ -58,7 +58,6 @@ class SoftmaxSpec(MixerSpec):
     Attributes:
       num_heads: query heads; a multiple of `num_kv_heads`.
       num_kv_heads: key/value heads; query head j reads key/value head j // (num_heads // num_kv_heads).
-      head_dim: width of one head.
       rope_theta: base of the rotary positions; None is NoPE, as HypeNet's softmax layers are.
       output_gate: multiply the heads' outputs by sigmoid(W x), x the mixer's input.
       logit_scale: factor on the logits: `LogLengthScale` by position, a constant, or None for 1.
