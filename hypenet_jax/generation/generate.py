@@ -10,13 +10,7 @@ from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, TokenRow, batches_by_width
-from hypenet_jax.generation.decode import (
-    GREEDY,
-    OnTokens,
-    Sampling,
-    check_decoding,
-    decode,
-)
+from hypenet_jax.generation.decode import GREEDY, OnTokens, Sampling, check_decoding, decode
 from hypenet_jax.generation.model import check_memory
 from hypenet_jax.generation.prefill import check_tokens, prefill, start_context
 from hypenet_jax.generation.throughput import Throughput

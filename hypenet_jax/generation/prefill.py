@@ -70,7 +70,7 @@ def prefill(
     real = np.ones_like(prompts) if segment_ids is None else np.asarray(segment_ids)
     prompts = np.where(real != 0, prompts, 0)
     lengths = np.asarray(context.state.lengths) + np.count_nonzero(real, axis=1)
-    if lengths.min(initial=1) == 0 or lengths.size == 0:
+    if lengths.size == 0 or lengths.min() == 0:
         raise ValueError(
             "a prompt is empty; give at least one token, such as the end-of-text token"
         )
@@ -113,21 +113,13 @@ def replicated_lengths(context: Context) -> Context:
 
 
 def with_capacity(context: Context, capacity: int) -> Context:
-    """The same context with room for `capacity` tokens per row: to go on past its end, or to store less.
-
-    Raises:
-      ValueError: a row holds more tokens than that.
-    """
+    """The same with room for `capacity` tokens per row: to go on, or to store less; ValueError where one has more."""
     check_capacity(context.state.lengths, capacity)
     return dataclasses.replace(context, state=context.state.with_capacity(capacity))
 
 
 def save_context(folder: str | PathLike[str], decoder: Decoder, context: Context) -> None:
-    """Writes a context with all the room of its caches; `with_capacity` cuts them to what they hold.
-
-    Raises:
-      FileExistsError: the folder is there already.
-    """
+    """Writes a context into a new folder with all the room of its caches; `with_capacity` cuts it to what they hold."""
     path = epath.Path(folder).absolute()
     if path.exists():
         raise FileExistsError(f"{path} is there already; name a new folder or remove this one")

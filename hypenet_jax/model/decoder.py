@@ -23,12 +23,7 @@ from hypenet_jax.model.layers import (
 )
 from hypenet_jax.model.mixers.spec import MixerSpec, MixerState
 from hypenet_jax.model.stacking import group_names
-from hypenet_jax.model.token_layout import (
-    CachePosition,
-    TokenLayout,
-    layout_tokens,
-    start_position,
-)
+from hypenet_jax.model.token_layout import CachePosition, TokenLayout, layout_tokens, start_position
 from hypenet_jax.sharding import constrain
 
 
@@ -164,9 +159,8 @@ class Decoder(nn.Module):
             own = [states[i] for i in group]
             if self.scan:
                 stacked = jax.tree.map(lambda *s: jnp.stack(s), *own)
-                x, (stacked, tap) = _scanned(layer, len(group))(*fields, name=name)(
-                    x, stacked, layout
-                )
+                scanned = _scanned(layer, len(group))(*fields, name=name)
+                x, (stacked, tap) = scanned(x, stacked, layout)
                 own = [jax.tree.map(lambda s, i=i: s[i], stacked) for i in range(len(group))]
             else:
                 x, (own[0], tap) = layer(*fields, name=name)(x, own[0], layout)

@@ -39,11 +39,7 @@ LogitScale: TypeAlias = LogLengthScale | float | None
 
 
 def logit_scale_from_hf(value: Any) -> LogitScale:
-    """attn_logits_scaling of a config.json: null, a constant, "hype" (a = 362) or "hype 500".
-
-    Raises:
-      ValueError: anything else, or a constant a below 2.
-    """
+    """attn_logits_scaling of a config.json: null, a constant, "hype" (a = 362) or "hype 500"; else a ValueError."""
     if value is None:
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -167,12 +167,11 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden | Normed) -> Hidden | Product:
-        inward, outward = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
-        wide = functools.partial(Linear, (self.d_model, self.d_mlp), inward, self.start.std)
-        kernels = wide(name="gate").matrix(), wide(name="up").matrix()
-        gate, up = project(x, kernels)
-        std = self.start.std * self.start.output_gain
-        down = Linear((self.d_mlp, self.d_model), outward, std, name="down").matrix()
+        std, names = self.start.std, (axes.EMBED, axes.MLP)
+        wide = functools.partial(Linear, (self.d_model, self.d_mlp), names, std)
+        gate, up = project(x, (wide(name="gate").matrix(), wide(name="up").matrix()))
+        std *= self.start.output_gain
+        down = Linear((self.d_mlp, self.d_model), names[::-1], std, name="down").matrix()
         return project_back(x, up, down, gate=gate, activation="silu")
 
 

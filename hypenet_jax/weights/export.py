@@ -23,7 +23,6 @@ from hypenet_jax.weights.hf_fields import TOKEN_IDS
 from hypenet_jax.weights.names import Tensor, flatten, shape_problems, tensors
 from hypenet_jax.weights.shards import INDEX
 
-PATTERN = "model{suffix}.safetensors"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
@@ -112,7 +111,7 @@ def _write_tensors(
     plan = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=lambda size: size,
-        filename_pattern=PATTERN,
+        filename_pattern="model{suffix}.safetensors",
         max_shard_size=max_shard_bytes,
     )
     pending: dict[str, dict[str, np.ndarray]] = {name: {} for name in plan.filename_to_tensors}

@@ -32,11 +32,7 @@ class CheckpointError(ValueError):
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The architecture that `folder/config.json` describes.
-
-    Raises:
-      CheckpointError: no such file, no JSON, or a model that would not be computed exactly.
-    """
+    """The architecture that `folder/config.json` describes; CheckpointError where it would not be computed exactly."""
     path = pathlib.Path(folder) / "config.json"
     fields = read_json(path)
     try:
@@ -60,11 +56,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
-    """Fields of a `config.json` (model_type "qwen3" or "hypenet") to the architecture.
-
-    Raises:
-      CheckpointError: lists every missing, unknown and unsupported field at once.
-    """
+    """The architecture of a `config.json`; a CheckpointError lists all missing, unknown and unsupported fields."""
     wrong = list(problems(fields))
     if wrong:
         raise CheckpointError("this model cannot be computed exactly:\n  " + "\n  ".join(wrong))

@@ -57,12 +57,9 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Stored]:
 def check_tensors(
     folder: pathlib.Path, stored: Mapping[str, Stored], wanted: Sequence[Tensor]
 ) -> None:
-    """Refuses a checkpoint whose tensors are not exactly those of the model.
+    """A CheckpointError lists all missing, unexpected and misshapen tensors, and unknown types.
 
     A head beside tied embeddings is let through: whether it repeats them is for the reader to see.
-
-    Raises:
-      CheckpointError: lists all missing, unexpected and misshapen tensors, and unknown types.
     """
     shapes = {tensor.theirs: tensor.their_shape for tensor in wanted}
     if HEAD.theirs in stored:

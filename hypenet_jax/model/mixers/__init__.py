@@ -10,11 +10,7 @@ MIXERS: tuple[type[MixerSpec], ...] = (SoftmaxSpec, LightningSpec)
 
 
 def mixer_kind(name: str) -> type[MixerSpec]:
-    """The kind of mixer of this `NAME`.
-
-    Raises:
-      ValueError: there is none; lists those that are.
-    """
+    """The kind of mixer of this `NAME`; a ValueError lists those that there are."""
     kinds = {kind.NAME: kind for kind in MIXERS}
     if name not in kinds:
         raise ValueError(f"no mixer {name!r}; there are {', '.join(kinds)}")

@@ -69,8 +69,7 @@ def project_out(
     norm: Norm | None = None,
 ) -> Hidden | Product:
     """W_o (norm(heads) * sigmoid(gate)), heads end to end; x is the mixer's input."""
-    shape = (*heads.shape[2:], mixer.d_model)
-    names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+    shape, names = (*heads.shape[2:], mixer.d_model), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     std = mixer.start.std * mixer.start.output_gain
     kernel = Linear(shape, names, std, num_inputs=2, name="o").matrix()
     joint = heads.reshape(*heads.shape[:2], len(kernel))
