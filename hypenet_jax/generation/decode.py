@@ -103,8 +103,7 @@ def decode(
     carry = init_carry(context, max_new_tokens, stops)
     span = max_new_tokens if on_tokens is None else stream_span()
     streamed = np.zeros_like(lengths)
-    for limit in range(span, max_new_tokens + span, span):
-        limit = min(limit, max_new_tokens)
+    for limit in (*range(span, max_new_tokens, span), max_new_tokens):
         carry = decode_until(decoder, params, carry, keys, limit, sampling, stops)
         ended = bool(np.asarray(carry.done).all())
         if on_tokens is not None:

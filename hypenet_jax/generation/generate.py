@@ -124,11 +124,15 @@ def generate_batches(
       or of unknown token ids, then the longest prompts. Other errors: FloatingPointError where logits are NaN;
       MemoryError or JaxRuntimeError for all prompts of a batch that the device has no room for.
     """
-    errors = [_error(prompt, decoder.config.vocab_size, config) for prompt in prompts]
-    refused = {i: _failed(error) for i, error in enumerate(errors) if error}
+    refused: dict[int, Continuation] = {}
+    for i, prompt in enumerate(prompts):
+        try:
+            _check(prompt, decoder.config.vocab_size, config)
+        except ValueError as error:
+            refused[i] = _failed(error)
     if refused:
         yield refused
-    good = [i for i, error in enumerate(errors) if error is None]
+    good = [i for i in range(len(prompts)) if i not in refused]
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
     numbers = range(len(prompts)) if indices is None else indices
     throughput = Throughput() if throughput is None else throughput
@@ -166,21 +170,16 @@ def generate_batches(
         }
 
 
-def _error(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> ValueError | None:
-    """Why a prompt cannot be continued; None: it can."""
+def _check(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> None:
     new, longest = config.max_new_tokens, config.max_length
     if not len(prompt):
-        return ValueError("the prompt is empty; give at least one token")
+        raise ValueError("the prompt is empty; give at least one token")
+    check_tokens(prompt, vocabulary)
     if longest is not None and len(prompt) + new > longest:
-        return ValueError(
+        raise ValueError(
             f"{len(prompt)} tokens of prompt and {new} new ones "
             f"exceed the maximum length {longest}; shorten the prompt, or allow more"
         )
-    try:
-        check_tokens(prompt, vocabulary)
-    except ValueError as error:
-        return error
-    return None
 
 
 def _failed(error: Exception) -> Continuation:

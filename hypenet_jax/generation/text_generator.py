@@ -115,8 +115,7 @@ def open_generator(
     read_config(folder)
     tokenizer = load_tokenizer(folder)
     decoder, params = load_hf(folder, dtype=dtype)
-    ends = end_ids(folder) or (tokenizer.end_id,)
-    config = dataclasses.replace(config, stop_tokens=ends)
+    config = dataclasses.replace(config, stop_tokens=end_ids(folder) or (tokenizer.end_id,))
     return TextGenerator(decoder=decoder, params=params, tokenizer=tokenizer, config=config)
 
 

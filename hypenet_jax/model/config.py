@@ -71,8 +71,7 @@ def hypenet(
       mixer: `NAME` of the mixer of the other layers, one of `MIXERS`.
       rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
     Raises:
-      ValueError: an index out of range or named twice, an unknown mixer, or a teacher that is not all softmax with
-        rotary positions.
+      ValueError: indices out of range or named twice, an unknown mixer, a teacher not all softmax with positions.
     Source: arXiv 2601.22156, section on HypeNet; flags of the published configurations.
     """
     outside = [i for i in softmax_layers if not 0 <= i < teacher.num_layers]

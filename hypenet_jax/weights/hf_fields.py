@@ -62,7 +62,11 @@ def problems(fields: Mapping[str, Any]) -> Iterator[str]:
         return
     hybrid = kind == "hypenet"
     yield from _field_problems(fields, hybrid)
-    yield from _head_problems(fields)
+    heads, kv_heads, width = (fields.get(key, 0) for key in HEADS)
+    if _is_a(heads, int) and _is_a(kv_heads, int) and heads % kv_heads:
+        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    if _is_a(width, int) and width % 2:
+        yield f"head_dim {width} is odd; rotary positions turn pairs"
     yield from _window_problems(fields)
     yield from _rotary_problems(fields)
     if hybrid:
@@ -94,14 +98,6 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
     unknown = sorted(k for k in fields.keys() - known if not (hybrid and k.startswith(unread)))
     if unknown:
         yield f"unknown fields that may change the computation: {', '.join(unknown)}"
-
-
-def _head_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    heads, kv_heads, width = (fields.get(key, 0) for key in HEADS)
-    if _is_a(heads, int) and _is_a(kv_heads, int) and heads % kv_heads:
-        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
-    if _is_a(width, int) and width % 2:
-        yield f"head_dim {width} is odd; rotary positions turn pairs"
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -141,11 +137,10 @@ def _rotary_problems(fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_default_rotary(value: Any, keys: set[str]) -> bool:
-    if value is None:
-        return True
-    if not isinstance(value, dict) or not value.keys() <= keys:
-        return False
-    return all(value[key] in ("default", None) for key in ("rope_type", "type") if key in value)
+    if not isinstance(value, dict):
+        return value is None
+    kinds = [value.get("rope_type"), value.get("type")]
+    return value.keys() <= keys and all(kind in ("default", None) for kind in kinds)
 
 
 def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:

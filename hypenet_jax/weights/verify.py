@@ -12,8 +12,6 @@ import numpy as np
 from hypenet_jax.weights.hf_config import read_json
 from hypenet_jax.weights.safetensors import load_hf
 
-ROWS, LENGTH = 2, 96
-
 
 def our_logits(folder: str | os.PathLike[str]) -> np.ndarray:
     """Logits, "B T V", of this project's decoder."""
@@ -45,4 +43,4 @@ def their_logits(folder: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _tokens(vocab_size: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, vocab_size, (ROWS, LENGTH), dtype=np.int32)
+    return np.random.default_rng(0).integers(0, vocab_size, (2, 96), dtype=np.int32)

@@ -15,13 +15,7 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import CacheSlots, Hidden, Keys, Params, Queries
-from hypenet_jax.model.hype import (
-    LogitScale,
-    LogLengthScale,
-    logit_scale_from_hf,
-    logit_scale_to_hf,
-    rotary_angles,
-)
+from hypenet_jax.model import hype
 from hypenet_jax.model.layers import Initialization, Normed, Product
 from hypenet_jax.model.mixers.heads import (
     head_norms,
@@ -68,7 +62,7 @@ class SoftmaxSpec(MixerSpec):
     head_dim: int
     rope_theta: float | None = None
     output_gate: bool = False
-    logit_scale: LogitScale = None
+    logit_scale: hype.LogitScale = None
 
     NAME = "softmax"
     STATE_AXES: ClassVar = {"keys": KV_AXES, "values": KV_AXES}
@@ -134,19 +128,19 @@ class SoftmaxSpec(MixerSpec):
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], rope_theta: float) -> "SoftmaxSpec":
-        scale = logit_scale_from_hf(fields["attn_logits_scaling"])
+        scale = hype.logit_scale_from_hf(fields["attn_logits_scaling"])
         spec = cast(SoftmaxSpec, super().from_hf(fields, rope_theta))
         return dataclasses.replace(spec, logit_scale=scale)
 
     def to_hf(self) -> dict[str, Any]:
-        return {**super().to_hf(), "attn_logits_scaling": logit_scale_to_hf(self.logit_scale)}
+        return {**super().to_hf(), "attn_logits_scaling": hype.logit_scale_to_hf(self.logit_scale)}
 
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
         if "attn_logits_scaling" not in fields:
             yield "attn_logits_scaling is missing; null means none"
         try:
-            logit_scale_from_hf(fields.get("attn_logits_scaling"))
+            hype.logit_scale_from_hf(fields.get("attn_logits_scaling"))
         except ValueError as error:
             yield f"attn_logits_scaling: {error}"
 
@@ -174,7 +168,7 @@ class SoftmaxMixer(nn.Module):
         self, x: Hidden | Normed, layout: TokenLayout, state: KVState | None
     ) -> tuple[Hidden | Product, KVState | None]:
         spec = self.spec
-        angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
+        angles = hype.rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
         q_norm, k_norm = head_norms(self)
         q = _scale_logits(norm_and_rotate(q, q_norm, angles), layout, spec.logit_scale)
@@ -203,11 +197,11 @@ def _attend(q: Queries, k: Keys, v: Keys, layout: TokenLayout, scale: float) -> 
     return one[:, None]
 
 
-def _scale_logits(q: Queries, layout: TokenLayout, scale: LogitScale) -> Queries:
+def _scale_logits(q: Queries, layout: TokenLayout, scale: hype.LogitScale) -> Queries:
     """Multiply in float32: the factors of neighbouring far positions are equal in bfloat16."""
     if scale is None:
         return q
-    by_position = isinstance(scale, LogLengthScale)
+    by_position = isinstance(scale, hype.LogLengthScale)
     factor = scale.at(layout.positions)[:, :, None, None] if by_position else scale
     return (q.astype(jnp.float32) * factor).astype(q.dtype)
 
