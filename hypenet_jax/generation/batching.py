@@ -51,7 +51,6 @@ def batches_by_width(
     On a mesh the size of a batch is a multiple of the parts into which the mesh cuts it.
 
     Args:
-      lengths: tokens of each row.
       tokens_per_batch: per part; a longer row is a batch by itself.
       width: of all batches; None: the powers of two from SHORTEST on.
     """

@@ -84,7 +84,6 @@ def decode(
     A row whose logits are NaN ends there, and the others go on: see `Generation.broken`.
 
     Args:
-      sampling: greedy by default.
       stop_token: a row ends with it, or with any of several; the row is then filled up with the first.
       key: randomness of the draws; needed unless greedy. One per row, or one of which row b uses fold_in(key, b). A
         draw depends on its row's key and the tokens before it alone: not on other rows, padding, or where one resumed.

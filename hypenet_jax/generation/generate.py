@@ -71,7 +71,6 @@ class GenerationConfig:
     Attributes:
       max_new_tokens: most tokens after each prompt.
       max_length: most tokens of a prompt and its continuation together; None for no limit.
-      sampling: greedy by default.
       stop_tokens: a continuation ends with one of these.
       seed: prompt i draws with fold_in(key(seed), i), whatever it is batched with.
       tokens_per_batch: of the prompts that are continued at once, or one longer prompt.

@@ -22,10 +22,7 @@ Prompt: TypeAlias = str | ValueError
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """`text` continues `prompt`; `ended`: with an end token, which is not part of the text.
-
-    `error` says why there is no text, or why it ends early.
-    """
+    """`text` continues `prompt`, until an end token where it `ended` with one; `error`: why there is no more or none."""
 
     prompt: str
     text: str = ""

@@ -17,7 +17,6 @@ class ModelConfig:
       d_mlp: width of the gated MLP (F).
       mixers: one spec per layer (L), each of a kind in `MIXERS`.
       tie_embeddings: the output head is the embedding.
-      norm_eps: epsilon of every RMS norm.
     """
 
     vocab_size: int

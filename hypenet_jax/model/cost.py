@@ -6,7 +6,6 @@ scan once and a Pallas kernel for nothing.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -59,7 +58,7 @@ def state_bytes(config: ModelConfig, capacity: int, dtype: DTypeLike) -> int:
 
 def weight_bytes(config: ModelConfig, dtype: DTypeLike) -> int:
     """Bytes of the parameters that every token reads: all but the embedding, unless it is also the head."""
-    shapes = jax.eval_shape(functools.partial(init_params, Decoder(config)), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(Decoder(config), key), jax.random.key(0))
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     if not config.tie_embeddings:
         numbers -= config.vocab_size * config.d_model

@@ -64,7 +64,6 @@ class TokenLayout:
     """Segment, position and cache slot of the tokens of one call.
 
     Attributes:
-      positions: of every token in its segment.
       segment_ids: 0 for padding, else a number that grows with each new segment; None: one segment, no padding.
       single_segment: known to be so without looking at `segment_ids`, which spares a recurrent mixer the masks.
       reset_state: rows whose first segment is new, so that a recurrent state from before must not reach it.

@@ -47,7 +47,6 @@ def save_hf(
     Args:
       folder: must not exist, or be empty.
       params: of `config`; single or stacked layers, on any devices.
-      dtype: of the tensors in the files.
       tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over.
       max_shard_bytes: a larger model is cut into files of at most this size, with an index.
     Raises:

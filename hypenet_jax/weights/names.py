@@ -39,8 +39,7 @@ class Tensor:
     """One parameter of one model: both names, both shapes, and the way between them.
 
     Attributes:
-      ours: path of our parameter, its keys joined by "/", for example "layer_3/mixer/q/kernel".
-      theirs: name of the tensor in the checkpoint.
+      ours, theirs: path of our parameter ("layer_3/mixer/q/kernel"), and name of the tensor in the checkpoint.
       groups: which of our axes, by index, each of their axes merges.
     """
 

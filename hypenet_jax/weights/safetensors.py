@@ -28,14 +28,12 @@ from hypenet_jax.weights.shards import DTYPES, Stored, check_tensors, find_tenso
 def load_hf(
     folder: str | PathLike[str], *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> tuple[Decoder, Params]:
-    """A checkpoint folder as a model that runs: `decoder.apply({"params": params}, tokens)`.
+    """A checkpoint folder as a model that runs, its layers single: `decoder.apply({"params": params}, tokens)`.
 
     Args:
       folder: as transformers or `save_hf` write it; model_type "qwen3" or "hypenet".
       dtype: of the parameters and of the computation; None keeps what is stored.
       mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this process's first device.
-    Returns:
-      A decoder with one module per layer (scan=False), and its parameters.
     Raises:
       CheckpointError: the folder is not exactly a model that is computed here; lists all reasons.
     """
