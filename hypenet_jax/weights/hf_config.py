@@ -23,9 +23,6 @@ from hypenet_jax.weights.hf_fields import (
     problems,
 )
 
-# Taken over from the source of an export.
-CARRIED = (*TOKEN_IDS, "max_position_embeddings")
-
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it stands; the message lists all reasons."""
@@ -85,6 +82,7 @@ def to_hf(
     is_qwen3 = theta is not None and specs == [SoftmaxSpec(*heads, theta)]
     # Without rotary positions nothing reads the base, yet a file without one is refused; Qwen3 has this one.
     base = 1e6 if theta is None else theta
+    kept = (*TOKEN_IDS, "max_position_embeddings")
     return {
         "architectures": ["Qwen3ForCausalLM" if is_qwen3 else "HypeNetForCausalLM"],
         "model_type": "qwen3" if is_qwen3 else "hypenet",
@@ -99,7 +97,7 @@ def to_hf(
         "rope_scaling": None,
         "rope_parameters": {"rope_theta": base, "rope_type": "default"},
         **({} if is_qwen3 else _hybrid(config, [softmax, *specs])),
-        **{key: carried[key] for key in CARRIED if carried and key in carried},
+        **{key: carried[key] for key in kept if carried and key in carried},
     }
 
 
