@@ -22,7 +22,7 @@ Prompt: TypeAlias = str | ValueError
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """`text` continues `prompt`; `ended`: an end token came, and is left out; `error`: why there is none, or no more."""
+    """`text` continues `prompt`; `ended`: an end token came, left out here; `error`: why there is none or no more."""
 
     prompt: str
     text: str = ""
