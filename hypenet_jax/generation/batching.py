@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Key
 
 from hypenet_jax import axes
 from hypenet_jax.generation.decode import fold_rows
