@@ -7,8 +7,7 @@ from hypenet_jax.data.sources import Source
 from hypenet_jax.data.synthetic import NeedleRows
 from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
 
-# Rows are shuffled among this many neighbouring blocks of the shuffled text, so that rows of one
-# block are spread over batches.
+# Rows are shuffled among so many neighbouring blocks: those of one block are spread over batches.
 WINDOW_BLOCKS = 64
 
 

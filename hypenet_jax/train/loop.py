@@ -74,9 +74,8 @@ def fit(
 ) -> TrainState:
     """Trains to `config.steps`, resuming from the newest checkpoint if there is one.
 
-    On the same devices, an interrupted and resumed run gives the same bits as an uninterrupted
-    one. The state passed in is consumed: its buffers are donated, or freed when a checkpoint
-    replaces it.
+    On the same devices, an interrupted and resumed run gives the same bits as an uninterrupted one.
+    The state is consumed: its buffers are donated, or freed when a checkpoint replaces it.
 
     Args:
       frozen: the teacher's parameters, already placed; read by the loss, never saved.

@@ -40,8 +40,7 @@ class OptimizerConfig:
         (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95, Adafactor
         eps = 1e-8. Norm scales, biases and 1-d leaves do not decay.
       clip_norm: largest global norm of the mean gradient; None does not clip.
-      first_update_at_zero: count as the published code does, whose first update has learning rate
-        0.
+      first_update_at_zero: count as the published code does, whose first update has learning rate 0.
     """
 
     peak_lr: float

@@ -22,8 +22,7 @@ Path = tuple[str, ...]
 @typing.no_type_check
 @flax.struct.dataclass
 class TrainState:
-    """Everything that changes during training; the frozen teacher travels beside it and is never
-    saved.
+    """Everything that changes during training; the frozen teacher is beside it and never saved.
 
     Attributes:
       step: batches taken so far. A skipped (non-finite) update counts here, not in the optimizer.
@@ -73,11 +72,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes and shardings of `create_state` for these shapes of parameters; uses no memory."""
     state = jax.eval_shape(lambda params: _build(params, trainable, optimizer), shapes)
-    return jax.tree.map(
-        lambda leaf, sharding: leaf.update(sharding=sharding),
-        state,
-        state_shardings(state, shardings),
-    )
+    placed = state_shardings(state, shardings)
+    return jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), state, placed)
 
 
 def state_shardings(state: TrainState, shardings: Params) -> Any:

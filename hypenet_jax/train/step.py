@@ -23,8 +23,7 @@ _Sums = tuple[Params, Mean, dict[str, Mean]]
 def make_train_step(
     stage: Stage, optimizer: Optimizer, *, accumulate: int, shardings: Any = None
 ) -> Step:
-    """The jitted step (state, frozen, batch) -> (state, metrics). The state given is consumed
-    (donated).
+    """The jitted step (state, frozen, batch) -> (state, metrics). The state given is donated.
 
     gradient = (sum over micro-batches of d loss.total) / (sum of loss.weight), so the number of
     micro-batches does not change the update. If the loss or the gradient norm is not finite,
@@ -75,8 +74,7 @@ def _summed(function: Callable[[Batch], _Sums], batch: Batch, accumulate: int) -
     if accumulate == 1:
         return function(batch)
 
-    # Micro-batch i takes rows i, i + accumulate, ...: every device keeps working on rows it already
-    # holds.
+    # Micro-batch i takes rows i, i + accumulate, ...: every device works on rows that it already holds.
     def cut(rows: Array) -> Array:
         parts = rows.reshape(-1, accumulate, *rows.shape[1:]).swapaxes(0, 1)
         names = (None, axes.BATCH, axes.TIME)
