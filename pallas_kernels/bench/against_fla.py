@@ -10,15 +10,15 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from pallas_kernels.bench.measure import QUEUED_CALLS, Case, Contender, Mode, errors_of
+from pallas_kernels.bench.measure import QUEUED_CALLS, Contender, errors_of, small_inputs
+from pallas_kernels.bench.op import Case, Mode
 
 logger = logging.getLogger(__name__)
 
 OP = "lightning_attention"
-ARRAYS = ("q", "k", "v", "state", "d_out", "d_state")  # as a case has them; some have no state
+ARRAYS, COTANGENTS = ("q", "k", "v", "state"), ("d_out", "d_state")  # as a case has them
 WORKER = pathlib.Path(__file__).with_name("fla_worker.py")
 
 
@@ -27,17 +27,12 @@ class CannotRunError(RuntimeError):
 
 
 @contextlib.contextmanager
-def started(python: str, *, upcast: bool = False) -> Iterator["Fla"]:
-    """fla in a process of that interpreter, until the end of the block.
-
-    Args:
-      upcast: casts q, k, v to float32 and the outputs back, as HALO's own code calls it.
-    """
-    command = [python, str(WORKER), *(["--upcast"] if upcast else [])]
+def started(python: str) -> Iterator["Fla"]:
+    """fla in a process of that interpreter, until the end of the block."""
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process,
     ):
         try:
@@ -64,30 +59,37 @@ class Fla:
     def begin(self, case: Case, mode: Mode) -> None:
         """Lets fla compile for the case's shape, and does not wait for it."""
         assert self.versions
-        self._send(do="compile", **_place(case, mode))
+        for place in _places(case, mode).values():
+            self._send(do="compile", shape=case.shape, **place)
 
-    def contender(self, case: Case, mode: Mode) -> Contender:
+    def contenders(self, case: Case, mode: Mode) -> dict[str, Contender]:
         """What was begun, its errors taken on the case's own small inputs."""
-        compiled, place = self._read(), _place(case, mode)
-        ready = self._ask(do="prepare", calls=QUEUED_CALLS, **place)
-        found = f"{compiled['variants']} variants compiled in {compiled['seconds']:.1f} s"
-        logger.info("fla: %s, tuned in %.1f s", found, ready["seconds"])
-        return Contender(self._sample, self._errors(case, mode), ready["temporaries"])
+        compiled = {name: self._read() for name in _places(case, mode)}
+        contenders = {}
+        for name, place in _places(case, mode).items():
+            ready = self._ask(do="prepare", calls=QUEUED_CALLS, shape=case.shape, **place)
+            found = "{variants} variants compiled in {seconds:.1f} s".format(**compiled[name])
+            logger.info("%s: %s, tuned in %.1f s", name, found, ready["seconds"])
+            errors = self._errors(case, mode, place)
+            sample = functools.partial(self._milliseconds, place["upcast"])
+            contenders[name] = Contender(sample, errors, ready["temporaries"])
+        return contenders
 
-    def _errors(self, case: Case, mode: Mode) -> dict[str, float]:
+    def _errors(self, case: Case, mode: Mode, place: dict[str, Any]) -> dict[str, float]:
         path = self._folder / "arrays.npz"
-        given = [*case.small().arrays, *jax.tree.leaves(case.small().cotangent)]
-        names = ARRAYS if len(given) == len(ARRAYS) else [x for x in ARRAYS if "state" not in x]
+        given = small_inputs(case)
+        names = *ARRAYS[: len(given.arrays)], *COTANGENTS[: len(given.cotangents)]
         arrays: dict[str, Any] = {
-            name: np.asarray(x, np.float32) for name, x in zip(names, given, strict=True)
+            name: np.asarray(x, np.float32)
+            for name, x in zip(names, given.arrays + given.cotangents, strict=True)
         }
         np.savez(path, **arrays)
-        self._ask(do="check", path=str(path), mode=mode.name, dtype=case.dtype)
+        self._ask(do="check", path=str(path), **place)
         with np.load(path) as results:
-            return errors_of(case, mode, [results[name] for name in mode.outputs])
+            return errors_of(case, mode, [results[x] for x in mode.outputs + mode.gradients])
 
-    def _sample(self) -> float:
-        return self._ask(do="time")["milliseconds"]
+    def _milliseconds(self, upcast: bool) -> float:
+        return self._ask(do="time", upcast=upcast)["milliseconds"]
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         self._send(**request)
@@ -102,10 +104,12 @@ class Fla:
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"cannot": f"exit code {self._process.wait()}"}
         if "cannot" in answer:
-            raise CannotRunError(answer["cannot"])
+            raise CannotRunError(f"fla cannot run here: {answer['cannot']}")
         return answer
 
 
-def _place(case: Case, mode: Mode) -> dict[str, Any]:
-    shape = jax.eval_shape(lambda: case.make_inputs(0)).arrays[0].shape
-    return {"shape": shape, "mode": mode.name, "dtype": case.dtype}
+def _places(case: Case, mode: Mode) -> dict[str, dict[str, Any]]:
+    """fla as it comes and, on tokens narrower than float32, as HALO's own code calls it."""
+    names = {"fla": False} if case.dtype == "float32" else {"fla": False, "fla_upcast": True}
+    place = {"mode": mode.name, "dtype": case.dtype}
+    return {name: {**place, "upcast": upcast} for name, upcast in names.items()}

@@ -1,71 +1,80 @@
-"""Every op that can be timed: its name, and the function that gives its cases here; and the shapes
-at which a CPU has to be so fast."""
+"""Every op that can be timed, and which cases of them a command line asks for."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
-from pallas_kernels.bench import attention, decode, lightning, losses, projections, rotary
-from pallas_kernels.bench.measure import Case
+import tyro
 
-CASES: dict[str, Callable[[], list[Case]]] = {
-    "lightning_attention": lightning.cases,
-    "norm_rotary": rotary.cases,
-    "attention": attention.cases,
-    "decode_attention": decode.cases,
-    "projection": projections.cases,
-    "linear_cross_entropy": losses.cross_entropy_cases,
-    "linear_kl": losses.kl_cases,
-    "linear_kl_top_k": losses.kl_top_k_cases,
-}
-BARS: dict[str, Callable[[], list[Case]]] = {
-    "lightning_attention": lightning.cpu_bar,
-    "linear_cross_entropy": losses.cross_entropy_cpu_bar,
-    "linear_kl": losses.kl_cpu_bar,
-}
+from pallas_kernels.bench import attention, lightning, losses, projections, rotary
+from pallas_kernels.bench.op import Case
+
+OPS = (
+    lightning.WHOLE_ROWS,
+    lightning.PART_OF_A_ROW,
+    rotary.NORM_ROTARY,
+    attention.ATTENTION,
+    attention.DECODE_ATTENTION,
+    projections.PROJECTION,
+    losses.CROSS_ENTROPY_LOSS,
+    losses.KL_LOSS,
+    losses.KL_TOP_K_LOSS,
+)
 
 
 class NoCaseError(ValueError):
     """Something was asked for that no case has, and what there is."""
 
 
-def chosen(
-    cases: Sequence[Case],
-    *,
-    shape: str = "",
-    dtypes: Sequence[str] = (),
-    modes: Sequence[str] = (),
-    implementations: Sequence[str] = (),
-) -> list[Case]:
-    """The cases whose shape has that text, cut down to the names given; no names are all of them.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which cases to time; what is left out is all there is."""
 
-    Raises:
-      NoCaseError: no case has that text, one of the names, or all that is asked for at once.
-    """
-    there = [case for case in cases if shape in case.shape]
-    if not there:
-        raise NoCaseError(f"no shape has {shape!r}; {_listed(case.shape for case in cases)}")
-    _check("dtype", dtypes, [case.dtype for case in there])
-    _check("mode", modes, [mode.name for case in there for mode in case.modes])
-    _check("implementation", implementations, [x for case in there for x in case.implementations])
-    cut = [
-        dataclasses.replace(
-            case,
-            modes=tuple(x for x in case.modes if not modes or x.name in modes),
-            implementations=tuple(
-                x for x in case.implementations if not implementations or x in implementations
-            ),
-        )
-        for case in there
-        if not dtypes or case.dtype in dtypes
-    ]
-    kept = [case for case in cut if case.modes and case.implementations]
-    if not kept:
-        raise NoCaseError("no case has all that was asked for at once")
-    return kept
+    op: tyro.conf.Positional[str | None] = None
+    """Only this op."""
+    shape: str = ""
+    """Only shapes with this text, such as T16384."""
+    dtypes: tuple[str, ...] = ()
+    """Only these, such as bfloat16."""
+    modes: tuple[str, ...] = ()
+    """Only these, such as forward forward+gradient."""
+    implementations: tuple[str, ...] = ()
+    """Only these, such as gpu chunked."""
+    cpu_bars: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The shapes for which a CPU has bars."""
+
+    def cases(self) -> list[Case]:
+        """Those cases, with the modes and implementations that were asked for.
+
+        Raises:
+          NoCaseError: no case has that op, text, one of the names, or all that is asked for at once.
+        """
+        every = [case for op in OPS for case in (op.bars() if self.cpu_bars else op.cases())]
+        _check("op", [self.op] if self.op else [], [case.op.name for case in every])
+        of_op = [case for case in every if self.op in (None, case.op.name)]
+        there = [case for case in of_op if self.shape in case.label]
+        if not there:
+            raise NoCaseError(f"no shape has {self.shape!r}; {_listed(c.label for c in of_op)}")
+        _check("dtype", self.dtypes, [case.dtype for case in there])
+        _check("mode", self.modes, [mode.name for case in there for mode in case.modes])
+        names = [name for case in there for name in case.implementations]
+        _check("implementation", self.implementations, names)
+        kept = []
+        for case in there:
+            modes = tuple(x for x in case.modes if not self.modes or x.name in self.modes)
+            names = tuple(
+                x
+                for x in case.implementations
+                if not self.implementations or x in self.implementations
+            )
+            if modes and names and (not self.dtypes or case.dtype in self.dtypes):
+                kept.append(dataclasses.replace(case, modes=modes, implementations=names))
+        if not kept:
+            raise NoCaseError("no case has all that was asked for at once")
+        return kept
 
 
-def _check(what: str, names: Sequence[str], there: list[str]) -> None:
-    for name in names:
+def _check(what: str, asked: Iterable[str], there: list[str]) -> None:
+    for name in asked:
         if name not in there:
             raise NoCaseError(f"no {what} is {name!r}; {_listed(there)}")
 

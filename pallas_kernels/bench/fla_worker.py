@@ -12,7 +12,7 @@ answers:
            into it
   time     replays the graph once: milliseconds per call
 
-With --upcast, every call casts q, k, v to float32 and the outputs back.
+With `upcast`, every call casts q, k, v to float32 and the outputs back, as HALO's own code does.
 """
 
 import concurrent.futures
@@ -23,6 +23,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
@@ -33,31 +34,26 @@ TUNING = {"warmup": 5, "rep": 20}
 
 
 def main() -> None:
-    """Answers one JSON request per line of standard input."""
-    answers = sys.stdout
+    """Says the versions, then answers one JSON request per line of standard input."""
+    say = functools.partial(print, file=sys.stdout, flush=True)
     with contextlib.redirect_stdout(sys.stderr):  # of what the libraries print
-        worker = _start(answers)
-        for line in sys.stdin if worker else ():
+        try:
+            worker = Worker()
+        except (ImportError, RuntimeError) as error:
+            say(json.dumps({"cannot": str(error)}))
+            return
+        say(json.dumps(worker.versions))
+        for line in sys.stdin:
             request = json.loads(line)
             try:
                 answer = getattr(worker, request.pop("do"))(**request)
             except Exception as error:  # the other side says it, and ends
                 answer = {"cannot": f"{type(error).__name__}: {error}"}
-            print(json.dumps(answer), file=answers, flush=True)
-
-
-def _start(answers: Any) -> "Worker | None":
-    try:
-        worker = Worker()
-    except (ImportError, RuntimeError) as error:
-        print(json.dumps({"cannot": str(error)}), file=answers, flush=True)
-        return None
-    print(json.dumps(worker.versions), file=answers, flush=True)
-    return worker
+            say(json.dumps(answer))
 
 
 class Worker:
-    """Holds what was prepared last."""
+    """Holds what was prepared last, with and without upcast."""
 
     def __init__(self) -> None:
         import numpy
@@ -76,15 +72,14 @@ class Worker:
         testing.do_bench = functools.partial(testing.do_bench, **TUNING)
         self.numpy, self.torch, self.triton = numpy, torch, triton
         self.attend = chunk_simple_gla
-        self.versions = {"torch": torch.__version__, "triton": triton.__version__}
-        self.versions["fla"] = fla.__version__
+        libraries = {"torch": torch, "triton": triton, "fla": fla}
+        self.versions = {name: library.__version__ for name, library in libraries.items()}
         self.pool = concurrent.futures.ThreadPoolExecutor()
         self.kernels: set[Any] = set()
         self.shape: list[int] = []
-        self.upcast = "--upcast" in sys.argv
-        self.graph: Any = None
+        self.prepared: dict[bool, tuple[Any, Any, int]] = {}  # graph, its inputs, its calls
 
-    def compile(self, shape: list[int], mode: str, dtype: str) -> dict[str, Any]:
+    def compile(self, shape: list[int], mode: str, dtype: str, upcast: bool) -> dict[str, Any]:
         """Calls with every kernel compiled instead of run, so that the outputs are garbage."""
         if shape != self.shape:  # Triton chooses by types and widths, not by lengths
             for kernel in self.kernels:
@@ -101,109 +96,98 @@ class Worker:
             self.triton.AsyncCompileMode(self.pool, ignore_errors=True),
             mock.patch.object(self.triton.runtime.autotuner.Autotuner, "run", compile_only),
         ):
-            self._call(mode, **self._inputs(shape, mode, dtype))
+            self._call(mode, upcast, self._inputs(shape, mode, dtype))
         return {"variants": len(variants), "seconds": time.perf_counter() - start}
 
-    def prepare(self, shape: list[int], calls: int, mode: str, dtype: str) -> dict[str, Any]:
+    def prepare(
+        self, shape: list[int], calls: int, mode: str, dtype: str, upcast: bool
+    ) -> dict[str, Any]:
         torch = self.torch
-        self.graph = self.sets = None  # frees the memory of the last one
+        self.prepared.pop(upcast, None)  # frees the memory of the last one
         size = 4 * math.prod(shape) * (2 if dtype == "bfloat16" else 4)
         sets = [self._inputs(shape, mode, dtype) for _ in range(min(8, -(-BEYOND_CACHES // size)))]
         start = time.perf_counter()
-        self._call(mode, **sets[0])
+        self._call(mode, upcast, sets[0])
         torch.cuda.synchronize()
         tuned = time.perf_counter() - start
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                self._call(mode, **sets[0])
-            temporaries = self._temporaries(mode, sets[0])
+                self._call(mode, upcast, sets[0])
+            temporaries = self._temporaries(mode, upcast, sets[0])
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for i in range(calls):
-                self._call(mode, **sets[i % len(sets)])
-        self.graph, self.sets, self.calls = graph, sets, calls
+                self._call(mode, upcast, sets[i % len(sets)])
+        self.prepared[upcast] = graph, sets, calls
         return {"temporaries": temporaries, "seconds": tuned}
 
-    def check(self, path: str, mode: str, dtype: str) -> dict[str, Any]:
+    def check(self, path: str, mode: str, dtype: str, upcast: bool) -> dict[str, Any]:
         with self.numpy.load(path) as arrays:
-            given = {name: self._tensor(x, _dtype(name, dtype)) for name, x in arrays.items()}
-        results = self._call(mode, **given, slopes=self._slopes(given["q"].shape[2]))
-        self.numpy.savez(
-            path, **{name: x.detach().float().cpu().numpy() for name, x in results.items()}
-        )
+            results = self._call(mode, upcast, self._tensors(arrays, dtype))
+        arrays = {name: x.detach().float().cpu().numpy() for name, x in results.items()}
+        self.numpy.savez(path, **arrays)
         return {}
 
-    def time(self) -> dict[str, float]:
+    def time(self, upcast: bool) -> dict[str, float]:
+        graph, _, calls = self.prepared[upcast]
         start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        self.graph.replay()
+        graph.replay()
         end.record()
         end.synchronize()
-        return {"milliseconds": start.elapsed_time(end) / self.calls}
+        return {"milliseconds": start.elapsed_time(end) / calls}
 
-    def _call(
-        self,
-        mode: str,
-        *,
-        q: Any,
-        k: Any,
-        v: Any,
-        d_out: Any,
-        slopes: Any,
-        state: Any = None,
-        d_state: Any = None,
-    ) -> dict[str, Any]:
+    def _call(self, mode: str, upcast: bool, given: dict[str, Any]) -> dict[str, Any]:
+        """Outputs and gradients by name, of tensors by name."""
+        q, k, v = (given[name] for name in "qkv")
         out, last = self.attend(
-            *(x.float() if self.upcast else x for x in (q, k, v)),
-            g_gamma=slopes,
+            *(x.float() if upcast else x for x in (q, k, v)),
+            g_gamma=given["slopes"],
             scale=q.shape[3] ** -0.5,
-            initial_state=state,
+            initial_state=given.get("state"),
             output_final_state="state" in mode,
         )
         out = out.to(q.dtype)
         results = {"o": out, "state": last} if "state" in mode else {"o": out}
         if "gradient" not in mode:
             return results
-        outs, inputs, cotangents = [out], {"dq": q, "dk": k, "dv": v}, [d_out]
-        if state is not None:
-            outs, inputs, cotangents = [out, last], {**inputs, "dstate": state}, [d_out, d_state]
-        gradients = self.torch.autograd.grad(outs, list(inputs.values()), cotangents)
-        return results | dict(zip(inputs, gradients, strict=True))
+        names = [name for name in ("q", "k", "v", "state") if name in given]
+        cotangents = [given[name] for name in ("d_out", "d_state") if name in given]
+        gradients = self.torch.autograd.grad(
+            [out, last][: len(cotangents)], [given[name] for name in names], cotangents
+        )
+        return results | {f"d{name}": x for name, x in zip(names, gradients, strict=True)}
 
     def _inputs(self, shape: list[int], mode: str, dtype: str) -> dict[str, Any]:
-        q, k, v, d_out = (self.torch.randn(shape, device="cuda") for _ in range(4))
-        q, k = (x * x.square().mean(-1, keepdim=True).rsqrt() for x in (q, k))
-        made = {"q": q, "k": k, "v": v, "d_out": d_out}
+        shapes = dict.fromkeys(("q", "k", "v", "d_out"), shape)
         if mode == "state+gradient":
-            batch, _, heads, width = shape
-            memory = batch, heads, width, width
-            made |= {name: self.torch.randn(memory, device="cuda") for name in ("state", "d_state")}
-        tensors = {name: self._tensor(x, _dtype(name, dtype)) for name, x in made.items()}
-        return tensors | {"slopes": self._slopes(shape[2])}
+            state = [shape[0], shape[2], shape[3], shape[3]]
+            shapes |= {"state": state, "d_state": state}
+        made = {name: self.torch.randn(x, device="cuda") for name, x in shapes.items()}
+        for name in "qk":
+            made[name] *= made[name].square().mean(-1, keepdim=True).rsqrt()
+        return self._tensors(made, dtype)
 
-    def _slopes(self, heads: int) -> Any:
-        steps = self.torch.arange(1, heads + 1, device="cuda", dtype=self.torch.float32)
-        return -self.torch.exp2(-8 * steps / heads)
+    def _tensors(self, arrays: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+        """On the GPU, with the slopes; states are float32 whatever the tokens are."""
+        torch, tensors = self.torch, {}
+        for name, x in arrays.items():
+            kind = torch.float32 if "state" in name else getattr(torch, dtype)
+            tensors[name] = torch.as_tensor(x, device="cuda").to(kind).requires_grad_()
+        heads = tensors["q"].shape[2]
+        steps = torch.arange(1, heads + 1, device="cuda", dtype=torch.float32)
+        return {**tensors, "slopes": -torch.exp2(-8 * steps / heads)}
 
-    def _temporaries(self, mode: str, given: dict[str, Any]) -> int:
+    def _temporaries(self, mode: str, upcast: bool, given: dict[str, Any]) -> int:
         """Bytes that one call holds at most, beside its inputs and results."""
         memory = self.torch.cuda
         memory.reset_peak_memory_stats()
         before = memory.memory_allocated()
-        results = self._call(mode, **given)
+        results = self._call(mode, upcast, given)
         return memory.max_memory_allocated() - before - sum(x.nbytes for x in results.values())
-
-    def _tensor(self, x: Any, dtype: str) -> Any:
-        made = self.torch.as_tensor(x, device="cuda").to(getattr(self.torch, dtype))
-        return made.requires_grad_()
-
-
-def _dtype(name: str, dtype: str) -> str:
-    """Memories are float32 whatever the tokens are."""
-    return "float32" if name in ("state", "d_state") else dtype
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 Neither PyTorch nor Triton is needed: stand-ins take their places."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from pallas_kernels.bench import __main__ as command
-from pallas_kernels.bench import against_fla, fla_worker, inputs, lightning, measure
+from pallas_kernels.bench import against_fla, cases, fla_worker, lightning, measure
+from pallas_kernels.bench.op import Op
 
 pytestmark = pytest.mark.brief
 
@@ -44,7 +46,8 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr(against_fla, "WORKER", worker)
     monkeypatch.setenv("ASKED", str(path))
     monkeypatch.setenv("LAST", "-1")
-    monkeypatch.setattr(lightning, "SHAPES_ON_CPU", ((2, 40, 2, 8),))
+    small = dataclasses.replace(lightning.WHOLE_ROWS, cpu_shapes=((2, 40, 2, 8),))
+    monkeypatch.setattr(cases, "OPS", (small,))
     machine = measure.Machine(1e9, {"float32": 1e10, "bfloat16": 1e10})
     monkeypatch.setattr(command, "measure_machine", lambda rounds: machine)
     return path
@@ -74,7 +77,10 @@ def test_fla_compiles_for_the_shape_that_is_timed_is_tuned_there_and_only_then_c
 def test_bfloat16_is_also_compared_with_fla_as_the_official_code_calls_it(
     tmp_path, asked, monkeypatch
 ):
-    monkeypatch.setattr(inputs, "dtypes", lambda: ("bfloat16",))
+    as_on_a_cpu = Op.cases
+    monkeypatch.setattr(
+        Op, "cases", lambda op: [dataclasses.replace(x, dtype="bfloat16") for x in as_on_a_cpu(op)]
+    )
     rows = json.loads(bench(tmp_path, "forward").read_text())["rows"]
     assert [row["implementation"] for row in rows] == ["fla", "fla_upcast", "chunked"]
 
@@ -92,7 +98,7 @@ class Tensor(NamedTuple):
 
 def test_the_official_code_casts_tokens_to_float32_and_outputs_back(worker):
     made, _ = worker
-    made.upcast, taken = True, []
+    taken = []
 
     def attend(*tokens, output_final_state, **rest):
         taken.extend(x.dtype for x in tokens)
@@ -100,9 +106,8 @@ def test_the_official_code_casts_tokens_to_float32_and_outputs_back(worker):
 
     made.attend = attend
     half = Tensor("bfloat16")
-    results = fla_worker.Worker._call(
-        made, "forward+state", q=half, k=half, v=half, d_out=half, slopes=None
-    )
+    given = {"q": half, "k": half, "v": half, "d_out": half, "slopes": None}
+    results = fla_worker.Worker._call(made, "forward+state", True, given)
     assert taken == ["float32"] * 3
     assert (results["o"].dtype, results["state"].dtype) == ("bfloat16", "float32")
 
@@ -172,13 +177,13 @@ def worker(monkeypatch):
     made = fla_worker.Worker()
     kernels = Autotuner(), Autotuner()
     monkeypatch.setattr(made, "_inputs", lambda *place: {})
-    monkeypatch.setattr(made, "_call", lambda mode: [k.run(warmup=False, grid=1) for k in kernels])
+    monkeypatch.setattr(made, "_call", lambda *call: [k.run(warmup=False, grid=1) for k in kernels])
     return made, kernels
 
 
 def test_all_variants_compile_at_the_same_time_and_no_kernel_runs(worker):
     made, kernels = worker
-    assert made.compile([1, 64, 2, 8], "forward", "bfloat16")["variants"] == 6
+    assert made.compile([1, 64, 2, 8], "forward", "bfloat16", False)["variants"] == 6
     made.pool.shutdown()
     assert [kernel.compiled for kernel in kernels] == [3, 3]
     with pytest.raises(AssertionError, match="a kernel ran"):
@@ -187,12 +192,12 @@ def test_all_variants_compile_at_the_same_time_and_no_kernel_runs(worker):
 
 def test_variants_chosen_at_another_shape_are_forgotten_and_those_of_this_one_kept(worker):
     made, kernels = worker
-    made.compile([1, 64, 2, 8], "forward", "bfloat16")
+    made.compile([1, 64, 2, 8], "forward", "bfloat16", False)
     for kernel in kernels:
         kernel.cache["bfloat16"] = "a variant"
-    made.compile([1, 64, 2, 8], "forward+gradient", "bfloat16")
+    made.compile([1, 64, 2, 8], "forward+gradient", "bfloat16", False)
     assert [kernel.cache for kernel in kernels] == 2 * [{"bfloat16": "a variant"}]
-    made.compile([1, 128, 2, 8], "forward", "bfloat16")
+    made.compile([1, 128, 2, 8], "forward", "bfloat16", False)
     assert [kernel.cache for kernel in kernels] == [{}, {}]
 
 
