@@ -22,24 +22,15 @@ from hypenet_jax.evals.report import Report, failure
 from hypenet_jax.model import presets
 from launch.errors import CODES
 
-Preset = Literal[
-    "qwen3_0p6b",
-    "qwen3_1p7b",
-    "qwen3_4b",
-    "qwen3_8b",
-    "qwen3_14b",
-    "qwen3_32b",
-    "hypenet_2b",
-    "hypenet_5b",
-    "hypenet_9b",
-]
+Qwen3 = Literal["qwen3_0p6b", "qwen3_1p7b", "qwen3_4b", "qwen3_8b", "qwen3_14b", "qwen3_32b"]
+HypeNet = Literal["hypenet_2b", "hypenet_5b", "hypenet_9b"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Arguments of the command."""
 
-    models: tyro.conf.Positional[tuple[Preset, ...]]
+    models: tyro.conf.Positional[tuple[Qwen3 | HypeNet, ...]]
     """The first is what the others are compared with."""
     lengths: tuple[int, ...] = (65_536,)
     """Tokens of context."""
@@ -58,26 +49,19 @@ def main(args: Arguments) -> None:
     """Runs the command."""
     if not args.models:
         raise ValueError("no model is named; for instance qwen3_1p7b hypenet_2b")
-    timed = [
-        random_model(name, getattr(presets, name)(), jnp.dtype(args.dtype)) for name in args.models
-    ]
-    report = Report()
+    dtype, report = jnp.dtype(args.dtype), Report()
+    timed = [random_model(name, getattr(presets, name)(), dtype) for name in args.models]
     for length in args.lengths:
-        rows = _roofline(timed, length, args) + _times(timed, length, args)
+        rows = _times(timed, length, args)
+        if args.chip is not None:
+            for model in timed:
+                config = model.decoder.config
+                least = roofline_rows(model.name, config, (length,), args.chip, dtype=dtype)
+                rows += least.select("decode_seconds_roofline")
         report += rows + relative_to_roofline(rows)
         print(report.select(length=length).table(), flush=True)
         if args.out is not None:
             args.out.write_text(report.to_json_lines())
-
-
-def _roofline(timed: list[EvalModel], length: int, args: Arguments) -> Report:
-    if args.chip is None:
-        return Report()
-    rows = Report()
-    for model in timed:
-        config, dtype = model.decoder.config, model.decoder.dtype
-        rows += roofline_rows(model.name, config, (length,), args.chip, dtype=dtype)
-    return rows.select("decode_seconds_roofline")
 
 
 def _times(timed: list[EvalModel], length: int, args: Arguments) -> Report:

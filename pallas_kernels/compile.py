@@ -1,5 +1,4 @@
-"""Compiles every TPU kernel ahead of time, no TPU needed:  python -m pallas_kernels.compile [OP]
-[--chip CHIP]
+"""Compiles every TPU kernel ahead of time, no TPU needed.
 
 The compiler is the real one (libtpu, of the extra `tpu`). The table gives, per program: its Mosaic
 kernels, the most VMEM that one of them takes, temporaries in HBM, copies and transposes that change
@@ -7,7 +6,6 @@ an array's layout, and the seconds to compile. Ends with 1 if a bar is missed: a
 not compile, a relayout copy, or more VMEM or temporaries than the program may take.
 """
 
-import argparse
 import dataclasses
 import importlib.util
 import logging
@@ -16,23 +14,20 @@ import os
 import re
 import sys
 import time
+from typing import NoReturn
 
 import jax
 import numpy as np
+import tyro
 from jax.experimental import topologies
 
-from pallas_kernels.tpu_programs import PROGRAMS, KernelProgram
+from pallas_kernels.bench.report import columns
+from pallas_kernels.tpu_programs import PROGRAMS, KernelProgram, programs
 
 logger = logging.getLogger(__name__)
 
 MIB = 2**20
-CHIPS = {
-    "v4": "v4:2x2x1",
-    "v5e": "v5e:2x2",
-    "v5p": "v5p:2x2x1",
-    "v6e": "v6e:2x2",
-    "tpu7x": "tpu7x:2x2x1",
-}
+CHIPS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}
 # libtpu is told that it runs on no TPU machine, and may be loaded beside another process's.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -48,8 +43,7 @@ ITEM_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "f64": 8, "s64":
 
 @dataclasses.dataclass(frozen=True)
 class CompiledRow:
-    """What the compiler made of a program for one chip; `missed` is empty where all bars are
-    met."""
+    """What the compiler made of a program for one chip; `missed` is empty where all bars are met."""
 
     chip: str
     program: KernelProgram
@@ -70,25 +64,27 @@ class CompiledRow:
 HEAD = ("chip", "op", "shape", "mode", "kernels", "VMEM MiB", "temp MiB", "relayouts", "s", "bars")
 
 
-def main() -> None:
-    """Runs the command."""
+def main(op: tyro.conf.Positional[str | None] = None, *, chip: str | None = None) -> None:
+    """Runs the command.
+
+    Args:
+      op: programs of this op alone.
+      chip: for this chip alone: v4, v5e, v5p, v6e or tpu7x.
+    """
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("op", nargs="?", choices=sorted(PROGRAMS), help="all ops if left out")
-    parser.add_argument("--chip", choices=CHIPS, help="all chips if left out")
-    arguments = parser.parse_args()
+    for asked, there in ((op, PROGRAMS), (chip, CHIPS)):
+        if asked not in (None, *there):
+            _refuse(f"there is no {asked!r}; there are {', '.join(there)}")
     if importlib.util.find_spec("libtpu") is None:
-        parser.error("the TPU compiler is not installed; pip install 'hypenet-jax[tpu]'")
+        _refuse("the TPU compiler is not installed; pip install 'hypenet-jax[tpu]'")
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ops = [arguments.op] if arguments.op else list(PROGRAMS)
-    programs = [program for op in ops for program in PROGRAMS[op]()]
-    chips = [arguments.chip] if arguments.chip else list(CHIPS)
-    rows = [compile_for(chip, program) for chip in chips for program in programs]
-    logger.info("JAX %s\n%s", jax.__version__, table(rows))
+    todo = [program for name in PROGRAMS if op in (None, name) for program in programs(name)]
+    chips = [chip] if chip else CHIPS
+    rows = [compile_for(chip, program) for chip in chips for program in todo]
+    table = columns([HEAD, *(row.cells() for row in rows)])
+    logger.info("JAX %s\n%s", jax.__version__, table)
     sys.exit(any(row.missed for row in rows))
 
 
@@ -96,7 +92,9 @@ def compile_for(chip: str, program: KernelProgram) -> CompiledRow:
     """Compiles for one chip, on a mesh of one of its devices."""
     start = time.perf_counter()
     try:
-        device = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[chip]).devices[0]
+        device = topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{chip}:{CHIPS[chip]}"
+        ).devices[0]
         with jax.set_mesh(jax.sharding.Mesh(np.asarray([device]), ("device",))):
             traced = jax.jit(program.function).trace(*program.arguments)
             compiled = traced.lower(lowering_platforms=("tpu",)).compile()
@@ -142,12 +140,9 @@ def relayouts(hlo: str) -> list[str]:
     return [f"{kind}[{shape}]" for kind, shape in found if _bytes(kind, shape) >= SMALLEST_RELAYOUT]
 
 
-def table(rows: list[CompiledRow]) -> str:
-    """One line per row, in columns."""
-    lines = [HEAD, *(row.cells() for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    columns = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in columns)
+def _refuse(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def _bytes(kind: str, shape: str) -> int:
@@ -155,4 +150,4 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

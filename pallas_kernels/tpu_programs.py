@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,10 +11,19 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from pallas_kernels.decode_attention import decode_attention
-from pallas_kernels.lightning_attention import tpu as lightning
-from pallas_kernels.lightning_attention.reference import Operands
+from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl
 from pallas_kernels.norm_rotary import norm_rotary
+
+WIDTH = 128  # of a head
+VMEM = 4.0  # MiB that forward passes and decoding may take
+ROWS = ((1, 16384, 16, "bfloat16"), (1, 16384, 32, "bfloat16"), (2, 1000, 5, "float32"))  # B T N
+CACHES = (
+    (1, 524288, 16, 8, "bfloat16"),
+    (8, 32768, 32, 8, "bfloat16"),
+    (2, 4096, 16, 4, "float32"),
+)  # B S N K
+HEADS = ((16384, 2048, 151936, 200.0, 2650.0), (1000, 384, 5003, None, None))  # T D V, MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,165 +45,117 @@ class KernelProgram:
     temporaries_limit: float | None = None
 
 
-def _lightning_programs() -> list[KernelProgram]:
-    large = [
-        program
-        for heads in (16, 32)
-        for program in _lightning(1, 16384, heads, 128, jnp.bfloat16, vmem_limit=4.0)
-    ]
-    return large + _lightning(2, 1000, 5, 128, jnp.float32, vmem_limit=4.0)
+def programs(op: str) -> Iterator[KernelProgram]:
+    """All programs of an op in `PROGRAMS`."""
+    make, shapes = PROGRAMS[op]
+    for shape in shapes:
+        yield from make(*shape)
 
 
-def _lightning(
-    batch: int, length: int, heads: int, width: int, dtype: DTypeLike, vmem_limit: float
-) -> list[KernelProgram]:
+def _lightning(batch: int, length: int, heads: int, dtype: str) -> Iterator[KernelProgram]:
     """Forward, and with gradients: of one segment, of many segments.
 
     The arrays come and go with their heads side by side, as projections give and take them.
     """
-    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
-    state = jax.ShapeDtypeStruct((batch, heads, width, width), jnp.float32)
-    segment_ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    slopes = np.exp2(-8 * np.arange(1, heads + 1) / heads)
+    tokens = _array(batch, length, heads * WIDTH, dtype=dtype)
+    state = _array(batch, heads, WIDTH, WIDTH, dtype="float32")
+    segment_ids = _array(batch, length, dtype="int32")
+    slopes = np.exp2(-8 * np.arange(1, heads + 1, dtype=np.float32) / heads)
+    op = functools.partial(lightning_attention, scale=WIDTH**-0.5, implementation="tpu")
 
     def forward(q, k, v, state, segment_ids=None):
-        q, k, v = (x.reshape(batch, length, heads, width) for x in (q, k, v))
-        decay, scale = -jnp.asarray(slopes, jnp.float32), width**-0.5
-        operands = Operands(q, k, v, decay, state, segment_ids)
-        out, last = lightning.tpu(operands, scale=scale)
+        q, k, v = (x.reshape(batch, length, heads, WIDTH) for x in (q, k, v))
+        out, last = op(q, k, v, -jnp.asarray(slopes), state, segment_ids)
         return out.reshape(tokens.shape), last
 
-    def gradient(q, k, v, state, cotangents, segment_ids=None):
-        function = functools.partial(forward, segment_ids=segment_ids)
-        return jax.vjp(function, q, k, v, state)[1](cotangents)
-
-    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
-    op, arrays, cotangents = "lightning_attention", (tokens, tokens, tokens, state), (tokens, state)
-    return [
-        KernelProgram(op, shape, "forward", forward, arrays, vmem_limit),
-        KernelProgram(op, shape, "gradient", gradient, (*arrays, cotangents)),
-        KernelProgram(
-            op, shape, "gradient, segments", gradient, (*arrays, cotangents, segment_ids)
-        ),
-    ]
+    program = functools.partial(
+        KernelProgram, "lightning_attention", f"B{batch} T{length} N{heads} H{WIDTH} {dtype}"
+    )
+    arrays, cotangents = (tokens, tokens, tokens, state), (tokens, state)
+    gradient = _gradient(forward, 4)
+    yield program("forward", forward, arrays, VMEM)
+    yield program("gradient", gradient, (cotangents, *arrays))
+    yield program("gradient, segments", gradient, (cotangents, *arrays, segment_ids))
 
 
-def _norm_rotary_programs() -> list[KernelProgram]:
-    large = [
-        program
-        for heads in (16, 32)
-        for program in _norm_rotary(1, 16384, heads, 128, jnp.bfloat16)
-    ]
-    return large + _norm_rotary(2, 1000, 5, 128, jnp.float32)
-
-
-def _norm_rotary(
-    batch: int, length: int, heads: int, width: int, dtype: DTypeLike
-) -> list[KernelProgram]:
+def _norm_rotary(batch: int, length: int, heads: int, dtype: str) -> Iterator[KernelProgram]:
     """Forward, and with gradients; the angles are formed in the program, as models do."""
-    tokens = jax.ShapeDtypeStruct((batch, length, heads * width), dtype)
-    scale = jax.ShapeDtypeStruct((width,), jnp.float32)
-    positions = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-    frequency = jnp.asarray(1e6 ** -np.linspace(0, 1, width // 2, endpoint=False), jnp.float32)
+    tokens = _array(batch, length, heads * WIDTH, dtype=dtype)
+    scale, positions = _array(WIDTH, dtype="float32"), _array(batch, length, dtype="int32")
+    op = functools.partial(norm_rotary, eps=1e-6, implementation="tpu")
+    frequency = jnp.asarray(1e6 ** -np.linspace(0, 1, WIDTH // 2, endpoint=False), jnp.float32)
 
     def forward(x, scale, positions):
-        apart = x.reshape(batch, length, heads, width)
+        apart = x.reshape(batch, length, heads, WIDTH)
         angles = positions.astype(jnp.float32)[..., None] * frequency
-        out = norm_rotary(apart, scale, angles, eps=1e-6, implementation="tpu")
-        return out.reshape(tokens.shape)
+        return op(apart, scale, angles).reshape(tokens.shape)
 
-    def gradient(x, scale, positions, cotangent):
-        return jax.vjp(lambda x, scale: forward(x, scale, positions), x, scale)[1](cotangent)
-
-    shape = f"B{batch} T{length} N{heads} H{width} {jnp.dtype(dtype).name}"
-    arrays = (tokens, scale, positions)
-    return [
-        KernelProgram("norm_rotary", shape, "forward", forward, arrays, vmem_limit=4.0),
-        KernelProgram("norm_rotary", shape, "gradient", gradient, (*arrays, tokens)),
-    ]
-
-
-def _decode_programs() -> list[KernelProgram]:
-    shapes = (
-        (1, 524288, 16, 8, jnp.bfloat16),
-        (8, 32768, 32, 8, jnp.bfloat16),
-        (2, 4096, 16, 4, jnp.float32),
+    program = functools.partial(
+        KernelProgram, "norm_rotary", f"B{batch} T{length} N{heads} H{WIDTH} {dtype}"
     )
-    return [program for shape in shapes for program in _decode(*shape)]
+    arrays = tokens, scale, positions
+    yield program("forward", forward, arrays, VMEM)
+    yield program("gradient", _gradient(forward, 2), (tokens, *arrays))
 
 
 def _decode(
-    batch: int, capacity: int, heads: int, kv_heads: int, dtype: DTypeLike, width: int = 128
-) -> list[KernelProgram]:
-    q = jax.ShapeDtypeStruct((batch, heads, width), dtype)
-    cache = jax.ShapeDtypeStruct((batch, capacity, kv_heads, width), dtype)
-    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    segment_ids = jax.ShapeDtypeStruct((batch, capacity), jnp.int32)
+    batch: int, slots: int, heads: int, kv_heads: int, dtype: str
+) -> Iterator[KernelProgram]:
+    """One token, whose cache and its segment ids are read where they lie."""
+    q = _array(batch, heads, WIDTH, dtype=dtype)
+    cache = _array(batch, slots, kv_heads, WIDTH, dtype=dtype)
+    row, segment_ids = _array(batch, dtype="int32"), _array(batch, slots, dtype="int32")
 
     def step(q, keys, values, slots, segment_ids=None, key_segment_ids=None):
-        return decode_attention(
-            q,
-            keys,
-            values,
-            slots,
-            scale=width**-0.5,
-            segment_ids=segment_ids,
-            key_segment_ids=key_segment_ids,
-            implementation="tpu",
-        )
+        segments = {"segment_ids": segment_ids, "key_segment_ids": key_segment_ids}
+        options = {"scale": WIDTH**-0.5, "implementation": "tpu"}
+        return decode_attention(q, keys, values, slots, **segments, **options)
 
-    shape = f"B{batch} S{capacity} N{heads} K{kv_heads} H{width} {jnp.dtype(dtype).name}"
-    op, arrays = "decode_attention", (q, cache, cache, row)
-    limits = 4.0, 4.0  # the cache and its segment ids are read where they lie
-    return [
-        KernelProgram(op, shape, "one segment", step, arrays, *limits),
-        KernelProgram(op, shape, "segments", step, (*arrays, row, segment_ids), *limits),
-    ]
-
-
-def _linear_loss_programs() -> list[KernelProgram]:
-    large = _linear_loss(16384, 2048, 151936, limits=(200.0, 2650.0))
-    return large + _linear_loss(1000, 384, 5003)
+    shape = f"B{batch} S{slots} N{heads} K{kv_heads} H{WIDTH} {dtype}"
+    program = functools.partial(
+        KernelProgram, "decode_attention", shape, vmem_limit=VMEM, temporaries_limit=4.0
+    )
+    arrays = q, cache, cache, row
+    yield program("one segment", step, arrays)
+    yield program("segments", step, (*arrays, row, segment_ids))
 
 
 def _linear_loss(
-    tokens: int,
-    width: int,
-    vocabulary: int,
-    limits: tuple[float | None, float | None] = (None, None),
-) -> list[KernelProgram]:
+    tokens: int, width: int, vocabulary: int, alone: float | None, both: float | None
+) -> Iterator[KernelProgram]:
     """Loss alone, whose logits never reach HBM, and with gradients, which hold those of a chunk."""
-    hidden = jax.ShapeDtypeStruct((tokens, width), jnp.bfloat16)
-    head = jax.ShapeDtypeStruct((vocabulary, width), jnp.bfloat16)
-    labels, weights = (jax.ShapeDtypeStruct((tokens,), x) for x in (jnp.int32, jnp.float32))
-
-    def kl(*arrays):
-        return linear_kl(*arrays, implementation="tpu")[0]
-
-    def cross_entropy(*arrays):
-        return linear_cross_entropy(*arrays, implementation="tpu")[0]
-
+    hidden, head = _array(tokens, width), _array(vocabulary, width)
+    labels, weights = (_array(tokens, dtype=x) for x in ("int32", "float32"))
     shape = f"T{tokens} D{width} V{vocabulary} bfloat16"
-    ops = {
-        "linear_kl": (kl, (hidden, head, hidden, head, weights)),
-        "linear_cross_entropy": (cross_entropy, (hidden, head, labels, weights)),
-    }
-    alone, both = limits
-    return [
-        program
-        for op, (loss, arrays) in ops.items()
-        for program in (
-            KernelProgram(op, shape, "forward", loss, arrays, None, alone),
-            KernelProgram(
-                op, shape, "gradient", jax.value_and_grad(loss, (0, 1)), arrays, None, both
-            ),
+    for loss, targets in ((linear_kl, (hidden, head)), (linear_cross_entropy, (labels,))):
+
+        def total(*arrays, loss=loss):
+            return loss(*arrays, implementation="tpu")[0]
+
+        program = functools.partial(
+            KernelProgram, loss.__name__, shape, arguments=(hidden, head, *targets, weights)
         )
-    ]
+        yield program("forward", total, temporaries_limit=alone)
+        yield program("gradient", jax.value_and_grad(total, (0, 1)), temporaries_limit=both)
 
 
-PROGRAMS: dict[str, Callable[[], list[KernelProgram]]] = {
-    "decode_attention": _decode_programs,
-    "lightning_attention": _lightning_programs,
-    "linear_loss": _linear_loss_programs,
-    "norm_rotary": _norm_rotary_programs,
+def _array(*shape: int, dtype: DTypeLike = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _gradient(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The gradients of a function's first `count` arrays, of cotangents and all its arrays."""
+
+    def gradient(cotangents, *arrays):
+        first, rest = arrays[:count], arrays[count:]
+        return jax.vjp(lambda *first: function(*first, *rest), *first)[1](cotangents)
+
+    return gradient
+
+
+PROGRAMS: dict[str, tuple[Callable[..., Iterator[KernelProgram]], tuple[Any, ...]]] = {
+    "decode_attention": (_decode, CACHES),
+    "lightning_attention": (_lightning, ROWS),
+    "linear_loss": (_linear_loss, HEADS),
+    "norm_rotary": (_norm_rotary, ROWS),
 }

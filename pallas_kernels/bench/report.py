@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,16 @@ HEAD = ("op", "shape", "dtype", "mode", "implementation", "ms", "20-80%", "ratio
 HEAD = (*HEAD, "error", "scratch MB")
 
 
-def table(rows: list[Row]) -> str:
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of as many words, one below the other."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (map(str.ljust, line, widths) for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def table(rows: Sequence[Row]) -> str:
     """One line per row, in columns; the error is the worst of the outputs."""
-    cells = [HEAD, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
-    lines = ([c.ljust(w) for c, w in zip(line, widths, strict=True)] for line in cells)
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return columns([HEAD, *(_cells(row) for row in rows)])
 
 
 def heading(machine: Machine) -> str:

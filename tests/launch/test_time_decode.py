@@ -28,7 +28,7 @@ def arguments(tmp_path, monkeypatch) -> time_decode.Arguments:
     )
 
 
-def test_every_length_gets_times_their_ratio_and_how_far_the_floor_is(arguments, capsys):
+def test_every_length_gets_times_their_ratio_and_how_far_the_roofline_is(arguments, capsys):
     time_decode.main(arguments)
     report = report_from_json_lines(arguments.out.read_text())
     assert report.lengths == arguments.lengths
@@ -38,17 +38,17 @@ def test_every_length_gets_times_their_ratio_and_how_far_the_floor_is(arguments,
             report.value("decode_seconds", name, length) for name in reversed(arguments.models)
         )
         assert report.value("decode_speedup", "hypenet_2b", length) == pytest.approx(theirs / ours)
-        floor = report.value("decode_seconds_roofline", "hypenet_2b", length)
-        assert report.value("decode_relative_to_roofline", "hypenet_2b", length) == ours / floor > 1
+        least = report.value("decode_seconds_roofline", "hypenet_2b", length)
+        assert report.value("decode_relative_to_roofline", "hypenet_2b", length) == ours / least > 1
 
 
 def test_a_length_that_does_not_fit_is_a_row_and_the_others_are_timed(arguments, monkeypatch):
     times = time_decode.decode_times
 
-    def full_at_48(subjects, length, **options):
+    def full_at_48(models, length, **options):
         if length == 48:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory: 9 bytes")
-        return times(subjects, length, **options)
+        return times(models, length, **options)
 
     monkeypatch.setattr(time_decode, "decode_times", full_at_48)
     time_decode.main(arguments)

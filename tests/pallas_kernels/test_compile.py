@@ -63,15 +63,24 @@ def test_a_program_that_does_not_compile_is_a_row_that_says_why(monkeypatch):
     monkeypatch.setattr(aot.topologies, "get_topology_desc", refuses)
     failed = aot.compile_for("v5e", row().program)
     assert failed.missed == "does not compile: no such topology"
-    assert failed.missed in aot.table([failed])
+    assert failed.missed in failed.cells()
 
 
 def test_without_the_compiler_the_command_says_how_to_get_it(monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(sys, "argv", ["compile"])
     with pytest.raises(SystemExit, match="2"):
         aot.main()
     assert "pip install 'hypenet-jax[tpu]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [({"op": "conv"}, "decode_attention, lightning_attention"), ({"chip": "v2"}, "v4, v5e, v5p")],
+)
+def test_an_unknown_op_or_chip_is_refused_with_what_there_is(asked, there, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        aot.main(**asked)
+    assert there in capsys.readouterr().err
 
 
 @pytest.mark.aot
