@@ -7,7 +7,6 @@ Same sizes, float32, same batch, forward + backward + AdamW on both sides, in tu
 ratio ours / PyTorch. Threads of PyTorch wait by spinning, so only a machine with free cores gives a fair ratio.
 """
 
-import functools
 import os
 import statistics
 import time
@@ -26,7 +25,6 @@ from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.state import create_state
 from hypenet_jax.train.step import make_train_step
 from hypenet_jax.weights.hf_config import to_hf
-from pallas_kernels.bench.measure import interleaved
 
 ATTENTION = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=32, rope_theta=1e6)
 MODEL = ModelConfig(
@@ -98,14 +96,12 @@ def main(
     for name, run in sides.items():
         print(f"{name}: loss {run():.4f}, then {run():.4f}")
 
-    def seconds(run: Callable[[], float]) -> float:
+    times = {name: [] for name in sides}
+    for name, run in [*sides.items()] * rounds:
         start = time.perf_counter()
         for _ in range(steps):
             run()
-        return (time.perf_counter() - start) / steps
-
-    turns = {name: functools.partial(seconds, run) for name, run in sides.items()}
-    times = interleaved(turns, rounds)
+        times[name].append((time.perf_counter() - start) / steps)
     for label, summary in (("median", statistics.median), ("best round", min)):
         speed = {name: tokens.size / summary(each) for name, each in times.items()}
         numbers = ", ".join(f"{name} {each:,.0f} tokens/s" for name, each in speed.items())
