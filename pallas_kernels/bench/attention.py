@@ -55,7 +55,7 @@ ATTENTION = Op(
     shapes=((12, 512, 512, 16, 8, 128), (1, 8192, 8192, 16, 8, 128), (1, 1, 65536, 16, 8, 128)),
     # The quickstart's layer, and two more of its width.
     cpu_shapes=((32, 128, 128, 4, 2, 32), (1, 2048, 2048, 4, 2, 32), (1, 1, 8192, 4, 2, 32)),
-    implementations=tuple(IMPLEMENTATIONS),
+    implementations=IMPLEMENTATIONS,
     call=_attend,
     definition=_definition,
     inputs=_inputs,
@@ -68,7 +68,7 @@ DECODE_ATTENTION = Op(
     shapes=((1, 65536, 16, 8, 128), (1, 524288, 16, 8, 128), (8, 32768, 16, 8, 128)),
     # The quickstart's layer, and one of the 2B model.
     cpu_shapes=((1, 8192, 8, 4, 16), (1, 65536, 16, 8, 128)),
-    implementations=tuple(DECODE_IMPLEMENTATIONS),
+    implementations=DECODE_IMPLEMENTATIONS,
     call=_decode,
     definition=lambda q, keys, values: _definition(q[:, None], keys, values)[:, 0],
     inputs=_decode_inputs,

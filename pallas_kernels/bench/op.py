@@ -1,7 +1,7 @@
 """What the bench knows of an op, and one case of it: a shape, a dtype, what is timed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,7 +84,7 @@ class Op:
     axes: str
     shapes: tuple[Shape, ...]
     cpu_shapes: tuple[Shape, ...]
-    implementations: tuple[str, ...]
+    implementations: Collection[str]
     call: Callable[..., Any]
     definition: Callable[..., Any]
     inputs: Callable[..., Inputs]
@@ -96,9 +96,8 @@ class Op:
     def cases(self) -> list["Case"]:
         """Every shape and dtype to time here; a CPU has no bfloat16 units."""
         if dispatch.platform() == "cpu":
-            return [
-                Case(self, x, "float32", self.implementations, self.modes) for x in self.cpu_shapes
-            ]
+            names = tuple(self.implementations)
+            return [Case(self, x, "float32", names, self.modes) for x in self.cpu_shapes]
         names = tuple(name for name in self.implementations if name not in self.cpu_only)
         dtypes = ("bfloat16", "float32")
         return [Case(self, x, dtype, names, self.modes) for x in self.shapes for dtype in dtypes]

@@ -52,7 +52,7 @@ PROJECTION = Op(
     # Rows, layers, width and width of the MLP; the 2B model for one row and for a batch.
     shapes=((1, 8, 2048, 6144), (8, 8, 2048, 6144)),
     cpu_shapes=((1, 2, 128, 384),),
-    implementations=tuple(IMPLEMENTATIONS),
+    implementations=IMPLEMENTATIONS,
     call=_token,
     definition=_definition,
     inputs=_inputs,

@@ -34,7 +34,7 @@ NORM_ROTARY = Op(
     # A row of the 2B model, a training batch of it; on a CPU the quickstart's layer.
     shapes=((1, 16384, 16, 128), (12, 512, 16, 128)),
     cpu_shapes=((16, 128, 4, 32), (1, 2048, 16, 128)),
-    implementations=tuple(IMPLEMENTATIONS),
+    implementations=IMPLEMENTATIONS,
     call=functools.partial(norm_rotary, eps=EPS),
     definition=_definition,
     inputs=_inputs,

@@ -15,7 +15,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 import pallas_kernels
 from pallas_kernels import UnsupportedError, dispatch
-from pallas_kernels.bench.cases import CASES
+from pallas_kernels.bench.rotary import NORM_ROTARY
 
 # Op: its folder, and the table there of its implementations.
 TABLES = {
@@ -125,4 +125,4 @@ def test_a_new_implementation_is_a_function_and_its_name(monkeypatch):
     )
     with pytest.raises(UnsupportedError, match="it has reference, permuted, tpu, gpu, new, or"):
         op(*arrays, eps=1e-6, implementation="other")
-    assert all("new" in case.implementations for case in CASES["norm_rotary"]())
+    assert all("new" in case.implementations for case in NORM_ROTARY.cases())
