@@ -5,9 +5,14 @@ import pytest
 
 from hypenet_jax.chips import CHIPS
 from hypenet_jax.evals.efficiency.roofline import roofline_rows
-from hypenet_jax.evals.efficiency.speed import cursor_at, decode_times, efficiency, filled_state
+from hypenet_jax.evals.efficiency.speed import (
+    cursor_at,
+    decode_times,
+    efficiency,
+    random_layers,
+)
 from hypenet_jax.model.cost import decode_work, prefill_work, state_bytes
-from hypenet_jax.model.decoder import decode_state
+from hypenet_jax.model.decoder import DecodeState, decode_state
 from hypenet_jax.model.presets import hypenet_2b, qwen3_1p7b
 
 pytestmark = pytest.mark.brief
@@ -48,7 +53,7 @@ def test_a_filled_state_goes_on_where_a_read_context_would(student):
         lambda state: single.decoder.apply({"params": single.params}, tokens, state=state)
     )
     read = read(state).state
-    filled = filled_state(single.decoder, 16).replace(cache_position=cursor_at(16, 12))
+    filled = DecodeState(random_layers(single.decoder, 16), cursor_at(16, 12))
     assert jax.tree.structure(filled) == jax.tree.structure(read)
     for mine, theirs in zip(
         *map(jax.tree.leaves, (filled.cache_position, read.cache_position)), strict=True

@@ -195,20 +195,18 @@ def decode_times(
         raise ValueError(
             f"length {length} leaves no context before {steps} steps; use more than {steps}"
         )
-    states = {model.name: filled_state(model.decoder, length) for model in models}
+    layers = {model.name: random_layers(model.decoder, length) for model in models}
 
     def write(model: EvalModel) -> float:
         decoder = _decoder(model)
-        state = dataclasses.replace(
-            states[model.name], cache_position=cursor_at(length, length - steps)
-        )
+        state = DecodeState(layers[model.name], cursor_at(length, length - steps))
         logits = jnp.zeros((1, decoder.config.vocab_size))
         context = jax.block_until_ready(Context(state, logits))
         start = time.perf_counter()
         after = decode(decoder, model.params, context, max_new_tokens=steps).context
         jax.block_until_ready(after)
         seconds = time.perf_counter() - start
-        states[model.name] = after.state
+        layers[model.name] = after.state.layers
         return seconds / steps
 
     return _timed_in_turns("decode", models, length, rounds, write)
@@ -238,12 +236,11 @@ def _timed_in_turns(
     return Report(tuple(rows))
 
 
-def filled_state(decoder: Model, length: int) -> DecodeState:
-    """A state of one row whose caches are full of random numbers, as after `length` tokens."""
+def random_layers(decoder: Model, length: int) -> Any:
+    """The layers of a state of one row, their caches full of random numbers, as after `length` tokens."""
     # Shapes alone: zeros beside the random numbers would double the memory that a length needs.
     state = jax.eval_shape(lambda: decode_state(decoder.config, 1, length, decoder.dtype))
-    layers: Any = optax.tree.random_like(jax.random.key(0), state.layers)
-    return DecodeState(layers, cursor_at(length, length))
+    return optax.tree.random_like(jax.random.key(0), state.layers)
 
 
 def cursor_at(capacity: int, written: int) -> CachePosition:

@@ -14,41 +14,38 @@ from hypenet_jax.evals.results import Results
 MODELS = ("teacher <RoPE>", "student & co")
 
 
+SHOWN = (
+    Presentation(
+        metric="needle",
+        title="Needles",
+        note="{counts} texts",
+        unit="share",
+        label="accuracy",
+        reference=(1 / 16, "chance"),
+    ),
+    Presentation(metric="needle_by_depth", title="Depth", unit="share", kind="heat map"),
+    Presentation(metric="ruler", title="Tasks", unit="share", kind="table"),
+    Presentation(metric="harness/*", title="Harness", kind="list"),
+    Presentation(
+        metric="decode_seconds",
+        title="Decode",
+        unit="seconds",
+        label="time per token",
+        better="faster",
+        ratio="decode_speedup",
+    ),
+    Presentation(metric="loss", title="Loss", kind="curves", section="Conversion"),
+    Presentation(metric="error", title="Error", kind="bars", label="error", section="Conversion"),
+    Presentation(metric="tokens", title="Tokens", unit="count", kind="list", section="Conversion"),
+    Presentation(metric="sample", title="Samples", kind="texts"),
+    Presentation(metric="absent", title="Never measured"),
+)
+
+
 class EveryKind(Evaluator):
     """One presentation of each kind."""
 
-    @property
-    def presentations(self) -> tuple[Presentation, ...]:
-        return (
-            Presentation(
-                metric="needle",
-                title="Needles",
-                note="{counts} texts",
-                unit="share",
-                label="accuracy",
-                reference=(1 / 16, "chance"),
-            ),
-            Presentation(metric="needle_by_depth", title="Depth", unit="share", kind="heat map"),
-            Presentation(metric="ruler", title="Tasks", unit="share", kind="table"),
-            Presentation(metric="harness/*", title="Harness", kind="list"),
-            Presentation(
-                metric="decode_seconds",
-                title="Decode",
-                unit="seconds",
-                label="time per token",
-                better="faster",
-                ratio="decode_speedup",
-            ),
-            Presentation(metric="loss", title="Loss", kind="curves", section="Conversion"),
-            Presentation(
-                metric="error", title="Error", kind="bars", label="error", section="Conversion"
-            ),
-            Presentation(
-                metric="tokens", title="Tokens", unit="count", kind="list", section="Conversion"
-            ),
-            Presentation(metric="sample", title="Samples", kind="texts"),
-            Presentation(metric="absent", title="Never measured"),
-        )
+    shown = SHOWN
 
     def summary(self, report: Report) -> list[tuple[str, str]]:
         return [("needles", "<b>1.00</b>")]

@@ -40,20 +40,9 @@ def test_every_measurement_has_its_section_and_what_was_not_measured_has_none(pa
 def test_every_model_check_task_stage_and_failure_is_on_the_page(page):
     for text in (
         *("teacher &lt;RoPE&gt;", "student &amp; co", "niah &lt;1&gt;", "arc", "8 texts"),
-        *(
-            "7.0\u00d7 faster",
-            "3,000",
-            "KL",
-            "&lt;i&gt;and&lt;/i&gt; so on",
-            "2 samples",
-            "too &lt;long&gt;",
-        ),
-        *(
-            "finds &lt;needles&gt;",
-            "✗ failed",
-            "○ missed, for information",
-            "1 that must hold do not",
-        ),
+        *("7.0\u00d7 faster", "3,000", "KL", "&lt;i&gt;and&lt;/i&gt; so on", "2 samples"),
+        *("too &lt;long&gt;", "finds &lt;needles&gt;", "✗ failed", "○ missed, for information"),
+        "1 that must hold do not",
     ):
         assert text in page
     assert page.count('role="img"') == page.count("aria-label=") == 6
