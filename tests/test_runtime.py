@@ -53,8 +53,10 @@ def test_named_keys_differ_by_name_and_seed_and_repeat():
 
 
 def test_key_of_a_name_is_the_same_on_every_machine():
-    want = jax.random.fold_in(jax.random.key(0), 3329549428)
-    assert np.array_equal(jax.random.key_data(runtime.keys(0)("init")), jax.random.key_data(want))
+    expected = jax.random.fold_in(jax.random.key(0), 3329549428)
+    assert np.array_equal(
+        jax.random.key_data(runtime.keys(0)("init")), jax.random.key_data(expected)
+    )
 
 
 def test_sigterm_raises_a_flag_and_the_old_handler_returns():

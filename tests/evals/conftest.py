@@ -52,12 +52,12 @@ def _log_probs(decoder, params, tokens, positions, segment_ids):
 
 @pytest.fixture
 def log_probs():
-    """All log probabilities of a subject at tokens (and their positions and segments), which only tests may form.
+    """All log probabilities of a model at tokens (and their positions and segments), which only tests may form.
 
     Rows are padded to one shape, so that it compiles once per model.
     """
 
-    def every(subject: EvalModel, tokens, positions=None, segment_ids=None) -> np.ndarray:
+    def every(eval_model: EvalModel, tokens, positions=None, segment_ids=None) -> np.ndarray:
         rows, time = tokens.shape
         whole = [
             np.broadcast_to(np.arange(time), tokens.shape) if positions is None else positions,
@@ -67,7 +67,7 @@ def log_probs():
             np.pad(x, ((0, MOST[0] - rows), (0, MOST[1] - time))).astype(np.int32)
             for x in (tokens, *whole)
         ]
-        result = _log_probs(subject.decoder, subject.params, *padded)
+        result = _log_probs(eval_model.decoder, eval_model.params, *padded)
         return np.asarray(result, np.float64)[:rows, :time]
 
     return every

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.brief
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("capacity", [16, 100])
 def test_state_bytes_by_formula_are_those_of_the_arrays(teacher, student, capacity, dtype):
-    for subject in (teacher, student):
-        config = subject.decoder.config
+    for eval_model in (teacher, student):
+        config = eval_model.decoder.config
         state = decode_state(config, 1, capacity, dtype)
         measured = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         assert state_bytes(config, capacity, dtype) == measured
@@ -37,10 +37,10 @@ def test_every_model_is_timed_at_every_length_and_compared_with_the_first(teache
     row = report.select("prefill_seconds", "student").rows[0]
     assert row.low <= row.value <= row.high
     assert row.count == 2
-    for model, subject in (("teacher", teacher), ("student", student)):
+    for model, eval_model in (("teacher", teacher), ("student", student)):
         state = report.value("state_bytes", model, 96)
         assert state == report.value("state_bytes_formula", model, 96)
-        held = state + sum(leaf.nbytes for leaf in jax.tree.leaves(subject.params))
+        held = state + sum(leaf.nbytes for leaf in jax.tree.leaves(eval_model.params))
         for metric in ("prefill", "decode"):
             assert held < report.value(f"{metric}_peak_bytes", model, 96) < held + 2**22
 

@@ -58,15 +58,15 @@ def tokenizer(folder) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def subject(folder, tokenizer) -> EvalModel:
+def eval_model(folder, tokenizer) -> EvalModel:
     return EvalModel("tiny", *load_hf(folder, dtype=jnp.float32), tokenizer)
 
 
 @pytest.fixture(scope="module")
-def ours(subject) -> Any:
+def ours(eval_model) -> Any:
     from hypenet_jax.evals.harness.model import HarnessModel
 
-    return HarnessModel(subject, max_length=MAX_LENGTH)
+    return HarnessModel(eval_model, max_length=MAX_LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,8 @@ def their_results(theirs) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def our_report(subject) -> Report:
-    return HarnessEvaluator(max_length=MAX_LENGTH).measure(subject, local_tasks())
+def our_report(eval_model) -> Report:
+    return HarnessEvaluator(max_length=MAX_LENGTH).measure(eval_model, local_tasks())
 
 
 def instances(kind: str, arguments: list[tuple]) -> list[Any]:
@@ -226,12 +226,12 @@ def test_a_mean_over_documents_has_an_interval(our_report):
     assert math.isfinite(row.value)
 
 
-def test_responses_are_kept_in_the_cache_file(subject, our_report, tmp_path, monkeypatch):
+def test_responses_are_kept_in_the_cache_file(eval_model, our_report, tmp_path, monkeypatch):
     harness = HarnessEvaluator(max_length=MAX_LENGTH, cache=str(tmp_path / "responses"))
-    assert harness.measure(subject, local_tasks()) == our_report
+    assert harness.measure(eval_model, local_tasks()) == our_report
     for name in ("likelihoods", "generate_batches"):
         monkeypatch.setattr(requests, name, lambda *asked, **_: pytest.fail(f"{asked} is known"))
-    assert harness.measure(subject, local_tasks()) == our_report
+    assert harness.measure(eval_model, local_tasks()) == our_report
 
 
 def test_a_chat_is_written_as_by_transformers(tokenizer, ours, theirs):
@@ -259,11 +259,11 @@ def test_settings_that_cannot_be_met_are_refused(ours, settings, said):
         ours.generate_until(instances("generate_until", [("Snow", settings)]))
 
 
-def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(ours, subject):
+def test_a_continuation_that_does_not_fit_and_a_foreign_tokenizer_are_refused(ours, eval_model):
     with pytest.raises(ValueError, match="does not fit into max_length"):
         ours.loglikelihood(instances("loglikelihood", [("a", " b" * MAX_LENGTH * 2)]))
     large = train_tokenizer(["abc"], TrainedTokenizer(257, reserved=("<more>",)))
-    foreign = dataclasses.replace(subject, tokenizer=large)
+    foreign = dataclasses.replace(eval_model, tokenizer=large)
     with pytest.raises(ValueError, match="use the tokenizer that the model was trained with"):
         HarnessEvaluator(max_length=MAX_LENGTH).measure(foreign, local_tasks())
 

@@ -38,8 +38,8 @@ def single(student, tokenizer):
     return dataclasses.replace(student.with_single_layers(), tokenizer=tokenizer)
 
 
-def scores(subject, rows, counted, **options) -> np.ndarray:
-    found = dict(likelihoods(subject, rows, counted, **options))
+def scores(model, rows, counted, **options) -> np.ndarray:
+    found = dict(likelihoods(model, rows, counted, **options))
     return np.asarray([found[i] for i in range(len(rows))])
 
 

@@ -151,7 +151,7 @@ def test_held_out_numbers_are_those_of_all_logits(student, teacher, text, log_pr
     batch = _batch(text)
     report = held_out(student, [batch], teacher)
     placed = batch.tokens, batch.positions, batch.segment_ids
-    logits = [log_probs(subject, *placed) for subject in (student, teacher)]
+    logits = [log_probs(model, *placed) for model in (student, teacher)]
     weights = batch.loss_weight[:, 1:]
     taken = np.take_along_axis(logits[0][:, :-1], batch.tokens[:, 1:, None], axis=2)[:, :, 0]
     entropy = -np.sum(taken * weights) / np.sum(weights)

@@ -51,9 +51,9 @@ def read(params, state, tokens, segment_ids):
     return logits, output.state
 
 
-def assert_agree(have, want):
-    """The rows of `have` are all the one row of `want`, up to 1e-5 of its largest number."""
-    for mine, theirs in zip(*map(jax.tree.leaves, (have, want)), strict=True):
+def assert_agree(actual, expected):
+    """The rows of `actual` are all the one row of `expected`, up to 1e-5 of its largest number."""
+    for mine, theirs in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
         largest = np.maximum(1, np.abs(np.asarray(theirs)).max())
         same = np.broadcast_to(theirs, mine.shape)
         np.testing.assert_allclose(mine, same, atol=CLOSE * largest, rtol=0)

@@ -72,13 +72,13 @@ def test_temperature_softens_both_sides_and_its_square_multiplies(teacher, stude
 
 def test_hidden_weight_adds_the_mean_gap_of_the_streams_per_token(teacher, student, batch, run):
     (loss, metrics), _ = run(WARM, batch)
-    want, have = (
+    expected, actual = (
         np.asarray(model.taps(batch).inputs[1:], np.float64) for model in (teacher, student)
     )
     real = np.asarray(batch.segment_ids) > 0
     ratios = [
         np.mean((h[real] - w[real]) ** 2, axis=-1) / np.mean(w[real] ** 2, axis=-1)
-        for h, w in zip(have, want, strict=True)
+        for h, w in zip(actual, expected, strict=True)
     ]
     assert float(metrics["hidden_gap"].value()) == pytest.approx(np.mean(ratios), rel=1e-4)
     wanted = metrics["kl"].value() + 0.5 * metrics["hidden_gap"].value()

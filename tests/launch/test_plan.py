@@ -37,9 +37,9 @@ def code(*words):
         return end.code
 
 
-@pytest.mark.parametrize(("words", "want"), [(["--help"], 0), ([], 2)])
-def test_help_prints_the_usage_and_so_does_nothing_at_all(capsys, words, want):
-    assert code(*words) == want
+@pytest.mark.parametrize(("words", "expected"), [(["--help"], 0), ([], 2)])
+def test_help_prints_the_usage_and_so_does_nothing_at_all(capsys, words, expected):
+    assert code(*words) == expected
     assert "python -m launch.plan CONFIG" in capsys.readouterr().out
 
 

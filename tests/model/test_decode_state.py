@@ -41,8 +41,8 @@ def test_rows_of_different_lengths_in_pieces_are_as_the_whole(cuts, side, model,
     rows = [row[:n] for row, n in zip(tokens, LENGTHS, strict=True)]
     parts, state = in_pieces(model, rows, cuts, side)
     whole = model.hidden(tokens)
-    for part, want, n in zip(parts, whole, LENGTHS, strict=True):
-        np.testing.assert_allclose(part, want[:n], atol=ATOL, rtol=0)
+    for part, expected, n in zip(parts, whole, LENGTHS, strict=True):
+        np.testing.assert_allclose(part, expected[:n], atol=ATOL, rtol=0)
     np.testing.assert_array_equal(state.lengths, LENGTHS)
 
 

@@ -76,9 +76,9 @@ def test_stacking_and_unstacking_are_inverse(hybrid):
 def test_initial_parameters_have_the_grouping_of_the_decoder(scan, key):
     config = tiny_hybrid()
     shapes = jax.eval_shape(lambda k: init_params(Decoder(config, scan=scan), k), key)
-    want = random_params(config)
-    want = stack_layers(want, config) if scan else want
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, want)
+    expected = random_params(config)
+    expected = stack_layers(expected, config) if scan else expected
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, expected)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 

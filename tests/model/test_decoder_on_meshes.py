@@ -65,11 +65,13 @@ def test_packed_rows_read_as_on_one_device(hybrid, tokens, sizes):
     # A vocabulary that divides; the tokens are those of the smaller one.
     config = dataclasses.replace(hybrid.config, vocab_size=64)
     model = Model(config, random_params(config))
-    want = model.hidden(tokens, None, packed())
+    expected = model.hidden(tokens, None, packed())
     with on_mesh(mesh_of(**sizes)):
-        have = model.hidden(tokens, None, packed())
+        actual = model.hidden(tokens, None, packed())
     real = packed() != 0
-    np.testing.assert_allclose(have[real], want[real], atol=1e-5 * np.abs(want[real]).max())
+    np.testing.assert_allclose(
+        actual[real], expected[real], atol=1e-5 * np.abs(expected[real]).max()
+    )
 
 
 def test_a_table_cut_both_ways_is_read_without_gathering_it():
@@ -82,11 +84,11 @@ def test_a_table_cut_both_ways_is_read_without_gathering_it():
         return jnp.sum(jnp.sin(x)), x
 
     run = jax.jit(jax.grad(loss, has_aux=True))
-    want = run(table, tokens)
+    expected = run(table, tokens)
     with on_mesh(mesh_of(fsdp=2, sequence=2, tensor=2)):
         compiled = run.lower(table, tokens).compile()
-        have = run(table, tokens)
-    chex.assert_trees_all_close(jax.device_get(have), jax.device_get(want), rtol=1e-6)
+        actual = run(table, tokens)
+    chex.assert_trees_all_close(jax.device_get(actual), jax.device_get(expected), rtol=1e-6)
     # What moves is tokens, their embeddings, and the sum over the sequence of each device's part of the gradient.
     assert max(size for _, size in collectives(compiled.as_text())) <= table.size // 4
 

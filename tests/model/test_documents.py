@@ -23,8 +23,8 @@ def alone(model, texts):
     return [hidden[i, : len(text)] for i, text in enumerate(texts)]
 
 
-def assert_close(have, want, atol=1e-5):
-    np.testing.assert_allclose(have, want, atol=atol, rtol=0)
+def assert_close(actual, expected, atol=1e-5):
+    np.testing.assert_allclose(actual, expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("numbers", [(1, 2, 3), (9, 4, 9)], ids=["distinct", "repeated"])
@@ -50,8 +50,8 @@ def test_padding_changes_nothing_wherever_it_stands(where, model):
         tokens[i, slots], segment_ids[i, slots] = text, 1
     hidden = model.hidden(tokens, None, segment_ids)
     assert np.all(np.isfinite(hidden))
-    for i, want in enumerate(alone(model, texts)):
-        assert_close(hidden[i, segment_ids[i] == 1], want)
+    for i, expected in enumerate(alone(model, texts)):
+        assert_close(hidden[i, segment_ids[i] == 1], expected)
 
 
 def test_given_positions_win(hybrid, tokens):

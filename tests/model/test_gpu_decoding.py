@@ -64,10 +64,10 @@ def within_a_document(config):
 @pytest.mark.parametrize("op", ["projection", "lightning_step"])
 def test_a_kernel_is_as_its_definition_in_a_whole_model(hybrid, op, monkeypatch):
     state = within_a_document(hybrid.config)
-    want = step(hybrid.config, jnp.float32)(hybrid.params, state)
+    expected = step(hybrid.config, jnp.float32)(hybrid.params, state)
     choose = dispatch.choose
     kernel = lambda name, asked, *rest: choose(name, "gpu" if name == op else asked, *rest)  # noqa: E731
     monkeypatch.setattr(dispatch, "choose", kernel)
     with dispatch.interpreted():
         got = step(hybrid.config, jnp.float32)(hybrid.params, state)
-    np.testing.assert_allclose(got, want, atol=2e-5)
+    np.testing.assert_allclose(got, expected, atol=2e-5)

@@ -15,8 +15,8 @@ POSITIONS = np.asarray([[0, 1, 499, 500, 16_383, 131_071, 1_048_575]], np.int32)
 
 def test_the_logit_scale_is_log_t_plus_a_over_log_a():
     scale = LogLengthScale(500.0).at(jnp.asarray(POSITIONS))
-    want = np.log(POSITIONS + 500.0) / np.log(500.0)
-    np.testing.assert_allclose(scale, want, rtol=1e-6)
+    expected = np.log(POSITIONS + 500.0) / np.log(500.0)
+    np.testing.assert_allclose(scale, expected, rtol=1e-6)
     assert scale[0, 0] == 1.0
     assert scale.dtype == jnp.float32
 
@@ -47,9 +47,9 @@ def test_dimension_j_turns_with_j_plus_half():
     position = jnp.asarray([[3]])
     turned = rotate(jnp.eye(8)[None, None, 1:2], rotary_angles(position, 8, 100.0))[0, 0, 0]
     angle = 3 * 100.0 ** (-2 / 8)
-    want = np.zeros(8)
-    want[1], want[5] = math.cos(angle), math.sin(angle)
-    np.testing.assert_allclose(turned, want, atol=1e-6)
+    expected = np.zeros(8)
+    expected[1], expected[5] = math.cos(angle), math.sin(angle)
+    np.testing.assert_allclose(turned, expected, atol=1e-6)
 
 
 def test_rotation_keeps_norms_and_position_zero(key):

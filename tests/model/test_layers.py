@@ -13,8 +13,8 @@ def test_the_norm_divides_by_the_root_mean_square(key):
     scale = np.linspace(0.5, 2, 8, dtype=np.float32)
     norm = RMSNorm((8,), ("norm",), 1e-2)
     y = norm.apply({"params": {"scale": jnp.asarray(scale)}}, jnp.asarray(x))
-    want = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-2) * scale
-    np.testing.assert_allclose(y, want, rtol=1e-5)
+    expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-2) * scale
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
 
 
 def test_the_joint_norm_takes_one_mean_over_all_heads():
@@ -26,8 +26,8 @@ def test_the_joint_norm_takes_one_mean_over_all_heads():
     (y,) = projection(jnp.asarray(x.reshape(1, 2, 12)), (jnp.eye(12),), norm=norm)
     flat = RMSNorm((12,), ("norm",), 1e-6)
     flattened = jnp.asarray(scale.reshape(12))
-    want = flat.apply({"params": {"scale": flattened}}, jnp.asarray(x.reshape(1, 2, 12)))
-    np.testing.assert_allclose(y, want, rtol=1e-6)
+    expected = flat.apply({"params": {"scale": flattened}}, jnp.asarray(x.reshape(1, 2, 12)))
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 def test_the_norm_is_narrowed_before_its_weight_is_applied():
@@ -51,9 +51,9 @@ def test_the_mlp_is_silu_of_the_gate_times_up():
     params = {name: {"kernel": jnp.asarray(kernel)} for name, kernel in kernels.items()}
     mlp = GatedMLP(8, 12, Initialization())
     g = x @ gate
-    want = (g / (1 + np.exp(-g)) * (x @ up)) @ down
+    expected = (g / (1 + np.exp(-g)) * (x @ up)) @ down
     np.testing.assert_allclose(
-        mlp.apply({"params": params}, jnp.asarray(x)), want, rtol=1e-4, atol=1e-4
+        mlp.apply({"params": params}, jnp.asarray(x)), expected, rtol=1e-4, atol=1e-4
     )
 
 

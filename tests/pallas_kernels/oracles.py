@@ -97,13 +97,15 @@ def attention(q, k, v, scale, query_slots=None, segment_ids=None, key_segment_id
     return jnp.stack(heads, axis=2)
 
 
-def relative_error(got, want):
+def relative_error(got, expected):
     """Root mean square of the gap over that of what was wanted."""
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    return np.sqrt(np.mean((got - want) ** 2)) / max(np.sqrt(np.mean(want**2)), 1e-30)
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return np.sqrt(np.mean((got - expected) ** 2)) / max(np.sqrt(np.mean(expected**2)), 1e-30)
 
 
-def assert_close(got, want, tolerance):
-    for index, (x, y) in enumerate(zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)):
+def assert_close(got, expected, tolerance):
+    for index, (x, y) in enumerate(
+        zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
+    ):
         error = relative_error(x, y)
         assert error <= tolerance, f"output {index} is off by {error:.2g}"

@@ -86,10 +86,10 @@ def test_outputs_and_gradients_match_float64(implementation, case):
 @every
 def test_bfloat16_gives_bfloat16_close_to_float64(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
-    want, _ = float64("causal", jnp.bfloat16)
+    expected, _ = float64("causal", jnp.bfloat16)
     out = run(*arrays, implementation=implementation)
     assert out.dtype == jnp.bfloat16
-    oracles.assert_close(out, want, 6e-3)
+    oracles.assert_close(out, expected, 6e-3)
     grads = jax.grad(lambda *a: jnp.sum(run(*a, implementation=implementation) ** 2), (0, 1, 2))
     assert [x.dtype for x in jax.eval_shape(grads, *arrays)] == [jnp.bfloat16] * 3
 
@@ -187,7 +187,7 @@ def test_splash_under_this_contract_matches_float64(case):
     arrays = inputs(384, 384, dtype=jnp.bfloat16)
     visible = seen(case, 384)
     function = functools.partial(oracles.attention, scale=SCALE, **visible)
-    want = oracles.value_and_gradients(function, *arrays)
+    expected = oracles.value_and_gradients(function, *arrays)
 
     def loss(*arrays):
         out = run(*arrays, implementation="splash", **visible)
@@ -195,7 +195,7 @@ def test_splash_under_this_contract_matches_float64(case):
 
     with dispatch.interpreted():
         grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
-    oracles.assert_close((out, grads), want, oracles.TOLERANCE["bfloat16"])
+    oracles.assert_close((out, grads), expected, oracles.TOLERANCE["bfloat16"])
     if case == "segments":
         assert not np.any(np.asarray(out)[visible["segment_ids"] == 0])
 

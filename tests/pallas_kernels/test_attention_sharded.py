@@ -49,11 +49,11 @@ def packed(length):
 def test_the_parts_of_several_devices_equal_one_device(sizes, length, packed_rows):
     arrays, segments = inputs(length), packed(length) if packed_rows else None
     options = {"scale": SCALE, "implementation": "chunked", "segment_ids": segments}
-    want = with_gradients(functools.partial(attention, **options), *arrays)
+    expected = with_gradients(functools.partial(attention, **options), *arrays)
     with jax.set_mesh(mesh_of(*sizes)):
         run = functools.partial(attention, **options, mesh_axes=AXES)
         got = with_gradients(run, *arrays)
-    oracles.assert_close(got, want, 5e-6)
+    oracles.assert_close(got, expected, 5e-6)
 
 
 @pytest.mark.parametrize("devices", [4, 8])

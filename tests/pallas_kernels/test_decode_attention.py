@@ -120,14 +120,14 @@ class TestEveryImplementation:
     def test_large_scores_do_not_overflow(self, implementation):
         q, keys, values = inputs()
         got = run((300 * q, keys, values), [40, 2, 68], implementation)
-        want = run((300 * q, keys, values), [40, 2, 68], "reference")
+        expected = run((300 * q, keys, values), [40, 2, 68], "reference")
         assert np.all(np.isfinite(got))
-        oracles.assert_close(got, want, 1e-4)
+        oracles.assert_close(got, expected, 1e-4)
 
     def test_equals_attention_of_one_token(self, implementation):
         q, keys, values = inputs()
         slots, segments = jnp.asarray([60, 50, SLOTS]), documents()
-        want = attention(
+        expected = attention(
             q[:, None],
             keys,
             values,
@@ -137,7 +137,7 @@ class TestEveryImplementation:
             key_segment_ids=segments["key_segment_ids"],
         )
         got = run((q, keys, values), slots, implementation, **segments)
-        oracles.assert_close(got, want[:, 0], 1e-6)
+        oracles.assert_close(got, expected[:, 0], 1e-6)
 
     @pytest.mark.parametrize("documents_too", [False, True])
     def test_a_cache_cut_by_length_gives_the_same(self, implementation, documents_too):
@@ -146,10 +146,10 @@ class TestEveryImplementation:
         if documents_too:
             key_segment_ids = jnp.repeat(jnp.asarray([[1, 2, 2], [4, 0, 7], [3, 3, 3]]), 32, axis=1)
             segments = {"segment_ids": jnp.asarray([2, 4, 0]), "key_segment_ids": key_segment_ids}
-        want = run(arrays, slots, "reference", **segments)
+        expected = run(arrays, slots, "reference", **segments)
         with mesh(8):
             got = run(arrays, slots, implementation, mesh_axes=OVER_SLOTS, **segments)
-        oracles.assert_close(got, want, 1e-6)
+        oracles.assert_close(got, expected, 1e-6)
 
 
 def mesh(length, data=1):

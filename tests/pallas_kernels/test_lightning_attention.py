@@ -227,7 +227,7 @@ def test_the_memory_is_sound_after_a_million_tokens(implementation):
 def test_a_step_of_decoding_writes_into_the_memory_it_was_given(batch):
     """One token after the other, each in a program whose memory is donated, is the recurrence."""
     q, k, v, state = inputs(batch, length=5)
-    want = definition((q, k, v, state), decays())
+    expected = definition((q, k, v, state), decays())
     step = jax.jit(functools.partial(lightning_attention, scale=SCALE), donate_argnums=4)
     shapes = q[:, :1], k[:, :1], v[:, :1], decays(), state
     memory = step.lower(*shapes).compile().memory_analysis()
@@ -239,19 +239,21 @@ def test_a_step_of_decoding_writes_into_the_memory_it_was_given(batch):
         out, state = step(*token, decays(), given)
         assert given.is_deleted()
         outs, given = [*outs, out], state
-    oracles.assert_close((jnp.concatenate(outs, axis=1), state), want, 5e-6)
+    oracles.assert_close((jnp.concatenate(outs, axis=1), state), expected, 5e-6)
 
 
 @every
 def test_one_pass_lets_the_kernels_round_and_only_them(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
-    want = definition(arrays, decays())[1]
+    expected = definition(arrays, decays())[1]
 
     def error(precision):
         function = functools.partial(
             lightning_attention, scale=SCALE, implementation=implementation, precision=precision
         )
-        return oracles.relative_error(jax.jit(function)(*arrays[:3], decays(), arrays[3])[1], want)
+        return oracles.relative_error(
+            jax.jit(function)(*arrays[:3], decays(), arrays[3])[1], expected
+        )
 
     errors = error("split"), error("one_pass")
     assert errors[0] < 5e-6

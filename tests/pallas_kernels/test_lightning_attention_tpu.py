@@ -78,8 +78,8 @@ def test_more_heads_than_fit_in_a_grid_step_match_the_chunked_form():
     operands = Operands(q, k, v, decays(heads), state, None)
     with dispatch.interpreted():
         got = jax.jit(functools.partial(tpu.tpu, scale=SCALE))(operands)
-    want = jax.jit(functools.partial(chunked.chunked, scale=SCALE))(operands)
-    oracles.assert_close(got, want, 5e-6)
+    expected = jax.jit(functools.partial(chunked.chunked, scale=SCALE))(operands)
+    oracles.assert_close(got, expected, 5e-6)
 
 
 def kernels(length=16384, heads=16, width=128, dtype=jnp.bfloat16, packed=False):

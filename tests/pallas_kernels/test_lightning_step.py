@@ -89,11 +89,11 @@ def test_outputs_and_gradients_match_float64(implementation, form):
         return lambda *leaves: function(dict(zip(names, leaves, strict=True)) | constants)
 
     leaves = [arrays[name] for name in names]
-    want = oracles.value_and_gradients(flat(definition), *leaves)
+    expected = oracles.value_and_gradients(flat(definition), *leaves)
     got = oracles.with_gradients(
         flat(functools.partial(run, implementation=implementation)), *leaves
     )
-    for mine, theirs in zip(got, want, strict=True):
+    for mine, theirs in zip(got, expected, strict=True):
         oracles.assert_close(mine, theirs, 2e-6)
 
 
@@ -108,12 +108,12 @@ def test_decay_and_angles_are_constants(implementation):
 @every
 def test_padding_neither_writes_nor_decays_and_gives_zeros(implementation):
     arrays, real = inputs(), jnp.asarray([True, False])
-    want, kept = run(arrays, implementation)
+    expected, kept = run(arrays, implementation)
     noise = {name: arrays[name].at[1].set(jnp.nan) for name in "qkv"}
     got, memory = run(arrays | noise, implementation, real=real)
     np.testing.assert_array_equal(memory[1], arrays["state"][1])
     assert not np.any(got[1])
-    oracles.assert_close((got[0], memory[0]), (want[0], kept[0]), 1e-6)
+    oracles.assert_close((got[0], memory[0]), (expected[0], kept[0]), 1e-6)
 
 
 @every
@@ -155,8 +155,8 @@ def test_tokens_one_after_the_other_are_a_sequence(implementation):
         marks = {"real": jnp.asarray(segments[:, t] != 0), "reset": jnp.asarray(reset[:, t])}
         out, state = call(one | token | {"state": state}, **marks)
         outputs.append(out)
-    want = oracles.recurrence(*tokens, one["state"], one["log_decay"], segments, SCALE)
-    oracles.assert_close((jnp.stack(outputs, 1), state), want, 2e-6)
+    expected = oracles.recurrence(*tokens, one["state"], one["log_decay"], segments, SCALE)
+    oracles.assert_close((jnp.stack(outputs, 1), state), expected, 2e-6)
 
 
 @every
@@ -164,8 +164,8 @@ def test_bfloat16_loses_only_roundings(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
     got = run(arrays, implementation)
     assert [x.dtype for x in got] == [jnp.bfloat16, jnp.float32]
-    want = definition(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
-    oracles.assert_close(got, want, 8e-3)
+    expected = definition(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
+    oracles.assert_close(got, expected, 8e-3)
 
 
 @pytest.mark.parametrize(

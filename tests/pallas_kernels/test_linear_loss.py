@@ -125,9 +125,9 @@ def test_value_and_gradients_match_float64(implementation, loss, tokens, tempera
     hidden, head, _, _, _, weights = inputs(tokens=tokens)
     arrays = hidden, head, weights
     function = make(loss, implementation, temperature, tokens)
-    want = wanted(loss, temperature, tokens)
-    oracles.assert_close(got(function, arrays), want, oracles.TOLERANCE["float32"])
-    oracles.assert_close(jax.jit(function)(*arrays), want[:2], oracles.TOLERANCE["float32"])
+    expected = wanted(loss, temperature, tokens)
+    oracles.assert_close(got(function, arrays), expected, oracles.TOLERANCE["float32"])
+    oracles.assert_close(jax.jit(function)(*arrays), expected[:2], oracles.TOLERANCE["float32"])
 
 
 @every
@@ -135,9 +135,9 @@ def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
     hidden, head, _, _, _, weights = inputs(jnp.bfloat16)
     arrays = hidden, head.astype(jnp.float32), weights
     results = got(make(loss, implementation, dtype=jnp.bfloat16), arrays)
-    want = wanted(loss, dtype=jnp.bfloat16)
-    oracles.assert_close(results[:2], want[:2], 1e-5)
-    oracles.assert_close(results[2:], want[2:], 5e-3)
+    expected = wanted(loss, dtype=jnp.bfloat16)
+    oracles.assert_close(results[:2], expected[:2], 1e-5)
+    oracles.assert_close(results[2:], expected[2:], 5e-3)
     assert [x.dtype for x in results] == [jnp.float32, jnp.float32, jnp.bfloat16, jnp.float32]
 
 
@@ -212,8 +212,8 @@ def test_a_tied_head_gets_the_gradients_of_both_uses(implementation, loss):
         rest = weights, teacher, teacher_head, labels, loss, 1.0
         return definition(jnp.tanh(table[labels]), table, *rest)[0]
 
-    got, want = (jax.jit(jax.grad(f))(embedding) for f in (tied, plain))
-    oracles.assert_close(got, want, 5e-6)
+    got, expected = (jax.jit(jax.grad(f))(embedding) for f in (tied, plain))
+    oracles.assert_close(got, expected, 5e-6)
 
 
 @every_loss
@@ -255,8 +255,8 @@ def test_a_probability_of_zero_among_the_top_k_adds_only_its_student_mass(implem
     student = buckets(jax.nn.log_softmax(hidden @ head.T, axis=-1), indices)
     probs = jnp.exp(buckets(log_probs, indices))
     terms = jnp.where(probs > 0, probs * (jnp.log(probs) - student), 0.0)
-    want = jnp.where(weights != 0, jnp.sum(terms, axis=-1), 0.0)
-    oracles.assert_close((total, numbers), (jnp.sum(weights * want), want), 5e-6)
+    expected = jnp.where(weights != 0, jnp.sum(terms, axis=-1), 0.0)
+    oracles.assert_close((total, numbers), (jnp.sum(weights * expected), expected), 5e-6)
     assert all(np.all(np.isfinite(x)) for x in grads)
 
 

@@ -95,14 +95,14 @@ def with_gradients(loss, **options):
 @pytest.mark.parametrize(("parts", "rows", "tokens"), [(1, 8, 80), (2, 4, TOKENS), (8, 1, 80)])
 def test_value_and_gradients_are_the_unsharded_ones(loss, parts, rows, tokens, monkeypatch):
     arrays = arrays_of(loss, tokens)
-    want = with_gradients(loss)(*arrays)
+    expected = with_gradients(loss)(*arrays)
     monkeypatch.setitem(chunked.CHUNK_BYTES, "cpu", CHUNK * 4 * VOCABULARY // rows)
     mesh = mesh_of(parts, rows)
     with jax.set_mesh(mesh):
         got = with_gradients(loss, **cut)(*placed(arrays, mesh))
         (alone, _) = jax.jit(total(loss, **cut))(*placed(arrays, mesh))
-    oracles.assert_close(got, want, 1e-5)
-    oracles.assert_close(alone, want[0][0], 1e-5)
+    oracles.assert_close(got, expected, 1e-5)
+    oracles.assert_close(alone, expected[0][0], 1e-5)
     toward_head = got[1][1]
     assert toward_head.sharding.shard_shape(toward_head.shape) == (VOCABULARY // rows, WIDTH)
 
@@ -111,13 +111,13 @@ def test_value_and_gradients_are_the_unsharded_ones(loss, parts, rows, tokens, m
 def test_the_kernels_of_each_device_give_the_unsharded_loss(loss):
     """24 rows of the vocabulary per device, where a tile of the kernels has 32."""
     arrays = arrays_of(loss)
-    want = with_gradients(loss)(*arrays)
+    expected = with_gradients(loss)(*arrays)
     mesh = mesh_of(2, 4)
     with dispatch.interpreted(), jax.set_mesh(mesh):
         got = with_gradients(loss, implementation="tpu", **cut)(*placed(arrays, mesh))
         (alone, _) = jax.jit(total(loss, implementation="tpu", **cut))(*placed(arrays, mesh))
-    oracles.assert_close(got, want, 1e-5)
-    oracles.assert_close(alone, want[0][0], 1e-5)
+    oracles.assert_close(got, expected, 1e-5)
+    oracles.assert_close(alone, expected[0][0], 1e-5)
 
 
 def collectives(text):

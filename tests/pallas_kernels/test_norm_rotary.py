@@ -80,8 +80,8 @@ def test_bfloat16_loses_only_roundings(implementation):
     x, scale, angles = inputs(dtype=jnp.bfloat16)
     out = run(x, scale, angles, implementation)
     assert out.dtype == jnp.bfloat16
-    want = run(x.astype(jnp.float32), scale, angles, "reference")
-    oracles.assert_close(out, want, 4e-3)
+    expected = run(x.astype(jnp.float32), scale, angles, "reference")
+    oracles.assert_close(out, expected, 4e-3)
     assert gradients(x, scale, angles, implementation)[0].dtype == jnp.bfloat16
 
 
@@ -90,8 +90,8 @@ def test_bfloat16_loses_only_roundings(implementation):
 def test_any_length_equals_the_reference(implementation, length):
     arguments = inputs(length, heads=5, width=8)
     got = run(*arguments, implementation), gradients(*arguments, implementation)
-    want = run(*arguments, "reference"), gradients(*arguments, "reference")
-    oracles.assert_close(got, want, 1e-6)
+    expected = run(*arguments, "reference"), gradients(*arguments, "reference")
+    oracles.assert_close(got, expected, 1e-6)
 
 
 @every

@@ -82,11 +82,11 @@ def test_outputs_and_gradients_match_float64(implementation, form):
     def flat(function):
         return lambda *leaves: function(jax.tree.unflatten(tree, leaves))
 
-    want = oracles.value_and_gradients(flat(definition), *leaves)
+    expected = oracles.value_and_gradients(flat(definition), *leaves)
     got = oracles.with_gradients(
         flat(functools.partial(run, implementation=implementation)), *leaves
     )
-    for mine, theirs in zip(got, want, strict=True):
+    for mine, theirs in zip(got, expected, strict=True):
         oracles.assert_close(mine, theirs, 2e-6)
 
 
@@ -101,8 +101,8 @@ def test_bfloat16_loses_only_roundings(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
     got = run(arrays, implementation)
     assert {y.dtype for y in got} == {jnp.dtype(jnp.bfloat16)}
-    want = definition(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
-    oracles.assert_close(got, want, 8e-3)
+    expected = definition(jax.tree.map(lambda x: x.astype(jnp.float32), arrays))
+    oracles.assert_close(got, expected, 8e-3)
 
 
 @every

@@ -40,10 +40,10 @@ def test_attention_with_exchanged_heads_equals_one_device(kv_heads, sizes, packe
     arrays, segments = inputs(8, kv_heads), documents() if packed else None
     whole = functools.partial(attention, scale=SCALE, segment_ids=segments)
     parts = functools.partial(whole, mesh_axes=AXES)
-    want = with_gradients(whole, *arrays)
+    expected = with_gradients(whole, *arrays)
     with jax.set_mesh(mesh_of(*sizes)):
         got = with_gradients(parts, *arrays)
-    oracles.assert_close(got, want, 5e-6)
+    oracles.assert_close(got, expected, 5e-6)
 
 
 def test_heads_are_changed_for_tokens_and_nothing_is_gathered():
@@ -61,12 +61,12 @@ def test_a_prompt_read_against_a_cut_cache_equals_one_device_and_moves_no_key():
     arrays = q[:, :16], keys, values
     visible = {"segment_ids": segments[:, 20:36], "key_segment_ids": segments}
     whole = functools.partial(attention, scale=SCALE, query_slots=slots, **visible)
-    want = jax.jit(whole)(*arrays)
+    expected = jax.jit(whole)(*arrays)
     with jax.set_mesh(mesh_of(2, 2, 2)):
         run = jax.jit(functools.partial(whole, mesh_axes=AXES))
         got = run(*arrays)
         text = run.lower(*arrays).compile().as_text()
-    oracles.assert_close(got, want, 5e-6)
+    oracles.assert_close(got, expected, 5e-6)
     assert set(collectives(text)) == {"all-reduce"}
 
 
@@ -75,9 +75,9 @@ def test_norm_and_rotary_over_several_devices_equal_one_and_say_nothing_to_each_
     angles = jnp.arange(4 * 64 * 4, dtype=jnp.float32).reshape(4, 64, 4) / 7
     whole = functools.partial(norm_rotary, angles=angles, eps=1e-6)
     parts = functools.partial(whole, mesh_axes=AXES)
-    want = with_gradients(whole, x, scale)
+    expected = with_gradients(whole, x, scale)
     with jax.set_mesh(mesh_of(2, 2, 2)):
         got = with_gradients(parts, x, scale)
         text = jax.jit(parts).lower(x, scale).compile().as_text()
-    oracles.assert_close(got, want, 5e-6)
+    oracles.assert_close(got, expected, 5e-6)
     assert not collectives(text)

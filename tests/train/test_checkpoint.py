@@ -299,12 +299,12 @@ def test_a_save_leaves_the_preemption_service_to_the_loop(tmp_path, opened, monk
 
 def test_what_is_saved_is_the_state_before_later_donated_steps(tmp_path, opened):
     checkpoints, state = opened(tmp_path), state_at(1)
-    want = bits(state)
+    expected = bits(state)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
     checkpoints.save(state, 1)
     overwrite(state)
     restored, _ = checkpoints.restore(new_state())
-    assert bits(restored) == want
+    assert bits(restored) == expected
 
 
 @pytest.mark.parametrize("method", ["save", "wait_until_finished"])

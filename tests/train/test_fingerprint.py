@@ -24,9 +24,9 @@ def flipped(array: np.ndarray, bit: int) -> np.ndarray:
 
 def test_every_single_flipped_bit_changes_the_fingerprint():
     array = TREE["a"]["kernel"]
-    want = leaf_specs({"x": array})["x"]["fingerprint"]
+    before = leaf_specs({"x": array})["x"]["fingerprint"]
     for bit in range(8 * array.nbytes):
-        assert leaf_specs({"x": flipped(array, bit)})["x"]["fingerprint"] != want
+        assert leaf_specs({"x": flipped(array, bit)})["x"]["fingerprint"] != before
 
 
 def test_exchanged_elements_change_the_fingerprint():

@@ -32,8 +32,8 @@ def official(n: int, warmup: int, steps: int, floor: float) -> float:
 
 @pytest.mark.parametrize("update", [1, 2, 25, 50, 51, 300, 1049, 1050])
 def test_update_k_of_the_published_count_reads_f_of_k_minus_one(update):
-    want = 1e-3 * official(update - 1, 50, 1050, 0.1)
-    np.testing.assert_allclose(learning_rate(OFFICIAL, update - 1), want, rtol=1e-5, atol=1e-12)
+    expected = 1e-3 * official(update - 1, 50, 1050, 0.1)
+    np.testing.assert_allclose(learning_rate(OFFICIAL, update - 1), expected, rtol=1e-5, atol=1e-12)
 
 
 def test_published_count_starts_at_zero_and_ours_does_not():
