@@ -48,7 +48,7 @@ class MeshConfig:
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise ShardingError(f"{self}: sizes must be positive, and at most one of them -1")
 
-    def sizes(self, devices: int) -> tuple[int, int, int, int]:
+    def sizes(self, devices: int) -> tuple[int, ...]:
         """Sizes in the order of MESH_AXES on this many devices, -1 resolved."""
         sizes = dataclasses.astuple(self)
         known, free = math.prod(size for size in sizes if size != -1), -1 in sizes
@@ -57,8 +57,7 @@ class MeshConfig:
                 f"{self} needs {'a multiple of ' if free else ''}{known} devices, "
                 f"there are {devices}; set one axis to -1, or use sizes whose product is {devices}"
             )
-        data, fsdp, sequence, tensor = (devices // known if s == -1 else s for s in sizes)
-        return (data, fsdp, sequence, tensor)
+        return tuple(devices // known if size == -1 else size for size in sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

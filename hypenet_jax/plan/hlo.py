@@ -65,8 +65,7 @@ def _computations(text: str) -> dict[str, list[str]]:
     bodies: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
-        start = _COMPUTATION.match(line)
-        if start is not None:
+        if start := _COMPUTATION.match(line):
             lines = bodies.setdefault("ENTRY" if line.startswith("ENTRY") else start[1], [])
         else:
             lines.append(line)
@@ -99,8 +98,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     """Trip count of a while loop: the compiler's annotation, else the condition's bound over the increment."""
     if " while(" not in line:
         return 1
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-    if known is not None:
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     condition, body = (re.search(rf"{part}=%?([\w.\-]+)", line) for part in ("condition", "body"))
     test = "\n".join(bodies.get(condition[1], [])) if condition else ""
@@ -166,8 +164,7 @@ def groups_of(attributes: str, devices: int) -> Groups:
     if counted is not None:
         shape, source, order = map(_numbers, counted.groups(""))
         return _rows(np.arange(devices).reshape(source).transpose(order or None).reshape(shape))
-    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes)
-    if meshed is not None:
+    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         return _along(meshed[1], meshed[2])
     return _rows(np.arange(devices)[None])
 
