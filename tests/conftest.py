@@ -38,3 +38,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
+
+
+@pytest.fixture
+def in_the_repository(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Shipped configs are found by their paths, and find each other."""
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.syspath_prepend(request.config.rootpath)

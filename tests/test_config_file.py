@@ -1,7 +1,5 @@
 """One parser knows a command's own options, the arguments of a config file, and every field of its config."""
 
-import pathlib
-
 import pytest
 
 from hypenet_jax import runtime
@@ -9,14 +7,9 @@ from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.config_file import ConfigError, load, parse
 from launch.halo import Options
 
-ROOT = pathlib.Path(__file__).parents[1]
 ALIGN, CHAIN, QUICK = "configs/halo_2b/align.py", "configs/halo_2b/halo.py", "configs/quickstart.py"
 
-
-@pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT)
+pytestmark = pytest.mark.usefixtures("in_the_repository")
 
 
 def test_options_of_the_command_and_of_the_cluster_may_stand_anywhere():

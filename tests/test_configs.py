@@ -34,11 +34,7 @@ FILES = [path for path in FILES if path not in SERVED]
 SIZES = ("halo_2b", "halo_5b", "halo_9b")
 ALIGN = "configs/halo_2b/align.py"
 
-
-@pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(ROOT)
+pytestmark = pytest.mark.usefixtures("in_the_repository")
 
 
 def kind(path):

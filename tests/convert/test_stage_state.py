@@ -17,10 +17,7 @@ pytestmark = pytest.mark.brief
 
 
 @pytest.fixture
-def shipped(monkeypatch, request) -> Callable[..., StageConfig]:
-    root = request.config.rootpath
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(root)
+def shipped(in_the_repository) -> Callable[..., StageConfig]:
     return lambda stage, *arguments: load(f"configs/halo_9b/{stage}.py", StageConfig, arguments)
 
 

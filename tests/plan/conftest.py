@@ -14,11 +14,8 @@ TEACHER = ModelConfig(512, 64, 128, (SoftmaxSpec(4, 4, 16, rope_theta=1e4),) * 2
 
 
 @pytest.fixture
-def tiny(monkeypatch, request) -> Callable[..., StageConfig]:
+def tiny(in_the_repository) -> Callable[..., StageConfig]:
     """tiny(stage, *arguments): a stage of the 2B conversion, made small."""
-    root = request.config.rootpath
-    monkeypatch.chdir(root)
-    monkeypatch.syspath_prepend(root)
 
     def make(stage: str, *arguments: str) -> StageConfig:
         run = load(f"configs/halo_2b/{stage}.py", StageConfig, arguments)

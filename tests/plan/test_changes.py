@@ -16,9 +16,7 @@ ALIGN = "configs/halo_2b/align.py"
 
 
 @pytest.fixture
-def align(monkeypatch, request):
-    monkeypatch.chdir(request.config.rootpath)
-    monkeypatch.syspath_prepend(request.config.rootpath)
+def align(in_the_repository):
     return load(ALIGN, StageConfig)
 
 

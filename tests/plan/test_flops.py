@@ -49,9 +49,7 @@ def step_flops(config):
 
 
 @pytest.fixture
-def distill(monkeypatch, request):
-    monkeypatch.chdir(request.config.rootpath)
-    monkeypatch.syspath_prepend(request.config.rootpath)
+def distill(in_the_repository):
     return load(DISTILL, StageConfig)
 
 
