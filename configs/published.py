@@ -37,8 +37,6 @@ ALIGN_STEPS, DISTILL_STEPS, FINETUNE_STEPS = 20_000, 20_000, 500
 # Rows per step: 8 devices x 4, x 12, and 8 x 16 micro-batches.
 ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = 32, 96, 128
 EVALUATED_LENGTHS = (4096, 16_384, 65_536, 131_072)  # up to 8 times the length of stage 3
-SELECT_LENGTH = 4096  # as the longest retrieval task of the published selection
-WARMUP = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +152,14 @@ def _stages(
         mesh=MeshConfig(),
         seed=0,
     )
-    # Passkey retrieval and likelihood of text with each layer replaced in turn.
+    # Passkey retrieval, as long as the longest task of the published selection, and likelihood of text.
     select = dataclasses.replace(
         align,
         name="select",
         method=SelectConfig(
             start_from="align", keep=len(recipe.softmax_layers), rows=128, eps=0.01
         ),
-        data=dataclasses.replace(short, context_length=SELECT_LENGTH, sequences_per_step=4),
+        data=dataclasses.replace(short, context_length=4096, sequences_per_step=4),
         training=None,
     )
     # KL to the teacher, everything trainable.
@@ -201,7 +199,7 @@ def _training(
         optimizer=OptimizerConfig(
             peak_lr=peak_lr,
             final_lr=final_lr,
-            warmup_steps=WARMUP,
+            warmup_steps=50,
             steps=steps,
             first_update_at_zero=upstream,
         ),

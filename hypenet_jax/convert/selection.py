@@ -22,8 +22,7 @@ from hypenet_jax.train.provenance import Provenance, check_provenance, verified_
 
 log = logging.getLogger("hypenet_jax")
 
-# Passkeys stated in each row.
-PASSKEYS = 4
+PASSKEYS = 4  # stated in each row
 
 
 @dataclasses.dataclass(frozen=True)
