@@ -112,16 +112,14 @@ def compile_for(chip: str, program: KernelProgram) -> CompiledRow:
 
 def missed_bars(row: CompiledRow) -> str:
     """The bars that a compiled program misses, as words; empty for none."""
-    misses, program = [], row.program
-    if row.kernels == 0:
-        misses.append("no kernel in the program")
-    if row.relayouts:
-        misses.append(f"{row.relayouts} relayout copies")
-    if program.vmem_limit is not None and row.vmem > program.vmem_limit:
-        misses.append(f"more than {program.vmem_limit:g} MiB of VMEM")
-    if program.temporaries_limit is not None and row.temporaries > program.temporaries_limit:
-        misses.append(f"more than {program.temporaries_limit:g} MiB of temporaries")
-    return ", ".join(misses)
+    vmem, temporaries = row.program.vmem_limit, row.program.temporaries_limit
+    bars = {
+        "no kernel in the program": row.kernels == 0,
+        f"{row.relayouts} relayout copies": row.relayouts > 0,
+        f"more than {vmem:g} MiB of VMEM": row.vmem > vmem,
+        f"more than {temporaries:g} MiB of temporaries": row.temporaries > temporaries,
+    }
+    return ", ".join(bar for bar, missed in bars.items() if missed)
 
 
 def kernel_vmem(hlo: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ CACHES = (
     (8, 32768, 32, 8, "bfloat16"),
     (2, 4096, 16, 4, "float32"),
 )  # B S N K
-HEADS = ((16384, 2048, 151936, 200.0, 2650.0), (1000, 384, 5003, None, None))  # T D V, MiB
+HEADS = ((16384, 2048, 151936, 200.0, 2650.0), (1000, 384, 5003, math.inf, math.inf))  # T D V, MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class KernelProgram:
 
     Attributes:
       arguments: arrays or `jax.ShapeDtypeStruct`s for `function`.
-      vmem_limit: MiB that none of its kernels may exceed; None sets no bar.
+      vmem_limit: MiB that none of its kernels may exceed.
       temporaries_limit: MiB in HBM, likewise.
     """
 
@@ -41,8 +42,8 @@ class KernelProgram:
     mode: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    vmem_limit: float | None = None
-    temporaries_limit: float | None = None
+    vmem_limit: float = math.inf
+    temporaries_limit: float = math.inf
 
 
 def programs(op: str) -> Iterator[KernelProgram]:
@@ -121,7 +122,7 @@ def _decode(
 
 
 def _linear_loss(
-    tokens: int, width: int, vocabulary: int, alone: float | None, both: float | None
+    tokens: int, width: int, vocabulary: int, alone: float, both: float
 ) -> Iterator[KernelProgram]:
     """Loss alone, whose logits never reach HBM, and with gradients, which hold those of a chunk."""
     hidden, head = _array(tokens, width), _array(vocabulary, width)

@@ -69,8 +69,8 @@ def _run(options: Arguments) -> None:
         fla = options.against and stack.enter_context(against_fla.started(options.fla_python))
         machine = measure_machine(options.rounds)
         for case in cases:
-            rival = fla if case.op.name == against_fla.OP else None
-            for made in measure(case, machine, options.rounds, rival or None):
+            rival = fla.contenders if fla and case.op.name == against_fla.OP else None
+            for made in measure(case, machine, options.rounds, rival):
                 logger.info(report.table(made))
                 rows += made
                 if options.json:

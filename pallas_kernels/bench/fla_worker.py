@@ -1,29 +1,20 @@
 """Runs chunk_simple_gla of flash-linear-attention for `against_fla.py`; no JAX in this process.
 
 Started as a file, so that the interpreter needs PyTorch, Triton and fla-core and nothing of this
-package. Its first line on stdout names the versions; then one JSON object per line asks, and one
-answers:
-
-  compile  every variant that Triton will try at a shape, on all cores: by itself it compiles one
-           after the other
-  prepare  random inputs of that shape: Triton chooses among the variants, then `calls` calls are
-           recorded as a CUDA graph, which leaves out the time of the host
-  check    runs the inputs in an .npz file, with the variants chosen, and writes the outputs back
-           into it
-  time     replays the graph once: milliseconds per call
+package, with the number of a pipe. The versions go through it first; then a name of `Worker`'s methods
+with its arguments asks, and its result answers, or a RuntimeError that says why there is none.
 
 With `upcast`, every call casts q, k, v to float32 and the outputs back, as HALO's own code does.
 """
 
 import concurrent.futures
-import contextlib
 import functools
-import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 from unittest import mock
 
@@ -34,29 +25,24 @@ TUNING = {"warmup": 5, "rep": 20}
 
 
 def main() -> None:
-    """Says the versions, then answers one JSON request per line of standard input."""
-    say = functools.partial(print, file=sys.stdout, flush=True)
-    with contextlib.redirect_stdout(sys.stderr):  # of what the libraries print
-        try:
-            worker = Worker()
-        except (ImportError, RuntimeError) as error:
-            say(json.dumps({"cannot": str(error)}))
-            return
-        say(json.dumps(worker.versions))
-        for line in sys.stdin:
-            request = json.loads(line)
-            try:
-                answer = getattr(worker, request.pop("do"))(**request)
-            except Exception as error:  # the other side says it, and ends
-                answer = {"cannot": f"{type(error).__name__}: {error}"}
-            say(json.dumps(answer))
+    """Says the versions, then answers until the other side ends."""
+    connection = Connection(int(sys.argv[1]))
+    try:
+        worker = Worker()
+        connection.send(worker.versions)
+        while True:
+            what, arguments = connection.recv()
+            connection.send(getattr(worker, what)(**arguments))
+    except EOFError:
+        return
+    except Exception as error:
+        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 class Worker:
     """Holds what was prepared last, with and without upcast."""
 
     def __init__(self) -> None:
-        import numpy
         import torch  # pyright: ignore[reportMissingImports] - this and below: of the other process
 
         if not torch.cuda.is_available():
@@ -70,21 +56,24 @@ class Worker:
 
         testing = triton.testing
         testing.do_bench = functools.partial(testing.do_bench, **TUNING)
-        self.numpy, self.torch, self.triton = numpy, torch, triton
+        self.torch, self.triton = torch, triton
         self.attend = chunk_simple_gla
         libraries = {"torch": torch, "triton": triton, "fla": fla}
-        self.versions = {name: library.__version__ for name, library in libraries.items()}
+        self.versions = {name: str(x.__version__) for name, x in libraries.items()}
         self.pool = concurrent.futures.ThreadPoolExecutor()
         self.kernels: set[Any] = set()
-        self.shape: list[int] = []
+        self.shape: Sequence[int] = ()
         self.prepared: dict[bool, tuple[Any, Any, int]] = {}  # graph, its inputs, its calls
 
-    def compile(self, shape: list[int], mode: str, dtype: str, upcast: bool) -> dict[str, Any]:
-        """Calls with every kernel compiled instead of run, so that the outputs are garbage."""
+    def compile(self, shape: Sequence[int], mode: str, dtype: str, upcast: bool) -> int:
+        """Every variant that Triton will try, on all cores: by itself it compiles one after the other.
+
+        Calls with every kernel compiled instead of run, so that the outputs are garbage.
+        """
         if shape != self.shape:  # Triton chooses by types and widths, not by lengths
             for kernel in self.kernels:
                 kernel.cache.clear()
-        self.shape, start, variants = shape, time.perf_counter(), []
+        self.shape, variants = shape, []
 
         def compile_only(kernel: Any, *args: Any, warmup: bool, **options: Any) -> None:
             self.kernels.add(kernel)
@@ -97,19 +86,25 @@ class Worker:
             mock.patch.object(self.triton.runtime.autotuner.Autotuner, "run", compile_only),
         ):
             self._call(mode, upcast, self._inputs(shape, mode, dtype))
-        return {"variants": len(variants), "seconds": time.perf_counter() - start}
+        return len(variants)
 
     def prepare(
-        self, shape: list[int], calls: int, mode: str, dtype: str, upcast: bool
+        self, shape: Sequence[int], calls: int, mode: str, dtype: str, upcast: bool
     ) -> dict[str, Any]:
+        """Random inputs of a shape, for which Triton chooses among the variants.
+
+        Then `calls` calls are recorded as a CUDA graph, which leaves out the time of the host.
+        """
         torch = self.torch
         self.prepared.pop(upcast, None)  # frees the memory of the last one
+        start = time.perf_counter()
+        variants = self.compile(shape, mode, dtype, upcast)
+        compiled = time.perf_counter()
         size = 4 * math.prod(shape) * (2 if dtype == "bfloat16" else 4)
         sets = [self._inputs(shape, mode, dtype) for _ in range(min(8, -(-BEYOND_CACHES // size)))]
-        start = time.perf_counter()
         self._call(mode, upcast, sets[0])
         torch.cuda.synchronize()
-        tuned = time.perf_counter() - start
+        tuned = time.perf_counter()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -122,23 +117,28 @@ class Worker:
             for i in range(calls):
                 self._call(mode, upcast, sets[i % len(sets)])
         self.prepared[upcast] = graph, sets, calls
-        return {"temporaries": temporaries, "seconds": tuned}
+        return {
+            "temporaries": temporaries,
+            "compiled": f"{variants} variants compiled in {compiled - start:.1f} s",
+            "tuned": f"tuned in {tuned - compiled:.1f} s",
+        }
 
-    def check(self, path: str, mode: str, dtype: str, upcast: bool) -> dict[str, Any]:
-        with self.numpy.load(path) as arrays:
-            results = self._call(mode, upcast, self._tensors(arrays, dtype))
-        arrays = {name: x.detach().float().cpu().numpy() for name, x in results.items()}
-        self.numpy.savez(path, **arrays)
-        return {}
+    def check(
+        self, arrays: Mapping[str, Any], mode: str, dtype: str, upcast: bool
+    ) -> dict[str, Any]:
+        """Outputs and gradients for these arrays, with the variants chosen."""
+        results = self._call(mode, upcast, self._tensors(arrays, dtype))
+        return {name: x.detach().float().cpu().numpy() for name, x in results.items()}
 
-    def time(self, upcast: bool) -> dict[str, float]:
+    def milliseconds(self, upcast: bool) -> float:
+        """Of a call, in one replay of the graph."""
         graph, _, calls = self.prepared[upcast]
         start, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        return {"milliseconds": start.elapsed_time(end) / calls}
+        return start.elapsed_time(end) / calls
 
     def _call(self, mode: str, upcast: bool, given: dict[str, Any]) -> dict[str, Any]:
         """Outputs and gradients by name, of tensors by name."""
@@ -161,7 +161,7 @@ class Worker:
         )
         return results | {f"d{name}": x for name, x in zip(names, gradients, strict=True)}
 
-    def _inputs(self, shape: list[int], mode: str, dtype: str) -> dict[str, Any]:
+    def _inputs(self, shape: Sequence[int], mode: str, dtype: str) -> dict[str, Any]:
         shapes = dict.fromkeys(("q", "k", "v", "d_out"), shape)
         if mode == "state+gradient":
             state = [shape[0], shape[2], shape[3], shape[3]]

@@ -16,28 +16,23 @@ K, LISTED = 64, 0.9  # tokens that a top-k teacher lists, and their share of its
 
 
 def _labels(hidden, head):
-    return jnp.arange(hidden.shape[0]) % head.shape[0]
+    return (jnp.arange(hidden.shape[0]) % head.shape[0],)
 
 
 def _top_k(hidden, head, log_probs):
     first = 997 * jnp.arange(hidden.shape[0])
-    return (first[:, None] + jnp.arange(log_probs.shape[1])[None]) % head.shape[0]
+    return log_probs, (first[:, None] + jnp.arange(log_probs.shape[1])[None]) % head.shape[0]
 
 
-def _cross_entropy(hidden, head, *, implementation):
-    labels, weights = _labels(hidden, head), jnp.ones(hidden.shape[0])
-    return linear_cross_entropy(hidden, head, labels, weights, implementation=implementation)
+def _loss(op, target):
+    """Every token with weight 1; a teacher is an argument: as a constant, the compiler would fold it for minutes."""
 
+    def call(hidden, head, *given, implementation):
+        weights = jnp.ones(hidden.shape[0])
+        targets = target(hidden, head, *given)
+        return op(hidden, head, *targets, weights, implementation=implementation)
 
-def _kl(hidden, head, teacher, teacher_head, *, implementation):
-    """The teacher is an argument: as a constant, the compiler would spend minutes folding it."""
-    weights = jnp.ones(hidden.shape[0])
-    return linear_kl(hidden, head, teacher, teacher_head, weights, implementation=implementation)
-
-
-def _kl_top_k(hidden, head, log_probs, *, implementation):
-    indices, weights = _top_k(hidden, head, log_probs), jnp.ones(hidden.shape[0])
-    return linear_kl_top_k(hidden, head, log_probs, indices, weights, implementation=implementation)
+    return call
 
 
 def _log_probs(hidden, head):
@@ -45,8 +40,8 @@ def _log_probs(hidden, head):
 
 
 def _cross_entropy_definition(hidden, head):
-    labels = _labels(hidden, head)[:, None]
-    return -jnp.sum(jnp.take_along_axis(_log_probs(hidden, head), labels, axis=1))
+    (labels,) = _labels(hidden, head)
+    return -jnp.sum(jnp.take_along_axis(_log_probs(hidden, head), labels[:, None], axis=1))
 
 
 def _kl_definition(hidden, head, teacher, teacher_head):
@@ -55,8 +50,8 @@ def _kl_definition(hidden, head, teacher, teacher_head):
 
 
 def _kl_top_k_definition(hidden, head, log_probs):
-    log_probs = jax.lax.stop_gradient(log_probs)
-    kept = jnp.take_along_axis(_log_probs(hidden, head), _top_k(hidden, head, log_probs), axis=-1)
+    log_probs, indices = _top_k(hidden, head, jax.lax.stop_gradient(log_probs))
+    kept = jnp.take_along_axis(_log_probs(hidden, head), indices, axis=-1)
     tail, rest = (1 - jnp.sum(jnp.exp(x), axis=-1) for x in (log_probs, kept))
     listed = jnp.sum(jnp.exp(log_probs) * (log_probs - kept), axis=-1)
     return jnp.sum(listed + tail * (jnp.log(tail) - jnp.log(rest)))
@@ -94,7 +89,7 @@ CROSS_ENTROPY_LOSS = Op(
     shapes=SHAPES,
     cpu_shapes=CPU_SHAPES,
     implementations=CROSS_ENTROPY,
-    call=_cross_entropy,
+    call=_loss(linear_cross_entropy, _labels),
     definition=_cross_entropy_definition,
     inputs=_cross_entropy_inputs,
     modes=forward_and_gradient("total", "dhidden dhead", _logits, 1, 3),
@@ -106,7 +101,7 @@ KL_LOSS = dataclasses.replace(
     CROSS_ENTROPY_LOSS,
     name="linear_kl",
     implementations=KL,
-    call=_kl,
+    call=_loss(linear_kl, lambda hidden, head, *teacher: teacher),
     definition=_kl_definition,
     inputs=_kl_inputs,
     modes=forward_and_gradient("total", "dhidden dhead dteacher dteacher_head", _logits, 2, 4),
@@ -118,7 +113,7 @@ KL_TOP_K_LOSS = dataclasses.replace(
     shapes=tuple((*shape, K) for shape in SHAPES),
     cpu_shapes=tuple((*shape, K) for shape in CPU_SHAPES),
     implementations=KL_TOP_K,
-    call=_kl_top_k,
+    call=_loss(linear_kl_top_k, _top_k),
     definition=_kl_top_k_definition,
     inputs=_kl_top_k_inputs,
     modes=forward_and_gradient("total", "dhidden dhead dlog_probs", _logits, 1, 3),

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +52,8 @@ class Contender:
     temporaries: int | None
 
 
-@runtime_checkable
-class Rival(Protocol):
-    """Another library: `begin` lets it compile, beside ours, and `contenders` waits for it."""
-
-    def begin(self, case: Case, mode: Mode) -> None: ...
-
-    def contenders(self, case: Case, mode: Mode) -> dict[str, Contender]: ...
+Rival = Callable[[Case, Mode], Mapping[str, Contender]]
+"""Another library: its contenders, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +89,9 @@ def measure(
         return
     sets = _input_sets(case)
     for mode in case.modes:
-        if rival:
-            rival.begin(case, mode)
         runners = {name: mode.runner(call) for name, call in functions.items()}
         ours = _contenders(case, mode, runners, sets)
-        contenders = (rival.contenders(case, mode) if rival else {}) | ours
+        contenders = {**(rival(case, mode) if rival else {}), **ours}
         times = interleaved({name: c.sample for name, c in contenders.items()}, rounds)
         copying = _moved(mode, next(iter(runners.values())), sets[0]) / machine.bytes_per_second
         multiplying = mode.flops(*case.shape) / machine.flops_per_second[case.dtype]
@@ -167,10 +160,12 @@ def errors_of(case: Case, mode: Mode, got: Sequence[Any]) -> dict[str, float]:
     return errors
 
 
-@functools.lru_cache(1)  # every implementation is compared with it
+@functools.lru_cache(1)  # every implementation has them
 def small_inputs(case: Case) -> Inputs:
     """Those on which errors are measured."""
-    return case.small_inputs()
+    most = case.op.checked
+    small = (min(size, most.get(axis, size)) for axis, size in case.sizes.items())
+    return case.op.inputs(0, case.dtype, *small)
 
 
 @functools.lru_cache(1)

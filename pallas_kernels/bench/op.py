@@ -133,11 +133,6 @@ class Case:
         """Those that are timed."""
         return self.op.inputs(seed, self.dtype, *self.shape)
 
-    def small_inputs(self) -> Inputs:
-        """Those on which errors are measured."""
-        small = (min(size, self.op.checked.get(axis, size)) for axis, size in self.sizes.items())
-        return self.op.inputs(0, self.dtype, *small)
-
 
 def random(seed: int, dtype: str, *shapes: Shape) -> list[Float[Array, "..."]]:
     """Normally distributed arrays of these shapes."""
