@@ -8,6 +8,8 @@ import dataclasses
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 from tiny_chain import CATALOGUE, TEACHER, VOCABULARY
 
 from hypenet_jax.data.sources import TextFiles, documents
@@ -21,7 +23,9 @@ from hypenet_jax.evals.retrieval.needle import NeedleEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.sweep import SweepEvaluator
 from hypenet_jax.model.config import hypenet
-from hypenet_jax.testing import write_folder
+from hypenet_jax.model.decoder import Decoder, init_params
+from hypenet_jax.model.layers import Initialization
+from hypenet_jax.weights import save_hf
 
 LONG = READ_PART + 512  # read in two parts
 
@@ -34,10 +38,13 @@ def write_models(folder: pathlib.Path, text: pathlib.Path) -> None:
     """Both models, with random weights, and their tokenizer."""
     texts = (document.text or "" for document in documents(source(str(text))))
     tokenizer = train_tokenizer(texts, TrainedTokenizer(VOCABULARY, CATALOGUE.token_names()))
+    start = Initialization(std=0.5, embedding_std=0.3)  # no two tokens are nearly as likely
     for seed, (name, config) in enumerate(
         {"teacher": TEACHER, "student": hypenet(TEACHER, (1,))}.items()
     ):
-        write_folder(folder / name, config, seed=seed, tokenizer=tokenizer)
+        params = init_params(Decoder(config, jnp.float32, start=start), jax.random.key(seed))
+        save_hf(folder / name, config, params, dtype="float32")
+        tokenizer.save(folder / name)
 
 
 def config(folder: str, text: str, out: str) -> EvaluationConfig:
