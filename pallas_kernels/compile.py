@@ -148,4 +148,4 @@ def _bytes(kind: str, shape: str) -> int:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    tyro.cli(main, prog="python -m pallas_kernels.compile", description=__doc__)

@@ -30,6 +30,7 @@ from pallas_kernels.bench import against_fla, report
 from pallas_kernels.bench.cases import Choice, NoCaseError
 from pallas_kernels.bench.measure import measure, measure_machine
 
+PROGRAM = "python -m pallas_kernels.bench"
 logger = logging.getLogger("pallas_kernels.bench")
 
 
@@ -49,7 +50,7 @@ class Arguments(Choice):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = tyro.cli(Arguments, description=__doc__, args=arguments)
+    options = tyro.cli(Arguments, prog=PROGRAM, description=__doc__, args=arguments)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     # Another process measures on the same device: take only the memory that is used.

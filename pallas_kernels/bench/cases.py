@@ -30,7 +30,7 @@ class Choice:
     """Which cases to time; what is left out is all there is."""
 
     op: tyro.conf.Positional[str | None] = None
-    """Only this op."""
+    """Only this op, such as lightning_attention; an unknown one is answered with those there are."""
     shape: str = ""
     """Only shapes with this text, such as T16384."""
     dtypes: tuple[str, ...] = ()
