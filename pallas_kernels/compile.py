@@ -88,14 +88,18 @@ def main(op: tyro.conf.Positional[str | None] = None, *, chip: str | None = None
     sys.exit(any(row.missed for row in rows))
 
 
+def mesh_of(chip: str) -> jax.sharding.Mesh:
+    """One device of that kind, known to the compiler alone."""
+    name = f"{chip}:{CHIPS[chip]}"
+    device = topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
+    return jax.sharding.Mesh(np.asarray([device]), ("device",))
+
+
 def compile_for(chip: str, program: KernelProgram) -> CompiledRow:
     """Compiles for one chip, on a mesh of one of its devices."""
     start = time.perf_counter()
     try:
-        device = topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{chip}:{CHIPS[chip]}"
-        ).devices[0]
-        with jax.set_mesh(jax.sharding.Mesh(np.asarray([device]), ("device",))):
+        with jax.set_mesh(mesh_of(chip)):
             traced = jax.jit(program.function).trace(*program.arguments)
             compiled = traced.lower(lowering_platforms=("tpu",)).compile()
     except Exception as error:

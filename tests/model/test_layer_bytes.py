@@ -6,7 +6,6 @@ import os
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from hypenet_jax.model.layers import Initialization
@@ -41,8 +40,7 @@ def compiled():
 
     params = nn.meta.unbox(jax.eval_shape(init, x, positions))
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
-    topology = aot.topologies.get_topology_desc(platform="tpu", topology_name=aot.CHIPS["v5e"])
-    with jax.set_mesh(jax.sharding.Mesh(np.asarray([topology.devices[0]]), ("device",))):
+    with jax.set_mesh(aot.mesh_of("v5e")):
         traced = jax.jit(forward).trace(params, x, positions)
         return traced.lower(lowering_platforms=("tpu",)).compile()
 
