@@ -23,6 +23,9 @@ from hypenet_jax.weights.hf_fields import (
     problems,
 )
 
+# The model type of the folders that the paper's authors released, where ours and their repository say "hypenet".
+RELEASED = "hybrid"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it stands; the message lists all reasons."""
@@ -54,6 +57,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a `config.json`; a CheckpointError lists all missing, unknown and unsupported fields."""
+    if fields.get("model_type") == RELEASED:
+        fields = {**fields, "model_type": "hypenet"}
     wrong = list(problems(fields))
     if wrong:
         raise CheckpointError("this model cannot be computed exactly:\n  " + "\n  ".join(wrong))

@@ -42,7 +42,11 @@ CALLS = ("use_cache", "return_dict", "output_attentions", "output_hidden_states"
 TASKS = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
 # Switches of the official training code.
 TRAINING = ("expand_kv_proj", "fused_ce_loss", "loss_fn", "shift_labels", "rand_init")
-HARMLESS = (*NAMES, *TOKEN_IDS, *STORED_AS, *LENGTHS, *CODE, *CALLS, *TASKS, *TRAINING)
+# Written by those who load and save for others.
+SAVERS = ("_attn_implementation_autoset", "_commit_hash", "tokenizer_class", "unsloth_version")
+# Of the official code, which computes something else where they have another value.
+OFFICIAL: Mapping[str, Any] = {"attn_sqrtd": True}
+HARMLESS = (*NAMES, *TOKEN_IDS, *STORED_AS, *LENGTHS, *CODE, *CALLS, *TASKS, *TRAINING, *SAVERS)
 # Fields of the official mixers, harmless while the plan names none of them.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
 
@@ -80,6 +84,7 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
     needed |= dict.fromkeys(("num_hidden_layers", *HEADS), int)
     fixed, known = dict(FIXED), {*READ, *HARMLESS}
     if hybrid:
+        fixed |= OFFICIAL
         for mixer in planned_mixers(fields):
             needed |= {key: kind for key, (_, kind) in mixer.CHECKPOINT.fields.items()}
             fixed |= mixer.CHECKPOINT.fixed
@@ -95,7 +100,8 @@ def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
         if key in fields and fields[key] != value:
             yield f"{key} {fields[key]!r} is not supported, only {json.dumps(value)}"
     unread = tuple(p for p in OTHER_MIXERS if not any(key.startswith(p) for key in needed))
-    unknown = sorted(k for k in fields.keys() - known if not (hybrid and k.startswith(unread)))
+    set_to = {k: v for k, v in fields.items() if k not in known and v not in (None, "", [], {})}
+    unknown = sorted(k for k in set_to if not (hybrid and k.startswith(unread)))
     if unknown:
         yield f"unknown fields that may change the computation: {', '.join(unknown)}"
 
