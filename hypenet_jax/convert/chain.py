@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import pathlib
 import shutil
 from collections.abc import Callable
 
@@ -16,12 +17,14 @@ from hypenet_jax.convert.programs import student_config
 from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
 from hypenet_jax.convert.selection import LayerScores
 from hypenet_jax.convert.training import train
+from hypenet_jax.evals.conversion import training_rows
 from hypenet_jax.evals.runner import evaluate
 from hypenet_jax.halo.method import Work
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.train.stage_output import save_params
 from hypenet_jax.weights import save_hf
+from hypenet_jax.weights.model_card import ModelCard
 
 EVALUATION = "evaluation"
 
@@ -103,4 +106,18 @@ def _export(inputs: Inputs, params: Params) -> None:
     if config.student is not None and config.student.logit_scale is not None:
         # Training leaves it out.
         model = with_logit_scale(model, LogLengthScale(config.student.logit_scale))
-    save_hf(config.hf_folder, model, params, dtype=config.export, tokenizer_from=tokenizer)
+    card = ModelCard(teacher=config.teacher_folder, numbers=_tokens_read(config))
+    save_hf(
+        config.hf_folder, model, params, dtype=config.export, tokenizer_from=tokenizer, card=card
+    )
+
+
+def _tokens_read(config: StageConfig) -> dict[str, int]:
+    """What the stages of this conversion have trained on so far, for the model card."""
+    files = pathlib.Path(config.run_dir).glob("*/metrics.jsonl")
+    rows = [
+        row
+        for file in sorted(files, key=lambda file: file.stat().st_mtime)
+        for row in training_rows(file).select("tokens").rows
+    ]
+    return {f"training tokens, {row.model}": int(row.value) for row in rows}

@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -20,6 +20,7 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights.hf_config import read_json, to_hf
 from hypenet_jax.weights.hf_fields import TOKEN_IDS
+from hypenet_jax.weights.model_card import ModelCard, write_card
 from hypenet_jax.weights.names import Tensor, flatten, shape_problems, tensors
 from hypenet_jax.weights.shards import INDEX
 
@@ -28,6 +29,13 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 )
 GENERATION = "generation_config.json"
+CODE = pathlib.Path(__file__).with_name("transformers_code")
+# Where transformers finds the classes of a HypeNet in these files.
+AUTO_MAP: Mapping[str, str] = {
+    "AutoConfig": "configuration_hypenet.HypeNetConfig",
+    "AutoModel": "modeling_hypenet.HypeNetModel",
+    "AutoModelForCausalLM": "modeling_hypenet.HypeNetForCausalLM",
+}
 
 
 def save_hf(
@@ -38,8 +46,11 @@ def save_hf(
     dtype: Literal["bfloat16", "float32"],
     tokenizer_from: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = 5 * 2**30,
+    card: ModelCard = ModelCard(),  # noqa: B008
 ) -> None:
-    """Writes the model where transformers (Qwen3) and the official HypeNet code read it.
+    """Writes the model where transformers and the official HypeNet code read it.
+
+    With a HypeNet stand the code that transformers runs it by (`trust_remote_code=True`) and a model card.
 
     Every process calls it; the first one writes, holding one shard in memory at a time. The folder appears complete or
     not at all: it is written beside its place and renamed.
@@ -47,8 +58,10 @@ def save_hf(
     Args:
       folder: must not exist, or be empty.
       params: of `config`; single or stacked layers, on any devices.
-      tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over.
+      tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over; None
+        or what it lacks of the last two: those of the card's teacher.
       max_shard_bytes: a larger model is cut into files of at most this size, with an index.
+      card: of a HypeNet: what its README.md says beside the architecture.
     Raises:
       FileExistsError: the folder holds something.
       ValueError: parameters that are not those of `config`, all of them listed, or a plan that config.json cannot say.
@@ -56,9 +69,10 @@ def save_hf(
     target = pathlib.Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not empty; name a new folder or remove this one first")
-    source = None if tokenizer_from is None else pathlib.Path(tokenizer_from)
-    known = source / "config.json" if source and (source / "config.json").exists() else None
-    fields = to_hf(config, dtype, known and read_json(known))
+    sources = [pathlib.Path(f) for f in (tokenizer_from, card.teacher) if f is not None]
+    fields = to_hf(config, dtype, _carried(sources, card))
+    if fields["model_type"] == "hypenet":
+        fields["auto_map"] = dict(AUTO_MAP)
     layout = _layout(config, params)
     runtime.meet(f"checked {target}")
     if jax.process_index() == 0:
@@ -67,7 +81,9 @@ def save_hf(
             partial = pathlib.Path(beside) / "complete"
             partial.mkdir()
             _write_json(partial / "config.json", fields)
-            _copy_companions(partial, source, fields)
+            _copy_companions(partial, sources, fields)
+            if "auto_map" in fields:
+                _write_code_and_card(partial, card, target.name)
             _write_tensors(partial, layout, params, np.dtype(dtype), max_shard_bytes)
             partial.replace(target)
     else:
@@ -127,15 +143,34 @@ def _write_tensors(
         _write_json(folder / INDEX, index)
 
 
+def _carried(sources: Sequence[pathlib.Path], card: ModelCard) -> dict[str, Any] | None:
+    """Fields of the first config.json; of a teacher, which may have another longest length, the token ids alone."""
+    folder = next((folder for folder in sources if (folder / "config.json").exists()), None)
+    if folder is None:
+        return None
+    fields = read_json(folder / "config.json")
+    is_teacher = card.teacher is not None and folder == pathlib.Path(card.teacher)
+    return {key: fields[key] for key in TOKEN_IDS if key in fields} if is_teacher else fields
+
+
 def _copy_companions(
-    folder: pathlib.Path, source: pathlib.Path | None, fields: Mapping[str, Any]
+    folder: pathlib.Path, sources: Sequence[pathlib.Path], fields: Mapping[str, Any]
 ) -> None:
-    for name in (*TOKENIZER_FILES, GENERATION):
-        if source and (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if not (folder / GENERATION).exists():
+    for name in TOKENIZER_FILES:
+        if sources and (sources[0] / name).is_file():
+            shutil.copyfile(sources[0] / name, folder / name)
+    settings = next((s / GENERATION for s in sources if (s / GENERATION).is_file()), None)
+    if settings is not None:
+        shutil.copyfile(settings, folder / GENERATION)
+    else:
         ids = {key: fields[key] for key in TOKEN_IDS if key in fields}
         _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
+
+
+def _write_code_and_card(folder: pathlib.Path, card: ModelCard, name: str) -> None:
+    for file in CODE.glob("*.py"):
+        shutil.copyfile(file, folder / file.name)
+    write_card(folder, card, name)
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

@@ -146,3 +146,9 @@ def test_the_exported_folder_carries_the_tokenizer_of_the_text(done):
     hf = done.config.stage("finetune").hf_folder
     original = json.loads((done.folder / "data" / "tokenizer.json").read_text(encoding="utf-8"))
     assert json.loads((hf / "tokenizer.json").read_text(encoding="utf-8")) == original
+
+
+def test_the_exported_folder_says_what_it_was_made_of_and_on_how_many_tokens(done):
+    card = (done.config.stage("finetune").hf_folder / "README.md").read_text(encoding="utf-8")
+    for stage in ("align", "distill", "finetune"):
+        assert f"| training tokens, {stage} | " in card

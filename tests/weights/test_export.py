@@ -14,6 +14,13 @@ from hypenet_jax.testing import random_params
 from hypenet_jax.weights import export, read_hf, save_hf
 from hypenet_jax.weights.names import flatten
 
+CODE_FILES = (
+    "attention_hypenet.py",
+    "configuration_hypenet.py",
+    "modeling_hypenet.py",
+    "tokens_hypenet.py",
+)
+
 
 def test_transposed_views_are_written_in_order(tmp_path):
     params = jax.tree.map(
@@ -124,9 +131,25 @@ def test_tokenizer_generation_settings_and_token_ids_come_along_and_code_does_no
         "model.safetensors",
         "tokenizer.json",
         "merges.txt",
+        "README.md",
+        *CODE_FILES,
     }
     fields = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (fields["eos_token_id"], fields["model_type"]) == (39, "hypenet")
-    assert "auto_map" not in fields
+    assert fields["auto_map"] == export.AUTO_MAP  # ours, and not that of the source
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"temperature": 0.6}
+
+
+def test_a_hypenet_has_the_code_that_transformers_runs_it_by_and_a_qwen3_needs_none(tmp_path):
+    for name, config in (("student", HYPENET), ("teacher", QWEN3)):
+        save_hf(tmp_path / name, config, random_params(config), dtype="float32")
+    written = {path.name: path.read_text() for path in (tmp_path / "student").glob("*.py")}
+    assert set(written) == set(CODE_FILES)
+    fields = json.loads((tmp_path / "student" / "config.json").read_text())
+    for place in fields["auto_map"].values():
+        module, name = place.split(".")
+        assert f"class {name}(" in written[f"{module}.py"]
+    assert read_hf(tmp_path / "student")[0] == HYPENET
+    assert not list((tmp_path / "teacher").glob("*.py"))
+    assert "auto_map" not in json.loads((tmp_path / "teacher" / "config.json").read_text())
