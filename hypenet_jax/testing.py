@@ -25,7 +25,7 @@ from hypenet_jax.weights import save_hf
 VOCABULARY = 272
 """The end of a text, 256 bytes and 15 merges."""
 
-SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1)}
+SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1), "bias": (0.0, 0.5)}
 """Mean and standard deviation of random weights, by the last name of their path."""
 
 

@@ -12,8 +12,7 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.halo.method import Models, TrainedMethod
 from hypenet_jax.halo.select import read_selection
-from hypenet_jax.halo.transfer import aligned_spec
-from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers.lightning import LightningSpec, slopes

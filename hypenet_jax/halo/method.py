@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
-from hypenet_jax.halo.transfer import aligned_spec
+from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.mixers import MixerSpec
@@ -38,7 +38,7 @@ class Models:
 
     @property
     def aligned_spec(self) -> MixerSpec:
-        """The mixer that stands in for any layer of the teacher; see `transfer.aligned_spec`."""
+        """The mixer that stands in for any layer of the teacher; see `model.config.aligned_spec`."""
         return aligned_spec(self.teacher.config, self.mixer)
 
     def aligned_mixers(self) -> "AbstractParams":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from typing import cast
 
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec, check_listed, mixer_kind
@@ -70,7 +71,7 @@ def hypenet(
       mixer: `NAME` of the mixer of the other layers, one of `MIXERS`.
       rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
     Raises:
-      ValueError: indices out of range or named twice, an unknown mixer, a teacher not all softmax with positions.
+      ValueError: indices out of range or named twice, or what `aligned_spec` refuses.
     Source: arXiv 2601.22156, section on HypeNet; flags of the published configurations.
     """
     outside = [i for i in softmax_layers if not 0 <= i < teacher.num_layers]
@@ -78,14 +79,35 @@ def hypenet(
         raise ValueError(
             f"softmax_layers {softmax_layers} must be distinct indices from 0 to {teacher.num_layers - 1}"
         )
-    kind, mixers = mixer_kind(mixer), []
-    for i, spec in enumerate(teacher.mixers):
-        keeps = i in softmax_layers
-        if not isinstance(spec, SoftmaxSpec) or (spec.rope_theta is None and not keeps):
-            raise ValueError(
-                f"layer {i} of the teacher is not softmax attention with rotary positions: {spec}"
-            )
-        rope = spec.rope_theta if rope_in_softmax else None
-        kept = dataclasses.replace(SoftmaxSpec.from_softmax(spec), rope_theta=rope)
-        mixers.append(kept if keeps else kind.from_softmax(spec))
+    aligned, mixers = aligned_spec(teacher, mixer), []
+    for i, spec in enumerate(cast(tuple[SoftmaxSpec, ...], teacher.mixers)):
+        rotary = dataclasses.replace(spec, output_gate=True)
+        kept = rotary if rope_in_softmax else SoftmaxSpec.from_softmax(spec)
+        mixers.append(kept if i in softmax_layers else aligned)
     return dataclasses.replace(teacher, mixers=tuple(mixers))
+
+
+def aligned_spec(teacher: ModelConfig, mixer: str = "lightning") -> MixerSpec:
+    """The mixer that stands in for any layer of this teacher, in stage 1 and in the student.
+
+    One for all: stage 1 stacks them, and config.json has fields for one. A layer of the teacher without rotary
+    positions (every fourth of SmolLM3) gets the same, with the positions of the others: HyPE has them in every
+    recurrent layer.
+
+    Args:
+      mixer: its `NAME` in `MIXERS`.
+    Raises:
+      ValueError: an unknown mixer, or layers that are not softmax attention, equal but for their positions.
+    """
+    kind, softmax = mixer_kind(mixer), set()
+    for i, spec in enumerate(teacher.mixers):
+        if not isinstance(spec, SoftmaxSpec):
+            raise ValueError(f"layer {i} of the teacher is not softmax attention: {spec}")
+        softmax.add(spec)
+    rotary = [spec for spec in softmax if spec.rope_theta is not None]
+    if len(rotary) != 1 or softmax - {rotary[0], rotary[0].without_positions()}:
+        raise ValueError(
+            "a student needs a teacher of equal softmax layers with rotary positions (some may lack them), not "
+            f"{softmax}"
+        )
+    return kind.from_softmax(rotary[0])

@@ -105,22 +105,27 @@ def project_back(
 
 
 class Linear(nn.Module):
-    """The kernel of a linear map without bias between groups of axes, y[..., out] = sum_in x[..., in] W[in, out].
+    """The kernel of a linear map between groups of axes, y[..., out] = sum_in x[..., in] W[in, out] + bias[out].
 
     Attributes:
       shape, names: of the kernel, and the logical name of each of its axes; inputs first.
       std: standard deviation of the initial weights.
       num_inputs: how many leading axes are inputs.
+      use_bias: whether it has a bias, which starts at zero; who computes the product adds it.
     """
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
     std: float
     num_inputs: int = 1
+    use_bias: bool = False
 
     def setup(self) -> None:
-        start = nn.initializers.normal(self.std)
+        start, outputs = nn.initializers.normal(self.std), slice(self.num_inputs, None)
         self.kernel = parameter(self, "kernel", start, self.shape, self.names)
+        if self.use_bias:
+            zeros = nn.initializers.zeros_init()
+            self.bias = parameter(self, "bias", zeros, self.shape[outputs], self.names[outputs])
 
     def matrix(self) -> Float[Array, "I O"]:
         """The kernel as it is stored, its inputs as one axis and its outputs as another, for `projection`."""

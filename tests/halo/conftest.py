@@ -11,8 +11,8 @@ import pytest
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
-from hypenet_jax.halo.transfer import aligned_spec, transfer_mixers
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.halo.transfer import transfer_mixers
+from hypenet_jax.model.config import ModelConfig, aligned_spec
 from hypenet_jax.model.decoder import Decoder, Output, Tap
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.model.stacking import stack_layers, unstack_layers

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from hypenet_jax.halo.align import AlignConfig, align_stage
-from hypenet_jax.halo.transfer import aligned_spec
 from hypenet_jax.losses import real_tokens
+from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.token_layout import layout_tokens
 

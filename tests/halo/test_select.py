@@ -19,7 +19,8 @@ from hypenet_jax.halo.select import (
     swept_params,
     write_selection,
 )
-from hypenet_jax.halo.transfer import aligned_spec, with_mixers
+from hypenet_jax.halo.transfer import with_mixers
+from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.stacking import stack_layers
 
 pytestmark = pytest.mark.brief

@@ -14,9 +14,9 @@ from hypenet_jax.data.batch import Batch
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.select import SweptDecoder, swept_params
-from hypenet_jax.halo.transfer import aligned_spec, transfer, transfer_mixers, with_mixers
+from hypenet_jax.halo.transfer import transfer, transfer_mixers, with_mixers
 from hypenet_jax.model import mixers
-from hypenet_jax.model.config import ModelConfig, hypenet
+from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import decode_work, layers_flops, prefill_work, state_bytes
 from hypenet_jax.model.decoder import Decoder, decode_state
 from hypenet_jax.model.stacking import stack_layers

@@ -22,19 +22,23 @@ def project_in(
     mixer: nn.Module, x: Hidden | Normed, num_heads: int, num_kv_heads: int
 ) -> tuple[Queries, Keys, Keys, Gate | None]:
     """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`."""
-    width = mixer.spec.head_dim
+    width, bias = mixer.spec.head_dim, mixer.spec.qkv_bias
 
-    def kernel(name: str, heads: int, axis: str) -> Float[Array, "D O"]:
+    def linear(name: str, heads: int, axis: str, use_bias: bool) -> Linear:
         shape, names = (mixer.d_model, heads, width), (axes.EMBED, axis, axes.HEAD_DIM)
-        return Linear(shape, names, mixer.start.std, name=name).matrix()
+        return Linear(shape, names, mixer.start.std, use_bias=use_bias, name=name)
+
+    def to_heads(y: Float[Array, "B T O"], linear: Linear) -> Queries:
+        y = y.reshape(*y.shape[:2], -1, width)
+        return y + linear.bias.astype(y.dtype)[None, None] if linear.use_bias else y
 
     queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
-    kernels = [kernel("q", *queries), kernel("k", *keys), kernel("v", *keys)]
+    maps = [linear("q", *queries, bias), linear("k", *keys, bias), linear("v", *keys, bias)]
     if mixer.spec.output_gate:
-        kernels.append(kernel("gate", *queries))
-    q, k, v, *gate = project(x, tuple(kernels))
-    q, k, v = (y.reshape(*y.shape[:2], -1, width) for y in (q, k, v))
-    return q, k, v, gate[0] if gate else None
+        maps.append(linear("gate", *queries, False))
+    products = project(x, tuple(one.matrix() for one in maps))
+    q, k, v = (to_heads(*pair) for pair in zip(products[:3], maps[:3], strict=True))
+    return q, k, v, products[3] if mixer.spec.output_gate else None
 
 
 def op_axes(x: Queries, heads_axis: str = axes.HEADS) -> MeshAxes:
@@ -43,8 +47,10 @@ def op_axes(x: Queries, heads_axis: str = axes.HEADS) -> MeshAxes:
     return MeshAxes(*(mesh_axes(name, size) for name, size in zip(names, x.shape, strict=False)))
 
 
-def head_norms(mixer: nn.Module) -> tuple[RMSNorm, RMSNorm]:
-    """RMS norms of every head of queries and of keys."""
+def head_norms(mixer: nn.Module) -> tuple[RMSNorm, RMSNorm] | tuple[None, None]:
+    """RMS norms of every head of queries and of keys; None where the mixer has none."""
+    if not mixer.spec.qk_norm:
+        return None, None
     norm = functools.partial(RMSNorm, (mixer.spec.head_dim,), (axes.HEAD_DIM,), mixer.norm_eps)
     return norm(mixer.start.query_norm, name="q_norm"), norm(name="k_norm")
 

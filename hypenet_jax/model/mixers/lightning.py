@@ -54,6 +54,7 @@ class LightningSpec(MixerSpec):
       qk_norm: RMS norm of every head's queries and keys.
       output_norm: one RMS norm over all heads jointly, before the gate.
       output_gate: multiply the outputs by sigmoid(W x), x the mixer's input.
+      qkv_bias: biases of queries, keys and values.
     """
 
     num_heads: int
@@ -63,6 +64,7 @@ class LightningSpec(MixerSpec):
     qk_norm: bool = True
     output_norm: bool = True
     output_gate: bool = True
+    qkv_bias: bool = False
 
     NAME = "lightning"
     STATE_AXES: ClassVar = {"recurrent_state": RECURRENT_AXES}
@@ -73,6 +75,9 @@ class LightningSpec(MixerSpec):
             Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),
             Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d n h -> (n h) d"),
             Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+            Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
+            Rule("mixer/k/bias", "self_attn.k_proj.bias", "n h -> (n h)", "qkv_bias"),
+            Rule("mixer/v/bias", "self_attn.v_proj.bias", "n h -> (n h)", "qkv_bias"),
             Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
             Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
             Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
@@ -90,6 +95,7 @@ class LightningSpec(MixerSpec):
             "lightning_use_output_norm": ("output_norm", bool),
             "lightning_use_output_gate": ("output_gate", bool),
         },
+        own_fields={"lightning_use_qkv_bias": "qkv_bias"},
         fixed={"lightning_use_short_conv": False, "lightning_rope_scaling": None},
         ignored=("lightning_conv_size",),
     )
@@ -120,21 +126,26 @@ class LightningSpec(MixerSpec):
 
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "LightningSpec":
-        """As many heads as queries have; the rotary base is taken over."""
-        return cls(softmax.num_heads, softmax.head_dim, softmax.rope_theta)
+        """As many heads as queries have; rotary base and biases are taken over.
+
+        Queries and keys are normed whether the teacher norms them or not.
+        """
+        heads = (softmax.num_heads, softmax.head_dim)
+        return cls(*heads, softmax.rope_theta, qkv_bias=softmax.qkv_bias)
 
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """Queries, output map and norms are copied; keys and values repeat each teacher head in place.
 
-        Head j takes key/value head j // group. The joint norm starts at one, the gate as in the official code uniform
-        in +-1/sqrt(D).
+        Head j takes key/value head j // group, its bias too. The joint norm and norms of queries and keys that the
+        teacher lacks start at one, the gate as in the official code uniform in +-1/sqrt(D).
         """
         group = self.num_heads // params["k"]["kernel"].shape[1]
-        repeat = lambda kernel: jnp.repeat(kernel, group, axis=1)  # noqa: E731
+        repeat = lambda per_head: jnp.repeat(per_head, group, axis=-2)  # noqa: E731
         taken = {name: params[name] for name in ("q", "o")}
         taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
         if self.qk_norm:
-            taken |= {name: params[name] for name in ("q_norm", "k_norm")}
+            ones = {"scale": jnp.ones(self.head_dim)}
+            taken |= {name: params.get(name, ones) for name in ("q_norm", "k_norm")}
         if self.output_norm:
             taken["output_norm"] = {"scale": jnp.ones((self.num_heads, self.head_dim))}
         if self.output_gate:
@@ -191,8 +202,7 @@ class LightningMixer(nn.Module):
         spec, count = self.spec, self.spec.num_heads
         angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
         q, k, v, gate = project_in(self, x, count, count)
-        norms = head_norms(self) if spec.qk_norm else None
-        heads, after = _attend(spec, (q, k, v), norms, angles, layout, state)
+        heads, after = _attend(spec, (q, k, v), head_norms(self), angles, layout, state)
         joint = None
         if spec.output_norm:
             shape, names = (count, spec.head_dim), (axes.HEADS, axes.HEAD_DIM)
@@ -204,13 +214,13 @@ class LightningMixer(nn.Module):
 def _attend(
     spec: LightningSpec,
     heads: tuple[Queries, Keys, Keys],
-    norms: tuple[RMSNorm, RMSNorm] | None,
+    norms: tuple[RMSNorm, RMSNorm] | tuple[None, None],
     angles: Angles | None,
     layout: TokenLayout,
     state: LightningState | None,
 ) -> tuple[Queries, Float[Array, "B N H H"]]:
     """Outputs of any number of tokens, and the recurrent state after them; one token after a state is one kernel."""
-    q_norm, k_norm = norms or (None, None)
+    q_norm, k_norm = norms
     segment_ids = None if layout.single_segment else layout.segment_ids
     before = None if state is None else state.recurrent_state
     log_decay = jnp.negative(slopes(spec.num_heads))
@@ -219,7 +229,7 @@ def _attend(
     if before is not None and q.shape[1] == 1:
         out, after = lightning_step(
             *(q[:, 0], k[:, 0], v[:, 0], log_decay, before),
-            norms=norms and HeadNorms(norms[0].scale, norms[1].scale, norms[0].eps),
+            norms=q_norm and k_norm and HeadNorms(q_norm.scale, k_norm.scale, q_norm.eps),
             angles=None if angles is None else angles[:, 0],
             real=None if segment_ids is None else segment_ids[:, 0] != 0,
             reset=layout.reset_state,

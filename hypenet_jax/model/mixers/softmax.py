@@ -47,7 +47,7 @@ class KVState(MixerState):
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxSpec(MixerSpec):
-    """Causal softmax attention with grouped key/value heads and per-head RMS norms of queries and keys.
+    """Causal softmax attention with grouped key/value heads.
 
     Attributes:
       num_heads: query heads; a multiple of `num_kv_heads`.
@@ -55,6 +55,8 @@ class SoftmaxSpec(MixerSpec):
       rope_theta: base of the rotary positions; None is NoPE, as HypeNet's softmax layers are.
       output_gate: multiply the heads' outputs by sigmoid(W x), x the mixer's input.
       logit_scale: factor on the logits: `LogLengthScale` by position, a constant, or None for 1.
+      qk_norm: RMS norm of every head's queries and keys, as in Qwen3; Llama has none.
+      qkv_bias: biases of queries, keys and values, as in Qwen2.
     """
 
     num_heads: int
@@ -63,6 +65,8 @@ class SoftmaxSpec(MixerSpec):
     rope_theta: float | None = None
     output_gate: bool = False
     logit_scale: hype.LogitScale = None
+    qk_norm: bool = True
+    qkv_bias: bool = False
 
     NAME = "softmax"
     STATE_AXES: ClassVar = {"keys": KV_AXES, "values": KV_AXES}
@@ -73,8 +77,11 @@ class SoftmaxSpec(MixerSpec):
             Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
             Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
             Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h"),
-            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h"),
+            Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
+            Rule("mixer/k/bias", "self_attn.k_proj.bias", "k h -> (k h)", "qkv_bias"),
+            Rule("mixer/v/bias", "self_attn.v_proj.bias", "k h -> (k h)", "qkv_bias"),
+            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
+            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
             Rule("mixer/gate/kernel", "self_attn.o_gate.weight", "d n h -> (n h) d", "output_gate"),
         ),
         fields={
@@ -84,6 +91,7 @@ class SoftmaxSpec(MixerSpec):
             "attn_use_rope": ("rope_theta", bool),
             "attn_use_output_gate": ("output_gate", bool),
         },
+        own_fields={"attn_use_qk_norm": "qk_norm", "attn_use_qkv_bias": "qkv_bias"},
         ignored=("attn_logits_scaling",),  # of several types; see hf_problems
     )
 
@@ -114,10 +122,14 @@ class SoftmaxSpec(MixerSpec):
         """All keys and values are read."""
         return self.state_bytes(length, itemsize)
 
+    def without_positions(self) -> "SoftmaxSpec":
+        """The same without rotary positions (NoPE)."""
+        return dataclasses.replace(self, rope_theta=None)
+
     @classmethod
     def from_softmax(cls, softmax: "SoftmaxSpec") -> "SoftmaxSpec":
         """A kept layer loses its rotary positions and gains an output gate."""
-        return dataclasses.replace(softmax, rope_theta=None, output_gate=True)
+        return dataclasses.replace(softmax.without_positions(), output_gate=True)
 
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """The teacher's, and as in the official code a gate that starts normal with standard deviation 0.02."""
@@ -154,6 +166,7 @@ class SoftmaxMixer(nn.Module):
     q, k, v = norm(W_q x), norm(W_k x), W_v x;  q and k rotate where `rope_theta` is set;  q is scaled by `logit_scale`
     o_t = sum_s softmax_s(q_t . k_s / sqrt(H)) v_s;  y = W_o (o * sigmoid(W_gate x))
 
+    Norms where `qk_norm`; where `qkv_bias`, a bias after each of W_q, W_k, W_v.
     Source: Qwen3 (arXiv 2505.09388); gate, NoPE and logit scale: arXiv 2601.22156.
     """
 

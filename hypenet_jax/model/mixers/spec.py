@@ -44,6 +44,8 @@ class CheckpointFormat:
       tensors: its parameters, without the prefix of the layer ("layer_3/", "model.layers.3.").
       fields: of config.json: the field of the spec that each holds, and its type; numbers are positive. A bool for
         `rope_theta` says whether it has rotary positions, whose base all mixers share.
+      own_fields: of ours beside the official format, each with the bool of the spec that it holds; one is absent where
+        the spec has its default, so that the official code can read what it can compute.
       fixed: fields that must have this value where they stand, as nothing else is computed.
       ignored: fields that say nothing about the computation.
     """
@@ -51,6 +53,7 @@ class CheckpointFormat:
     kind: str
     tensors: tuple[Rule, ...]
     fields: Mapping[str, tuple[str, type]]
+    own_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
 
@@ -113,6 +116,8 @@ class MixerSpec(abc.ABC):
         values = {ours: fields[theirs] for theirs, (ours, _) in cls.CHECKPOINT.fields.items()}
         if "rope_theta" in values:
             values["rope_theta"] = rope_theta if values["rope_theta"] else None
+        own = cls.CHECKPOINT.own_fields
+        values |= {ours: fields[theirs] for theirs, ours in own.items() if theirs in fields}
         return cls(**values)
 
     def to_hf(self) -> dict[str, Any]:
@@ -121,7 +126,12 @@ class MixerSpec(abc.ABC):
             theirs: getattr(self, ours) is not None if ours == "rope_theta" else getattr(self, ours)
             for theirs, (ours, _) in self.CHECKPOINT.fields.items()
         }
-        return {**values, **self.CHECKPOINT.fixed}
+        own = {
+            theirs: getattr(self, ours)
+            for theirs, ours in self.CHECKPOINT.own_fields.items()
+            if getattr(self, ours) != getattr(type(self), ours)
+        }
+        return {**values, **own, **self.CHECKPOINT.fixed}
 
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
