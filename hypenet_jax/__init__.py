@@ -1,4 +1,4 @@
-"""HALO in JAX: convert a pretrained Qwen3 Transformer into HypeNet, and run either. Only the front door."""
+"""HALO in JAX: convert a pretrained Transformer into HypeNet, and run either. Only the front door."""
 
 from hypenet_jax.generation.decode import Sampling
 from hypenet_jax.generation.generate import generate

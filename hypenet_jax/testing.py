@@ -19,8 +19,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, TrainedTokenizer, train_tokenizer
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
-from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.weights import save_hf
+from hypenet_jax.weights import FAMILIES, save_hf
 
 VOCABULARY = 272
 """The end of a text, 256 bytes and 15 merges."""
@@ -30,15 +29,24 @@ SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1), "b
 
 
 def tiny_teacher(
-    vocab_size: int = VOCABULARY, *, layers: int = 2, tie_embeddings: bool = True
+    vocab_size: int = VOCABULARY,
+    *,
+    family: str = "qwen3",
+    layers: int = 2,
+    tie_embeddings: bool = True,
 ) -> ModelConfig:
-    """A Qwen3 of width 32 with grouped heads: the number of key heads divides that of query heads."""
-    mixer = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e4)
+    """A teacher of width 32 with grouped heads: the number of key heads divides that of query heads.
+
+    Args:
+      family: its model type, one of `hypenet_jax.weights.FAMILIES`. The last layer of a smollm3 has no positions.
+    """
+    mixer = FAMILIES[family].mixer(4, 2, 8, theta=1e4)
+    last = mixer.without_positions() if FAMILIES[family].has_nope else mixer
     return ModelConfig(
         vocab_size=vocab_size,
         d_model=32,
         d_mlp=48,
-        mixers=(mixer,) * layers,
+        mixers=(*(mixer,) * (layers - 1), last),
         tie_embeddings=tie_embeddings,
     )
 

@@ -1,4 +1,4 @@
-"""A Qwen3 checkpoint to an untrained HypeNet student, ready for stage 1; without layers, a copy.
+"""A checkpoint of a Transformer to an untrained HypeNet student, ready for stage 1; without layers, a copy.
 
 python -m launch.convert Qwen3-1.7B student --softmax-layers 2 3 6 8 9 21 25 --verify
 """

@@ -3,7 +3,7 @@
     python -m launch.evaluate MODEL [--teacher FOLDER] [--lengths 4096 8192] [--text FOLDER] [arguments of the config]
     python -m launch.evaluate CONFIG [arguments of the config]
 
-MODEL is a Hugging Face folder of Qwen3 or HypeNet, measured as configs/evals/model.py says; `--help` after it lists
+MODEL is a Hugging Face folder of HypeNet or a teacher, measured as configs/evals/model.py says; `--help` after it lists
 all that can be set. On several hosts the same command runs on each; where they cannot be detected, add
 --coordinator HOST:PORT --num-processes N --process-id I.
 

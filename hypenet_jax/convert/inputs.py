@@ -38,7 +38,8 @@ def open_inputs(config: StageConfig) -> Inputs:
 
     Raises:
       CheckpointError: the stage before has not left its weights, or the teacher's folder is damaged.
-      ConfigError: neighbor exchange over parts of the sequence that are too short for it.
+      ConfigError: neighbor exchange over parts of the sequence that are too short for it, or ids in the text that
+        the teacher does not know.
       FileNotFoundError: the student's plan follows a selection that was not made yet.
     """
     mesh = make_mesh(config.mesh)
@@ -47,6 +48,11 @@ def open_inputs(config: StageConfig) -> Inputs:
     runtime.meet("data prepared")
     prepared = open_prepared(config.data.corpus.folder)
     runtime.check_agreement(data=prepared.manifest)
+    if prepared.vocab_size > config.teacher.vocab_size:
+        raise ConfigError(
+            f"{config.data.corpus.folder} was prepared with a tokenizer that has ids up to {prepared.vocab_size - 1}, "
+            f"the teacher a vocabulary of {config.teacher.vocab_size}; prepare it with the teacher's tokenizer"
+        )
     models = models_of(config)
     check_neighbor_exchange(config, mesh)  # before anything large is read
     weights = read_weights(config, models, mesh)

@@ -4,6 +4,7 @@ Source: arXiv 2601.22156, attention layer selection.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -20,6 +21,7 @@ from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, Layer, Output
 from hypenet_jax.model.layers import unroll_layers
 from hypenet_jax.model.mixers import MixerSpec
+from hypenet_jax.model.stacking import group_names
 from hypenet_jax.model.token_layout import layout_tokens
 
 log = logging.getLogger("hypenet_jax")
@@ -145,7 +147,7 @@ class SweptDecoder:
     A sweep writes no model.
 
     Attributes:
-      teacher: a decoder of equal softmax layers, its parameters stacked as one group.
+      teacher: a decoder of softmax layers, its groups of equal ones stacked.
       spec: of the mixers of stage 1.
     """
 
@@ -170,24 +172,30 @@ class SweptDecoder:
     ) -> Output | Logits:
         if method is not None:
             return self.teacher.apply(variables, tokens, method=method)
-        params, teacher, layers = variables["params"], self.teacher, self.config.num_layers
+        params, teacher = variables["params"], self.teacher
         layout, _ = layout_tokens(tokens.shape[0], tokens.shape[1], positions, segment_ids)
 
         def apply(spec: MixerSpec, own: Params, x: Hidden) -> Hidden:
             layer = Layer(spec, self.config, teacher.dtype, teacher.start, tap=False)
             return layer.apply({"params": own}, x, None, layout)[0]
 
-        def layer(x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]) -> tuple[Hidden, None]:
+        def layer(
+            spec: MixerSpec, x: Hidden, xs: tuple[Params, Params, Int[Array, ""]]
+        ) -> tuple[Hidden, None]:
             own, aligned, index = xs
             x = jax.lax.cond(
                 index == params["replaced"],
                 lambda: apply(self.spec, {**own, "mixer": aligned}, x),
-                lambda: apply(self.config.mixers[0], own, x),
+                lambda: apply(spec, own, x),
             )
             return x, None
 
         bound = teacher.bind({"params": params})
-        rows = (params[f"layers_0_{layers - 1}"], params["mixers"], jnp.arange(layers))
-        unroll = layers if unroll_layers() else 1
-        x, _ = jax.lax.scan(layer, bound.embed(tokens), rows, unroll=unroll)
+        x = bound.embed(tokens)
+        for name, group in group_names(self.config, scan=True):
+            one = functools.partial(layer, self.config.mixers[group[0]])
+            own = slice(group.start, group.stop)
+            mixers = jax.tree.map(lambda leaf, own=own: leaf[own], params["mixers"])
+            rows = (params[name], mixers, jnp.arange(group.start, group.stop))
+            x, _ = jax.lax.scan(one, x, rows, unroll=len(group) if unroll_layers() else 1)
         return Output(bound.final_norm(x))

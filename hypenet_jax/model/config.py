@@ -84,6 +84,11 @@ def hypenet(
         rotary = dataclasses.replace(spec, output_gate=True)
         kept = rotary if rope_in_softmax else SoftmaxSpec.from_softmax(spec)
         mixers.append(kept if i in softmax_layers else aligned)
+    if len({mixers[i] for i in softmax_layers}) > 1:
+        raise ValueError(
+            f"rope_in_softmax: some of the teacher's layers {softmax_layers} have no rotary positions to keep; "
+            "name layers that all have them"
+        )
     return dataclasses.replace(teacher, mixers=tuple(mixers))
 
 

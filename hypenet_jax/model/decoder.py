@@ -91,7 +91,7 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model; Qwen3 and HypeNet differ in `config.mixers` alone.
+    """A decoder-only language model; Transformers and HypeNet differ in `config.mixers` alone.
 
     Attributes:
       dtype: of activations and of the weights where they are used; parameters are stored in float32.

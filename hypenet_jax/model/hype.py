@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypenet_jax.axes import Angles, Positions
+from hypenet_jax.model.rope_scaling import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +60,19 @@ def logit_scale_to_hf(scale: LogitScale) -> str | float | None:
     return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
 
 
-def rotary_angles(positions: Positions, head_dim: int, theta: float | None) -> Angles | None:
+def rotary_angles(
+    positions: Positions, head_dim: int, theta: float | None, scaling: RopeScaling | None = None
+) -> Angles | None:
     """Angle of each position and frequency: t * theta^(-2j / H), j = 0 .. H/2 - 1, in radians; None without a base.
+
+    The frequencies are those of `scaling` where there is one.
 
     Positions reach a million and bfloat16 merges neighbours past 256, so angles stay float32 until sine and cosine.
     """
     if theta is None:
         return None
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    inverse_frequency = jnp.power(jnp.float32(theta), -exponent)
-    return positions.astype(jnp.float32)[..., None] * inverse_frequency[None, None, :]
+    frequencies = jnp.power(jnp.float32(theta), -exponent)
+    if scaling is not None:
+        frequencies = scaling.frequencies(frequencies, theta)
+    return positions.astype(jnp.float32)[..., None] * frequencies[None, None, :]

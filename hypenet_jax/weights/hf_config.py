@@ -13,15 +13,19 @@ from typing import Any
 
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
+from hypenet_jax.model.rope_scaling import RopeScaling
+from hypenet_jax.weights.families import FAMILIES, HEADS, NOPE, NOPE_INTERVAL, completed, family_of
 from hypenet_jax.weights.hf_fields import (
     FIXED,
-    HEADS,
+    HYBRID,
+    LONGEST,
     PLAN,
     TOKEN_IDS,
     WIDTHS,
     planned_mixers,
     problems,
 )
+from hypenet_jax.weights.rotary import rotary_from_hf, rotary_problems, rotary_to_hf
 
 # The model type of the folders that the paper's authors released, where ours and their repository say "hypenet".
 RELEASED = "hybrid"
@@ -58,8 +62,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     """The architecture of a `config.json`; a CheckpointError lists all missing, unknown and unsupported fields."""
     if fields.get("model_type") == RELEASED:
-        fields = {**fields, "model_type": "hypenet"}
-    wrong = list(problems(fields))
+        fields = {**fields, "model_type": HYBRID}
+    fields = completed(fields)
+    wrong = [*problems(fields), *rotary_problems(fields)]
     if wrong:
         raise CheckpointError("this model cannot be computed exactly:\n  " + "\n  ".join(wrong))
     widths = {ours: kind(fields[theirs]) for theirs, (ours, kind) in WIDTHS.items()}
@@ -71,49 +76,58 @@ def to_hf(
 ) -> dict[str, Any]:
     """The fields of a `config.json` for this model, with the keys of transformers 4 and 5.
 
+    The model type is the first of `FAMILIES` that computes the same (a Mistral is written as a Llama), else HypeNet.
+
     Args:
-      config: a model whose mixers of one kind are all alike.
+      config: a model whose mixers of one kind are all alike; those of a family may differ in their positions.
       dtype: "bfloat16" or "float32", the type of the exported tensors.
       carried: fields of another config.json, from which token ids and the longest length are taken over.
     Raises:
       ValueError: a model that the format has no fields for, and why.
     """
-    specs = _one_of_each_kind(config)
+    family, rotary = family_of(config.mixers) or (None, None)
+    specs: list[MixerSpec] = _one_of_each_kind(config) if rotary is None else [rotary]
     # Where there is no softmax attention, one of the other mixer's sizes, which nothing reads.
     other = SoftmaxSpec(specs[0].num_heads, specs[0].num_heads, specs[0].head_dim)
     softmax = next((spec for spec in specs if isinstance(spec, SoftmaxSpec)), other)
-    theta = _rotary_base(specs)
+    theta, scaling = _rotary(specs)
     heads = (softmax.num_heads, softmax.num_kv_heads, softmax.head_dim)
-    is_qwen3 = theta is not None and specs == [SoftmaxSpec(*heads, theta)]
-    # Without rotary positions nothing reads the base, yet a file without one is refused; Qwen3 has this one.
-    base = 1e6 if theta is None else theta
-    kept = (*TOKEN_IDS, "max_position_embeddings")
+    own = _hybrid(config, [softmax, *specs]) if family is None else _family(family, config)
+    if any(getattr(spec, "qkv_bias", False) for spec in specs):
+        del own["attention_bias"]  # it would mean the output's bias too
     return {
-        "architectures": ["Qwen3ForCausalLM" if is_qwen3 else "HypeNetForCausalLM"],
-        "model_type": "qwen3" if is_qwen3 else "hypenet",
         **{theirs: getattr(config, ours) for theirs, (ours, _) in WIDTHS.items()},
         "num_hidden_layers": config.num_layers,
         **dict(zip(HEADS, heads, strict=True)),
-        **FIXED,
         "use_cache": True,
         "torch_dtype": dtype,
         "dtype": dtype,
-        "rope_theta": base,
-        "rope_scaling": None,
-        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
-        **({} if is_qwen3 else _hybrid(config, [softmax, *specs])),
-        **{key: carried[key] for key in kept if carried and key in carried},
+        **rotary_to_hf(theta, scaling),
+        **own,
+        **{key: carried[key] for key in (*TOKEN_IDS, LONGEST) if carried and key in carried},
     }
 
 
 def _mixers(fields: Mapping[str, Any]) -> tuple[MixerSpec, ...]:
-    base = (fields.get("rope_parameters") or {}).get("rope_theta")
-    theta = float(fields["rope_theta"] if base is None else base)
-    if fields["model_type"] == "qwen3":
-        heads = SoftmaxSpec(*(fields[key] for key in HEADS), rope_theta=theta)
-        return (heads,) * fields["num_hidden_layers"]
-    specs = {kind.CHECKPOINT.kind: kind.from_hf(fields, theta) for kind in planned_mixers(fields)}
+    theta, scaling = rotary_from_hf(fields)
+    layers = fields["num_hidden_layers"]
+    if (family := FAMILIES.get(fields["model_type"])) is not None:
+        heads, kv_heads, width = (fields[key] for key in HEADS)
+        mixer = family.mixer(heads, kv_heads, width, theta, scaling)
+        turns = _turns(fields, layers) if family.has_nope else [1] * layers
+        return tuple(mixer if turn else mixer.without_positions() for turn in turns)
+    specs = {
+        kind.CHECKPOINT.kind: kind.from_hf(fields, theta, scaling)
+        for kind in planned_mixers(fields)
+    }
     return tuple(specs[name] for name in fields[next(key for key in PLAN if key in fields)])
+
+
+def _turns(fields: Mapping[str, Any], layers: int) -> list[int]:
+    """Which layers have rotary positions."""
+    interval = fields[NOPE_INTERVAL]
+    said = fields.get(NOPE)
+    return [int((i + 1) % interval != 0) for i in range(layers)] if said is None else said
 
 
 def _one_of_each_kind(config: ModelConfig) -> list[MixerSpec]:
@@ -129,16 +143,32 @@ def _one_of_each_kind(config: ModelConfig) -> list[MixerSpec]:
     return list(specs.values())
 
 
-def _rotary_base(specs: list[MixerSpec]) -> float | None:
-    # A mixer without rotary positions may have no such field.
-    bases = {getattr(spec, "rope_theta", None) for spec in specs} - {None}
-    if len(bases) > 1:
-        raise ValueError(f"config.json has one rotary base for all layers, the model has {bases}")
-    return bases.pop() if bases else None
+def _rotary(specs: list[MixerSpec]) -> tuple[float, RopeScaling | None]:
+    # A mixer without rotary positions may have no such fields.
+    fields = {
+        tuple(getattr(s, f"rope_{name}", None) for name in ("theta", "scaling")) for s in specs
+    }
+    said = {(theta, scaling) for theta, scaling in fields if theta is not None}
+    if len(said) > 1:
+        raise ValueError(
+            f"config.json has one rotary base and scaling for all layers, the model has {said}"
+        )
+    # Without rotary positions nothing reads the base, yet a file without one is refused; Qwen3 has this one.
+    return said.pop() if said else (1e6, None)
+
+
+def _family(name: str, config: ModelConfig) -> dict[str, Any]:
+    """The fields of this model type alone."""
+    family = FAMILIES[name]
+    fields = {"model_type": name, "architectures": [family.architecture], **FIXED, **family.fixed}
+    if family.has_nope:
+        turns = [getattr(spec, "rope_theta", None) is not None for spec in config.mixers]
+        fields[NOPE] = [int(turn) for turn in turns]
+    return fields
 
 
 def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:
-    """The fields of HypeNet; the first spec is softmax attention."""
+    """The fields of HypeNet alone; the first spec is softmax attention."""
     width = specs[0].head_dim
     for spec in specs:
         if getattr(spec, "rope_theta", None) is not None and spec.head_dim != width:
@@ -146,8 +176,14 @@ def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:
                 f"config.json has one width for rotary positions, {width}; {spec.NAME} heads of {spec.head_dim} "
                 "cannot use it"
             )
-    fields = {"mixer_types": [spec.CHECKPOINT.kind for spec in config.mixers]}
-    return fields | {"expand_kv_proj": True} | {k: v for s in specs for k, v in s.to_hf().items()}
+    return {
+        "model_type": HYBRID,
+        "architectures": ["HypeNetForCausalLM"],
+        **FIXED,
+        "mixer_types": [spec.CHECKPOINT.kind for spec in config.mixers],
+        "expand_kv_proj": True,
+        **{key: value for spec in specs for key, value in spec.to_hf().items()},
+    }
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

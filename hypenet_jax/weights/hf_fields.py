@@ -10,6 +10,7 @@ from typing import Any
 
 from hypenet_jax.model import mixers
 from hypenet_jax.model.mixers import MixerSpec
+from hypenet_jax.weights.families import FAMILIES, HEADS, NOPE, NOPE_INTERVAL, Family
 
 LARGEST = 2**31 - 1
 
@@ -21,10 +22,10 @@ WIDTHS: Mapping[str, tuple[str, type]] = {
     "rms_norm_eps": ("norm_eps", float),
     "tie_word_embeddings": ("tie_embeddings", bool),
 }
-# The same of every layer of a qwen3: the fields of `SoftmaxSpec`.
-HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+HYBRID = "hypenet"
 PLAN = ("mixer_types", "mixer_type")  # The second is how the official README spells it.
 READ = ("rope_theta", "rope_scaling", "rope_parameters", "layer_types", "sliding_window")
+LONGEST = "max_position_embeddings"
 # Nothing else is computed here, so these fields must have these values where they stand.
 FIXED: Mapping[str, Any] = {
     "hidden_act": "silu",
@@ -36,7 +37,7 @@ FIXED: Mapping[str, Any] = {
 NAMES = ("_name_or_path", "architectures", "model_type", "transformers_version")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 STORED_AS = ("dtype", "torch_dtype", "initializer_range")
-LENGTHS = ("max_position_embeddings", "max_window_layers", "chunk_size_feed_forward")
+LENGTHS = (LONGEST, "max_window_layers", "chunk_size_feed_forward")
 CODE = ("auto_map", "attn_implementation", "_attn_implementation")  # never run here
 CALLS = ("use_cache", "return_dict", "output_attentions", "output_hidden_states")
 TASKS = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
@@ -46,7 +47,8 @@ TRAINING = ("expand_kv_proj", "fused_ce_loss", "loss_fn", "shift_labels", "rand_
 SAVERS = ("_attn_implementation_autoset", "_commit_hash", "tokenizer_class", "unsloth_version")
 # Of the official code, which computes something else where they have another value.
 OFFICIAL: Mapping[str, Any] = {"attn_sqrtd": True}
-HARMLESS = (*NAMES, *TOKEN_IDS, *STORED_AS, *LENGTHS, *CODE, *CALLS, *TASKS, *TRAINING, *SAVERS)
+OTHERS = (*CODE, *CALLS, *TASKS, *TRAINING, *SAVERS, "pretraining_tp")
+HARMLESS = (*NAMES, *TOKEN_IDS, *STORED_AS, *LENGTHS, *OTHERS)
 # Fields of the official mixers, harmless while the plan names none of them.
 OTHER_MIXERS = ("gdn_", "kda_", "mamba2_")
 
@@ -59,54 +61,62 @@ def planned_mixers(fields: Mapping[str, Any]) -> list[type[MixerSpec]]:
 
 
 def problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    """What keeps this model from being computed exactly, one sentence each."""
+    """What keeps this model from being computed exactly, one sentence each; `completed` comes first."""
     kind = fields.get("model_type")
-    if kind not in ("qwen3", "hypenet"):
-        yield f'model_type {kind!r} is neither "qwen3" nor "hypenet"'
+    if kind != HYBRID and (not isinstance(kind, str) or kind not in FAMILIES):
+        yield f"model_type {kind!r} is not supported, only {', '.join([*FAMILIES, HYBRID])}"
         return
-    hybrid = kind == "hypenet"
-    yield from _field_problems(fields, hybrid)
+    family = None if kind == HYBRID else FAMILIES[kind]
+    yield from _field_problems(fields, family)
     heads, kv_heads, width = (fields.get(key, 0) for key in HEADS)
-    if _is_a(heads, int) and _is_a(kv_heads, int) and heads % kv_heads:
+    if is_a(heads, int) and is_a(kv_heads, int) and heads % kv_heads:
         yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
-    if _is_a(width, int) and width % 2:
+    if is_a(width, int) and width % 2:
         yield f"head_dim {width} is odd; rotary positions turn pairs"
-    yield from _window_problems(fields)
-    yield from _rotary_problems(fields)
-    if hybrid:
+    yield from _window_problems(fields, family)
+    if family is not None and family.has_nope:
+        yield from _nope_problems(fields)
+    if family is None:
         yield from _plan_problems(fields)
         for mixer in planned_mixers(fields):
             yield from mixer.hf_problems(fields)
 
 
-def _field_problems(fields: Mapping[str, Any], hybrid: bool) -> Iterator[str]:
+def _field_problems(fields: Mapping[str, Any], family: Family | None) -> Iterator[str]:
     needed = {key: kind for key, (_, kind) in WIDTHS.items()}
     needed |= dict.fromkeys(("num_hidden_layers", *HEADS), int)
     fixed, known = dict(FIXED), {*READ, *HARMLESS}
-    if hybrid:
+    if family is not None:
+        fixed |= family.fixed
+        known |= {*family.harmless, *((NOPE, NOPE_INTERVAL) if family.has_nope else ())}
+    else:
         fixed |= OFFICIAL
         for mixer in planned_mixers(fields):
             needed |= {key: kind for key, (_, kind) in mixer.CHECKPOINT.fields.items()}
+            own = mixer.CHECKPOINT.own_fields
+            needed |= dict.fromkeys((key for key in own if key in fields), bool)
             fixed |= mixer.CHECKPOINT.fixed
         formats = [mixer.CHECKPOINT for mixer in mixers.MIXERS]
-        known |= {*PLAN, *(key for f in formats for key in (*f.fields, *f.fixed, *f.ignored))}
+        read = (key for f in formats for key in (*f.fields, *f.own_fields, *f.fixed, *f.ignored))
+        known |= {*PLAN, *read}
     known |= {*needed, *fixed}
     for key, kind in needed.items():
         if key not in fields:
             yield f"{key} is missing"
-        elif not _is_a(fields[key], kind):
+        elif not is_a(fields[key], kind):
             yield f"{key} must be {kind.__name__}, got {fields[key]!r}"
     for key, value in fixed.items():
         if key in fields and fields[key] != value:
             yield f"{key} {fields[key]!r} is not supported, only {json.dumps(value)}"
     unread = tuple(p for p in OTHER_MIXERS if not any(key.startswith(p) for key in needed))
     set_to = {k: v for k, v in fields.items() if k not in known and v not in (None, "", [], {})}
-    unknown = sorted(k for k in set_to if not (hybrid and k.startswith(unread)))
+    unknown = sorted(k for k in set_to if family or not k.startswith(unread))
     if unknown:
         yield f"unknown fields that may change the computation: {', '.join(unknown)}"
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def is_a(value: Any, kind: type) -> bool:
+    """Whether a value of a config.json is of this type; numbers are positive and not beyond all bounds."""
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is str:
@@ -115,38 +125,30 @@ def _is_a(value: Any, kind: type) -> bool:
     return isinstance(value, int if kind is int else int | float) and 0 < value <= largest
 
 
-def _window_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    window, kinds = fields.get("sliding_window"), fields.get("layer_types")
-    if window is not None and "use_sliding_window" not in fields:
-        yield f"sliding_window is {window} and use_sliding_window does not say false"
+def _window_problems(fields: Mapping[str, Any], family: Family | None) -> Iterator[str]:
+    always = None if family is None else family.window
+    window, longest = fields.get("sliding_window", always), fields.get(LONGEST)
+    off = always is None and "use_sliding_window" in fields
+    beyond = is_a(window, int) and is_a(longest, int) and window >= longest
+    if window is not None and not off and not beyond:
+        yield (
+            f"sliding_window {window!r} is not supported, only null or at least {LONGEST}, which is {longest!r}"
+        )
+    kinds = fields.get("layer_types")
     if kinds is not None and not _is_list_of(kinds, "full_attention"):
         yield f"layer_types {kinds!r} is not supported, only full_attention"
 
 
-def _is_list_of(values: Any, *allowed: str) -> bool:
+def _is_list_of(values: Any, *allowed: str | int) -> bool:
     return isinstance(values, list) and all(value in allowed for value in values)
 
 
-def _rotary_problems(fields: Mapping[str, Any]) -> Iterator[str]:
-    new = fields.get("rope_parameters")
-    for name, keys in (("rope_scaling", set()), ("rope_parameters", {"rope_theta"})):
-        if not _is_default_rotary(fields.get(name), {"rope_type", "type", *keys}):
-            yield f"{name} {fields[name]!r} is not supported, only null or the default type"
-    given = [fields.get("rope_theta"), new.get("rope_theta") if isinstance(new, dict) else None]
-    bases = [base for base in given if base is not None]
-    if not bases:
-        yield "neither rope_theta nor rope_parameters gives the rotary base"
-    elif not all(_is_a(base, float) for base in bases):
-        yield f"rope_theta must be float, got {bases!r}"
-    elif len(set(bases)) > 1:
-        yield f"rope_theta and rope_parameters disagree about the rotary base: {bases}"
-
-
-def _is_default_rotary(value: Any, keys: set[str]) -> bool:
-    if not isinstance(value, dict):
-        return value is None
-    kinds = [value.get("rope_type"), value.get("type")]
-    return value.keys() <= keys and all(kind in ("default", None) for kind in kinds)
+def _nope_problems(fields: Mapping[str, Any]) -> Iterator[str]:
+    turns, layers = fields.get(NOPE), fields.get("num_hidden_layers")
+    if turns is None and not is_a(fields.get(NOPE_INTERVAL), int):
+        yield f"{NOPE_INTERVAL} must be int, got {fields.get(NOPE_INTERVAL)!r}"
+    if turns is not None and not (_is_list_of(turns, 0, 1) and len(turns) == layers):
+        yield f"{NOPE} must list num_hidden_layers zeros and ones, got {turns!r}"
 
 
 def _plan_problems(fields: Mapping[str, Any]) -> Iterator[str]:

@@ -31,7 +31,7 @@ def load_hf(
     """A checkpoint folder as a model that runs, its layers single: `decoder.apply({"params": params}, tokens)`.
 
     Args:
-      folder: as transformers or `save_hf` write it; model_type "qwen3" or "hypenet".
+      folder: as transformers or `save_hf` write it; model_type "hypenet" or one of `FAMILIES`.
       dtype: of the parameters and of the computation; None keeps what is stored.
       mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this process's first device.
     Raises:

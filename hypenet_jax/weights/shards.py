@@ -16,6 +16,7 @@ from hypenet_jax.weights.names import HEAD, Tensor, shape_problems
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 SUFFIX = ".safetensors"
+FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES: Mapping[str, str] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -59,8 +60,10 @@ def check_tensors(
 ) -> None:
     """A CheckpointError lists all missing, unexpected and misshapen tensors, and unknown types.
 
-    A head beside tied embeddings is let through: whether it repeats them is for the reader to see.
+    A head beside tied embeddings is let through: whether it repeats them is for the reader to see. So are the rotary
+    frequencies that old Llama files hold beside the weights: config.json says them.
     """
+    stored = {name: each for name, each in stored.items() if not name.endswith(FREQUENCIES)}
     shapes = {tensor.theirs: tensor.their_shape for tensor in wanted}
     if HEAD.theirs in stored:
         shapes.setdefault(HEAD.theirs, wanted[0].their_shape)

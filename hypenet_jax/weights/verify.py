@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypenet_jax.weights.families import FAMILIES
 from hypenet_jax.weights.hf_config import read_json
 from hypenet_jax.weights.safetensors import load_hf
 
@@ -25,9 +26,9 @@ def our_logits(folder: str | os.PathLike[str]) -> np.ndarray:
 
 
 def transformers_can_read(folder: str | os.PathLike[str]) -> bool:
-    """Is transformers installed, and the folder a model that it has (Qwen3, not HypeNet)?"""
+    """Is transformers installed, and the folder a model that it has (one of `FAMILIES`, not HypeNet)?"""
     kind = read_json(pathlib.Path(folder) / "config.json")["model_type"]
-    return kind == "qwen3" and importlib.util.find_spec("transformers") is not None
+    return kind in FAMILIES and importlib.util.find_spec("transformers") is not None
 
 
 def their_logits(folder: str | os.PathLike[str]) -> np.ndarray:

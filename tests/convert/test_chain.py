@@ -11,6 +11,7 @@ import pytest
 
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert import convert
+from hypenet_jax.convert.inputs import open_inputs
 from hypenet_jax.convert.programs import models_of, student_config
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.model.config import with_logit_scale
@@ -152,3 +153,10 @@ def test_the_exported_folder_says_what_it_was_made_of_and_on_how_many_tokens(don
     card = (done.config.stage("finetune").hf_folder / "README.md").read_text(encoding="utf-8")
     for stage in ("align", "distill", "finetune"):
         assert f"| training tokens, {stage} | " in card
+
+
+def test_text_with_ids_that_the_teacher_does_not_know_is_refused(done):
+    stage = done.config.stage("teacher")
+    small = dataclasses.replace(stage, teacher=dataclasses.replace(stage.teacher, vocab_size=50))
+    with pytest.raises(ConfigError, match="prepare it with the teacher's tokenizer"):
+        open_inputs(small)

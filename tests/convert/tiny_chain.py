@@ -22,6 +22,7 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import Method
 from hypenet_jax.halo.select import SelectConfig
+from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.testing import tiny_teacher
@@ -43,7 +44,7 @@ def write_text(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
+def chain(text: pathlib.Path, run_dir: pathlib.Path, teacher: ModelConfig = TEACHER) -> HaloConfig:
     """Teacher, align, select, distill, finetune; two or three steps each."""
     tokenizer = TrainedTokenizer(VOCABULARY, CATALOGUE.token_names())
     source = TextFiles(str(text), ("*.txt",))
@@ -79,7 +80,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path) -> HaloConfig:
         return StageConfig(
             name=name,
             run_dir=str(run_dir),
-            teacher=TEACHER,
+            teacher=teacher,
             teacher_folder=None if name == "teacher" else teacher_folder,
             student=student,
             method=method,

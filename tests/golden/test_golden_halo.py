@@ -10,8 +10,9 @@ import pytest
 
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.align import AlignConfig, align_stage, imitate
-from hypenet_jax.halo.transfer import aligned_spec, transfer_mixers
+from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import distillation, squared_gap
+from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.presets import HYPENET_2B_SOFTMAX_LAYERS
 from hypenet_jax.model.stacking import stack_layers

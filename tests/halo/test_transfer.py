@@ -146,8 +146,6 @@ def test_models_that_differ_in_more_than_mixers_are_refused_by_name(teacher, fie
     ],
 )
 def test_stage_one_refuses_a_teacher_of_unequal_or_position_free_layers(teacher, mixers):
-    with pytest.raises(
-        ValueError,
-        match="layer 1 of the teacher is not softmax|equal softmax layers with rotary positions",
-    ):
+    words = r"layer 1 of the teacher is not softmax|equal softmax layers with rotary positions"
+    with pytest.raises(ValueError, match=words):
         aligned_spec(dataclasses.replace(teacher.config, mixers=mixers))

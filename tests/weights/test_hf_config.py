@@ -84,7 +84,7 @@ def test_spellings_of_the_logit_scale(written, scale):
 
 
 REFUSED = [
-    ({"model_type": "llama"}, "model_type 'llama'"),
+    ({"model_type": "gemma"}, "model_type 'gemma'"),
     ({"rope_theta": None, "rope_parameters": None}, "rotary base"),
     ({"rope_theta": 1e4}, "disagree"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling"),

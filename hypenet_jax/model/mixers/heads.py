@@ -28,9 +28,9 @@ def project_in(
         shape, names = (mixer.d_model, heads, width), (axes.EMBED, axis, axes.HEAD_DIM)
         return Linear(shape, names, mixer.start.std, use_bias=use_bias, name=name)
 
-    def to_heads(y: Float[Array, "B T O"], linear: Linear) -> Queries:
+    def to_heads(y: Float[Array, "B T O"], made_by: Linear) -> Queries:
         y = y.reshape(*y.shape[:2], -1, width)
-        return y + linear.bias.astype(y.dtype)[None, None] if linear.use_bias else y
+        return y + made_by.bias.astype(y.dtype)[None, None] if made_by.use_bias else y
 
     queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
     maps = [linear("q", *queries, bias), linear("k", *keys, bias), linear("v", *keys, bias)]

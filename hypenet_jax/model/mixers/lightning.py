@@ -26,6 +26,7 @@ from hypenet_jax.model.mixers.heads import (
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
 from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
+from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
 from pallas_kernels import HeadNorms, lightning_attention, lightning_step
@@ -54,6 +55,7 @@ class LightningSpec(MixerSpec):
       qk_norm: RMS norm of every head's queries and keys.
       output_norm: one RMS norm over all heads jointly, before the gate.
       output_gate: multiply the outputs by sigmoid(W x), x the mixer's input.
+      rope_scaling: what becomes of the frequencies of `rope_theta`, and of q . k, for long contexts.
       qkv_bias: biases of queries, keys and values.
     """
 
@@ -64,6 +66,7 @@ class LightningSpec(MixerSpec):
     qk_norm: bool = True
     output_norm: bool = True
     output_gate: bool = True
+    rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
 
     NAME = "lightning"
@@ -102,7 +105,9 @@ class LightningSpec(MixerSpec):
 
     @property
     def query_scale(self) -> float:
-        return {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}[self.scale]
+        scales = {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}
+        scaling = self.rope_scaling
+        return scales[self.scale] * (1.0 if scaling is None else scaling.logit_factor)
 
     def module(self, **fields: Any) -> "LightningMixer":
         return LightningMixer(self, **fields)
@@ -126,12 +131,17 @@ class LightningSpec(MixerSpec):
 
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "LightningSpec":
-        """As many heads as queries have; rotary base and biases are taken over.
+        """As many heads as queries have; rotary positions and biases are taken over.
 
         Queries and keys are normed whether the teacher norms them or not.
         """
-        heads = (softmax.num_heads, softmax.head_dim)
-        return cls(*heads, softmax.rope_theta, qkv_bias=softmax.qkv_bias)
+        return cls(
+            softmax.num_heads,
+            softmax.head_dim,
+            softmax.rope_theta,
+            rope_scaling=softmax.rope_scaling,
+            qkv_bias=softmax.qkv_bias,
+        )
 
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """Queries, output map and norms are copied; keys and values repeat each teacher head in place.
@@ -200,7 +210,8 @@ class LightningMixer(nn.Module):
         self, x: Hidden | Normed, layout: TokenLayout, state: LightningState | None
     ) -> tuple[Hidden | Product, LightningState | None]:
         spec, count = self.spec, self.spec.num_heads
-        angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
+        rotary = (spec.head_dim, spec.rope_theta, spec.rope_scaling)
+        angles = rotary_angles(layout.positions, *rotary)
         q, k, v, gate = project_in(self, x, count, count)
         heads, after = _attend(spec, (q, k, v), head_norms(self), angles, layout, state)
         joint = None

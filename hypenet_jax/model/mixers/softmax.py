@@ -25,6 +25,7 @@ from hypenet_jax.model.mixers.heads import (
     project_out,
 )
 from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
+from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout, with_slots
 from hypenet_jax.sharding import constrain
 from pallas_kernels import AxisNames, attention, decode_attention, num_shards, on_each_device
@@ -55,6 +56,7 @@ class SoftmaxSpec(MixerSpec):
       rope_theta: base of the rotary positions; None is NoPE, as HypeNet's softmax layers are.
       output_gate: multiply the heads' outputs by sigmoid(W x), x the mixer's input.
       logit_scale: factor on the logits: `LogLengthScale` by position, a constant, or None for 1.
+      rope_scaling: what becomes of the frequencies of `rope_theta`, and of the logits, for long contexts.
       qk_norm: RMS norm of every head's queries and keys, as in Qwen3; Llama has none.
       qkv_bias: biases of queries, keys and values, as in Qwen2.
     """
@@ -65,6 +67,7 @@ class SoftmaxSpec(MixerSpec):
     rope_theta: float | None = None
     output_gate: bool = False
     logit_scale: hype.LogitScale = None
+    rope_scaling: RopeScaling | None = None
     qk_norm: bool = True
     qkv_bias: bool = False
 
@@ -100,6 +103,8 @@ class SoftmaxSpec(MixerSpec):
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
             )
+        if self.rope_theta is None and self.rope_scaling is not None:
+            raise ValueError(f"{self.rope_scaling} scales rotary positions, and rope_theta is None")
 
     def module(self, **fields: Any) -> "SoftmaxMixer":
         return SoftmaxMixer(self, **fields)
@@ -122,9 +127,15 @@ class SoftmaxSpec(MixerSpec):
         """All keys and values are read."""
         return self.state_bytes(length, itemsize)
 
+    @property
+    def query_scale(self) -> float:
+        """Factor on all logits, whatever their position."""
+        scaling = self.rope_scaling
+        return self.head_dim**-0.5 * (1.0 if scaling is None else scaling.logit_factor)
+
     def without_positions(self) -> "SoftmaxSpec":
         """The same without rotary positions (NoPE)."""
-        return dataclasses.replace(self, rope_theta=None)
+        return dataclasses.replace(self, rope_theta=None, rope_scaling=None)
 
     @classmethod
     def from_softmax(cls, softmax: "SoftmaxSpec") -> "SoftmaxSpec":
@@ -139,9 +150,11 @@ class SoftmaxSpec(MixerSpec):
         return {**params, "gate": {"kernel": gate}}
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], rope_theta: float) -> "SoftmaxSpec":
+    def from_hf(
+        cls, fields: Mapping[str, Any], rope_theta: float, rope_scaling: RopeScaling | None
+    ) -> "SoftmaxSpec":
         scale = hype.logit_scale_from_hf(fields["attn_logits_scaling"])
-        spec = cast(SoftmaxSpec, super().from_hf(fields, rope_theta))
+        spec = cast(SoftmaxSpec, super().from_hf(fields, rope_theta, rope_scaling))
         return dataclasses.replace(spec, logit_scale=scale)
 
     def to_hf(self) -> dict[str, Any]:
@@ -181,7 +194,8 @@ class SoftmaxMixer(nn.Module):
         self, x: Hidden | Normed, layout: TokenLayout, state: KVState | None
     ) -> tuple[Hidden | Product, KVState | None]:
         spec = self.spec
-        angles = hype.rotary_angles(layout.positions, spec.head_dim, spec.rope_theta)
+        rotary = (spec.head_dim, spec.rope_theta, spec.rope_scaling)
+        angles = hype.rotary_angles(layout.positions, *rotary)
         q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
         q_norm, k_norm = head_norms(self)
         q = _scale_logits(norm_and_rotate(q, q_norm, angles), layout, spec.logit_scale)
@@ -189,7 +203,7 @@ class SoftmaxMixer(nn.Module):
         if state is not None:
             state = _write(state, k, v, layout)
             k, v = state.keys.astype(self.dtype), state.values.astype(self.dtype)
-        heads = _attend(q, k, v, layout, spec.head_dim**-0.5)
+        heads = _attend(q, k, v, layout, spec.query_scale)
         return project_out(self, x, heads, gate), state
 
 

@@ -14,6 +14,7 @@ import jax
 from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
+from hypenet_jax.model.rope_scaling import RopeScaling
 
 if TYPE_CHECKING:
     from hypenet_jax.model.mixers.softmax import SoftmaxSpec
@@ -111,11 +112,19 @@ class MixerSpec(abc.ABC):
         """Its parameters from those, float32, of the softmax attention that it replaces; the key decides new ones."""
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any], rope_theta: float) -> "MixerSpec":
-        """The spec that a checked config.json describes; rope_theta is the base of whatever has rotary positions."""
+    def from_hf(
+        cls, fields: Mapping[str, Any], rope_theta: float, rope_scaling: RopeScaling | None
+    ) -> "MixerSpec":
+        """The spec that a checked config.json describes.
+
+        rope_theta and rope_scaling are those of whatever has rotary positions; a mixer without a field `rope_scaling`
+        raises TypeError where there is one.
+        """
         values = {ours: fields[theirs] for theirs, (ours, _) in cls.CHECKPOINT.fields.items()}
         if "rope_theta" in values:
-            values["rope_theta"] = rope_theta if values["rope_theta"] else None
+            rotary = values["rope_theta"]
+            values["rope_theta"] = rope_theta if rotary else None
+            values |= {"rope_scaling": rope_scaling} if rotary and rope_scaling is not None else {}
         own = cls.CHECKPOINT.own_fields
         values |= {ours: fields[theirs] for theirs, ours in own.items() if theirs in fields}
         return cls(**values)
