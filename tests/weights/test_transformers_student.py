@@ -5,6 +5,7 @@ import pytest
 from torch_students import HYBRID, STUDENTS, export, random_tokens
 
 from hypenet_jax.generation import generate
+from hypenet_jax.testing import tiny_student_folder, tiny_tokenizer
 from hypenet_jax.weights import load_hf
 
 torch = pytest.importorskip("torch")
@@ -192,3 +193,13 @@ def test_what_cannot_be_computed_is_refused_by_name(hybrid):
         type(hybrid.theirs.config)(**{**fields, **changes})
     for word in ("mamba2", "lightning_scale", "attn_logits_scaling", "attn_sqrtd"):
         assert word in str(error.value)
+
+
+def test_the_tokenizer_of_the_folder_loads_with_its_chat_template(tmp_path):
+    folder, template = tiny_student_folder(tmp_path / "hf"), "{{ messages[0]['content'] }}!"
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    text = "the lazy dog"
+    assert tokenizer(text)["input_ids"] == tiny_tokenizer().encode(text).tolist()
+    messages = [{"role": "user", "content": text}]
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == text + "!"
