@@ -67,6 +67,10 @@ class HypeNetConfig(PretrainedConfig):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(self, name, fields.get(name))
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved; transformers 4 leaves out what equals its defaults, and nothing here has one."""
+        return {**super().to_diff_dict(), "tie_word_embeddings": self.tie_word_embeddings}
+
 
 def read_logit_scale(written: Any) -> tuple[bool, float] | None:
     """attn_logits_scaling: null, a number, "hype" (a = 362) or "hype 500"; anything else is a ValueError.
