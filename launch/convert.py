@@ -1,6 +1,7 @@
-"""A checkpoint of a Transformer to an untrained HypeNet student, ready for stage 1; without layers, a copy.
+"""A Transformer to an untrained HypeNet student, ready for stage 1; without layers, a copy. GGUF becomes a folder.
 
 python -m launch.convert Qwen3-1.7B student --softmax-layers 2 3 6 8 9 21 25 --verify
+python -m launch.convert SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2-135M-Instruct
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import numpy as np
 import tyro
 
 from hypenet_jax import runtime
+from hypenet_jax.gguf import Unsaid, convert_gguf
 from hypenet_jax.halo.transfer import transfer
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.weights import CheckpointError, read_hf, save_hf
@@ -22,7 +24,7 @@ class Arguments:
     """Arguments of the command."""
 
     source: tyro.conf.Positional[pathlib.Path]
-    """Checkpoint folder: config.json and .safetensors."""
+    """Checkpoint folder: config.json and .safetensors; or a file whose name ends with .gguf."""
     target: tyro.conf.Positional[pathlib.Path]
     """Folder to write; must not exist, or be empty."""
     softmax_layers: tuple[int, ...] | None = None
@@ -33,10 +35,37 @@ class Arguments:
     """Decides the weights of new gates."""
     verify: bool = False
     """Compare the logits of source and result, and of transformers where it is installed."""
+    pre_tokenizer: str | None = None
+    """Of a GGUF file that does not say it: how text is cut before merges, see `hypenet_jax.data.bpe.PRE_TOKENIZERS`."""
+    end_tokens: tuple[str, ...] = ()
+    """Of a GGUF file that does not say all: texts of the tokens that end what is written, first that of documents."""
+
+    @property
+    def reads_gguf(self) -> bool:
+        return self.source.suffix == ".gguf"
+
+    def __post_init__(self) -> None:
+        if self.reads_gguf and self.softmax_layers is not None:
+            raise ValueError(
+                "a GGUF file becomes a folder first, without --softmax-layers; convert that folder then"
+            )
+        if not self.reads_gguf and (self.pre_tokenizer or self.end_tokens):
+            raise ValueError(
+                "--pre-tokenizer and --end-tokens are for GGUF files; a folder says them"
+            )
 
 
 def convert(args: Arguments) -> None:
-    """Writes the target folder: a copy, or the source with all but some layers converted."""
+    """Writes the target folder: a copy, or the source with all but some layers converted, or what a GGUF file holds."""
+    if args.reads_gguf:
+        unsaid = Unsaid(pre_tokenizer=args.pre_tokenizer, end_tokens=args.end_tokens)
+        converted = convert_gguf(args.source, args.target, unsaid)
+        print(
+            f"wrote {args.target}: {converted.dtype}, {converted.config.num_layers} layers",
+            *converted.notes,
+            sep="\n",
+        )
+        return
     config, params = read_hf(args.source)
     dtype = "bfloat16" if params["embed"]["embedding"].dtype == "bfloat16" else "float32"
     if args.softmax_layers is not None:
@@ -47,14 +76,21 @@ def convert(args: Arguments) -> None:
 
 
 def verify(args: Arguments) -> None:
-    """Compares the logits of source and target, and of transformers where it can read the source."""
-    source, result = our_logits(args.source), our_logits(args.target)
-    print(f"largest difference of logits, source and result: {np.abs(source - result).max():.3g}")
-    if transformers_can_read(args.source):
-        gap = np.abs(source - their_logits(args.source)).max()
-        print(f"largest difference of logits, source here and in transformers: {gap:.3g}")
-    if args.softmax_layers is None and not np.array_equal(source, result):
-        raise CheckpointError(f"{args.target} does not compute what {args.source} computes")
+    """Compares the logits of source and target, and of transformers where it can read the source.
+
+    A GGUF file is computed nowhere here: its folder is compared with transformers alone.
+    """
+    folder = args.target if args.reads_gguf else args.source
+    source = our_logits(folder)
+    if not args.reads_gguf:
+        result = our_logits(args.target)
+        gap = np.abs(source - result).max()
+        print(f"largest difference of logits, source and result: {gap:.3g}")
+        if args.softmax_layers is None and not np.array_equal(source, result):
+            raise CheckpointError(f"{args.target} does not compute what {args.source} computes")
+    if transformers_can_read(folder):
+        gap = np.abs(source - their_logits(folder)).max()
+        print(f"largest difference of logits, {folder} here and in transformers: {gap:.3g}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import tokenizers
 from jaxtyping import Array, Int
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from hypenet_jax.data.bpe import read_vocab_and_merges
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -77,6 +79,17 @@ class Tokenizer:
             )
         return token_id
 
+    def check_fits(self, vocab_size: int, model: str) -> None:
+        """Raises ValueError: it has ids that a model with a vocabulary of this size does not know."""
+        vocab = self.backend.get_vocab(with_added_tokens=True)
+        beyond = sorted((i, token) for token, i in vocab.items() if i >= vocab_size)
+        if beyond:
+            some = ", ".join(f"{token!r} {i}" for i, token in beyond[:3])
+            raise ValueError(
+                f"{len(beyond)} tokens of the tokenizer of {model} are beyond a vocabulary of {vocab_size}, which the "
+                f"model has: {some}; use the tokenizer that the model was trained with"
+            )
+
     def encode(self, text: str) -> Int[np.ndarray, " n"]:
         """Token ids of `text`, without begin or end tokens."""
         return self.encode_all([text])[0]
@@ -139,7 +152,7 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
-    """Reads a tokenizer.json, given its path or its folder.
+    """Reads a tokenizer.json, given its path or its folder; a folder may hold vocab.json and merges.txt instead.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -147,18 +160,18 @@ def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
     """
     path = Path(path)
     path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
+    folder, config_path = path.parent, path.with_name("tokenizer_config.json")
+    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    if (template := folder / "chat_template.jinja").is_file():
+        config["chat_template"] = template.read_text(encoding="utf-8")
+    if path.is_file():
+        backend = _read_backend(path)
+    elif all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
+        backend = read_vocab_and_merges(folder, config)
+    else:
         raise FileNotFoundError(
             f"no tokenizer at {path}; name a tokenizer.json or a folder that holds one"
         )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception
-        raise ValueError(f"{path} is not a readable tokenizer.json ({error})") from error
-    config_path = path.with_name("tokenizer_config.json")
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    if (template := path.with_name("chat_template.jinja")).is_file():
-        config["chat_template"] = template.read_text(encoding="utf-8")
     return Tokenizer(backend, end_token or _end_token_of(config, config_path), config)
 
 
@@ -173,6 +186,13 @@ def special_token(config: Mapping[str, Any], name: str) -> str | None:
     """A token of a tokenizer_config.json: a string in some files and {"content": string, ...} in others."""
     entry = config.get(name)
     return entry["content"] if isinstance(entry, Mapping) else entry
+
+
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(f"{path} is not a readable tokenizer.json ({error})") from error
 
 
 def _end_token_of(config: Mapping[str, Any], config_path: Path) -> str:

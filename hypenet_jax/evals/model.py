@@ -148,15 +148,6 @@ def text_tokens(
     return np.concatenate(pieces)[:at_most]
 
 
-def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, model: str) -> None:
-    """Raises ValueError: the tokenizer has ids that the model does not know."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {model!r} has ids up to {tokenizer.vocab_size - 1}, the model a vocabulary of "
-            f"{config.vocab_size}; use the tokenizer that the model was trained with"
-        )
-
-
 def random_model(name: str, config: ModelConfig, dtype: DTypeLike) -> EvalModel:
     """A model whose weights are random numbers of `dtype`, for what does not depend on them, such as times."""
     decoder, key = Decoder(config, dtype, scan=False), jax.random.key(0)

@@ -16,7 +16,7 @@ from hypenet_jax.config_file import resolved
 from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator, Session
-from hypenet_jax.evals.model import EvalModel, ModelSource, check_tokenizer, open_model
+from hypenet_jax.evals.model import EvalModel, ModelSource, open_model
 from hypenet_jax.evals.report import Report
 from hypenet_jax.evals.results import Results
 from hypenet_jax.sharding import make_mesh, on_mesh
@@ -76,7 +76,8 @@ def check_evaluation(config: EvaluationConfig) -> None:
       ValueError: a tokenizer has ids that its model does not know, or an evaluator refuses its models.
     """
     for source in config.models:
-        check_tokenizer(load_tokenizer(source.folder), read_config(source.folder), source.label)
+        vocab_size = read_config(source.folder).vocab_size
+        load_tokenizer(source.folder).check_fits(vocab_size, repr(source.label))
     for evaluator in config.active.values():
         evaluator.check(evaluator.selected(config.models))
 

@@ -13,7 +13,7 @@ from hypenet_jax.generation.generate import Continuation, GenerationConfig, OnRo
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.runtime import reason
-from hypenet_jax.weights import load_hf, read_config
+from hypenet_jax.weights import CheckpointError, load_hf, read_config
 from hypenet_jax.weights.hf_config import read_json
 
 Prompt: TypeAlias = str | ValueError
@@ -107,10 +107,10 @@ def open_generator(
     """Reads a model folder: weights, tokenizer, and the end tokens, which replace `config.stop_tokens`.
 
     Raises:
-      CheckpointError, FileNotFoundError, ValueError: no such model or tokenizer.
+      CheckpointError, FileNotFoundError, ValueError: no such model or tokenizer, or they do not belong together.
     """
-    read_config(folder)
-    tokenizer = load_tokenizer(folder)
+    vocab_size, tokenizer = read_config(folder).vocab_size, load_tokenizer(folder)
+    tokenizer.check_fits(vocab_size, str(folder))
     decoder, params = load_hf(folder, dtype=dtype)
     config = dataclasses.replace(config, stop_tokens=end_ids(folder) or (tokenizer.end_id,))
     return TextGenerator(decoder=decoder, params=params, tokenizer=tokenizer, config=config)
@@ -122,5 +122,8 @@ def end_ids(folder: pathlib.Path) -> tuple[int, ...]:
         path = folder / name
         ids = read_json(path).get("eos_token_id") if path.is_file() else None
         if ids is not None:
-            return tuple(ids) if isinstance(ids, list) else (ids,)
+            ids = tuple(ids) if isinstance(ids, list) else (ids,)
+            if any(type(one) is not int for one in ids):
+                raise CheckpointError(f"{path}: eos_token_id must be an id or a list of ids")
+            return ids
     return ()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypenet_jax.axes import Params
 from hypenet_jax.weights.families import FAMILIES
 from hypenet_jax.weights.hf_config import read_json
 from hypenet_jax.weights.safetensors import load_hf
@@ -18,11 +19,12 @@ def our_logits(folder: str | os.PathLike[str]) -> np.ndarray:
     """Logits, "B T V", of this project's decoder."""
     decoder, params = load_hf(folder, dtype=jnp.float32)
 
-    def logits(tokens: jax.Array) -> jax.Array:
+    @jax.jit
+    def logits(params: Params, tokens: jax.Array) -> jax.Array:
         bound = decoder.bind({"params": params})
         return bound.logits(bound(tokens).hidden)
 
-    return np.asarray(jax.jit(logits)(_tokens(decoder.config.vocab_size)))
+    return np.asarray(logits(params, _tokens(decoder.config.vocab_size)))
 
 
 def transformers_can_read(folder: str | os.PathLike[str]) -> bool:

@@ -28,7 +28,12 @@ from hypenet_jax.generation.completions import (
 )
 from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.generation.throughput import COMPILING, Pace, Throughput
-from hypenet_jax.testing import tiny_student_folder, tiny_teacher_folder
+from hypenet_jax.testing import (
+    tiny_student_folder,
+    tiny_teacher,
+    tiny_teacher_folder,
+    write_folder,
+)
 from hypenet_jax.weights import CheckpointError
 from launch import generate
 
@@ -151,6 +156,25 @@ def test_end_tokens_come_from_the_generation_config_then_the_config(tmp_path):
     assert end_ids(tmp_path) == (7,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 6]}')
     assert end_ids(tmp_path) == (5, 6)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["<end>"]}')
+    with pytest.raises(CheckpointError, match="must be an id or a list of ids"):
+        end_ids(tmp_path)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path):
+    folder = tiny_teacher_folder(tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "vocab_size": 270}))
+    with pytest.raises(
+        ValueError, match=r"2 tokens of the tokenizer .* beyond a vocabulary of 270"
+    ):
+        open_generator(folder, GenerationConfig(max_new_tokens=2))
+
+
+def test_weights_padded_beyond_the_tokenizer_write_text(tmp_path):
+    folder = write_folder(tmp_path / "model", tiny_teacher(280, layers=1))
+    (done,) = complete(open_generator(folder, GenerationConfig(max_new_tokens=4)), ["a cat"])
+    assert (done.error, done.tokens) == (None, 4)
 
 
 def test_the_command_reads_a_file_and_writes_json_lines(folder, tmp_path):

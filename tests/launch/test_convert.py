@@ -73,6 +73,8 @@ def test_with_layers_it_writes_a_student_of_the_teachers_weights(run, source, tm
         (("{source}",), 2, "PATH"),
         (("{source}", "{source}"), 2, "not empty"),
         (("{source}/nowhere", "{target}"), 5, "config.json"),
+        (("{source}.gguf", "{target}", "--softmax-layers", "1"), 2, "a GGUF file becomes a folder"),
+        (("{source}", "{target}", "--end-tokens", "<end>"), 2, "are for GGUF files"),
     ],
 )
 def test_errors_are_one_screen_with_their_exit_code(

@@ -19,7 +19,7 @@ import jax
 from hypenet_jax import runtime
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.harness.requests import Request
-from hypenet_jax.evals.model import EvalModel, ModelSource, check_tokenizer
+from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z, wilson
 from hypenet_jax.fingerprint import digest
@@ -97,7 +97,7 @@ class HarnessEvaluator(Evaluator):
           FloatingPointError: the model computes NaN.
         """
         assert model.tokenizer is not None
-        check_tokenizer(model.tokenizer, model.decoder.config, model.name)
+        model.tokenizer.check_fits(model.decoder.config.vocab_size, repr(model.name))
         cache = self.responses_file(model, seed)  # all processes compute the fingerprint in it
         model = model.with_single_layers() if isinstance(model.decoder, Decoder) else model
         if jax.process_index() > 0:
