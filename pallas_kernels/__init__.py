@@ -13,7 +13,7 @@ from pallas_kernels.lightning_step import HeadNorms, lightning_step
 from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 from pallas_kernels.norm_rotary import norm_rotary, rms_norm, rotate
-from pallas_kernels.projection import Norm, projection
+from pallas_kernels.projection import Norm, multiplicand, projection
 
 __all__ = [
     "NEGLIGIBLE_DECAY",
@@ -30,6 +30,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_kl",
     "linear_kl_top_k",
+    "multiplicand",
     "neighbor_exchange",
     "norm_rotary",
     "num_shards",

@@ -18,6 +18,7 @@ from hypenet_jax.model.layers import (
     GatedMLP,
     Initialization,
     Linear,
+    Product,
     RMSNorm,
     unroll_layers,
 )
@@ -71,23 +72,33 @@ class Layer(nn.Module):
     start: Initialization
     tap: bool
 
-    @nn.compact
+    def setup(self) -> None:
+        config = self.config
+        norm = functools.partial(RMSNorm, (config.d_model,), (axes.NORM,), config.norm_eps)
+        self.mixer_norm, self.mlp_norm = norm(), norm()
+        widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
+        self.mixer = self.spec.module(**widths, start=self.start, dtype=self.dtype)
+        self.mlp = GatedMLP(config.d_model, config.d_mlp, self.start)
+
     def __call__(
         self, x: Hidden, state: MixerState | None, layout: TokenLayout
     ) -> tuple[Hidden, tuple[MixerState | None, Tap | None]]:
-        config = self.config
-        norm = functools.partial(RMSNorm, (config.d_model,), (axes.NORM,), config.norm_eps)
-        mixer_norm, mlp_norm = norm(name="mixer_norm"), norm(name="mlp_norm")
-        widths = {"d_model": config.d_model, "norm_eps": config.norm_eps}
-        mixer = self.spec.module(**widths, start=self.start, dtype=self.dtype, name="mixer")
-        mlp = GatedMLP(config.d_model, config.d_mlp, self.start, name="mlp")
-        h = mixer_norm(x) if self.tap else mixer_norm.deferred(x)  # a tap is of arrays
-        y, state = mixer(h, layout, state)
+        # A tap is of arrays.
+        h = self.mixer_norm(x) if self.tap else self.mixer_norm.deferred(x)
+        y, state = self.mixer(h, layout, state)
         tap = Tap(cast(Hidden, h), y) if self.tap else None
         x = x + y
-        x = x + mlp(mlp_norm.deferred(x))
+        x = x + self.mlp(self.mlp_norm.deferred(x))
         x = constrain(x, (axes.BATCH, axes.TIME, axes.HIDDEN))
         return x, (state, tap)
+
+    def mixer_product(self, x: Hidden, layout: TokenLayout) -> Product:
+        """What the mixer adds to the stream x from its start, the last product not yet computed."""
+        return self.mixer(self.mixer_norm.deferred(x), layout, None)[0]
+
+    def mlp_product(self, x: Hidden) -> Product:
+        """What the MLP adds to the stream x, likewise."""
+        return cast(Product, self.mlp(self.mlp_norm.deferred(x)))
 
 
 class Decoder(nn.Module):

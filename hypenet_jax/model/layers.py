@@ -23,6 +23,7 @@ from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels import (
     AxisNames,
     Norm,
+    multiplicand,
     num_shards,
     on_each_device,
     platform,
@@ -72,7 +73,7 @@ class Normed:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """y W, computed by the sum `residual + product`; `options` are those of `projection`."""
+    """f W, computed by the sum `residual + product`; `options` are those of `projection`, which makes f of y."""
 
     y: Float[Array, "B T I"]
     kernel: Float[Array, "I D"]
@@ -80,6 +81,10 @@ class Product:
 
     def __radd__(self, residual: Hidden) -> Hidden:
         return self.compute(residual)
+
+    def features(self) -> Float[Array, "B T I"]:
+        """What the kernel multiplies: y with the norm and the gate of the options."""
+        return multiplicand(self.y, **self.options)
 
     def compute(self, residual: Hidden | None = None) -> Hidden:
         return projection(self.y, (self.kernel,), residual=residual, **self.options)[0]

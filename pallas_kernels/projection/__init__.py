@@ -8,6 +8,7 @@ from pallas_kernels import dispatch
 from pallas_kernels.projection import gpu, reference
 from pallas_kernels.projection.reference import Norm as Norm
 from pallas_kernels.projection.reference import Operands
+from pallas_kernels.projection.reference import multiplicand as multiplicand
 
 Implementation = Literal["reference", "gpu"]
 

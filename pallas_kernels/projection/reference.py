@@ -36,12 +36,21 @@ def reference(
 ) -> tuple[Float[Array, "B T _"], ...]:
     """Rounds to x's dtype after every step."""
     x, kernels, scale, gate, residual = operands
-    if scale is not None:
-        x = rms_norm(x, scale, eps)
-    if gate is not None:
-        x = x * ACTIVATIONS[activation](gate)
+    x = multiplicand(x, None if scale is None else Norm(scale, eps), gate, activation)
     results = tuple(product(x, kernel.astype(x.dtype)) for kernel in kernels)
     return results if residual is None else tuple(residual + y for y in results)
+
+
+def multiplicand(
+    x: Float[Array, "B T I"],
+    norm: Norm | None = None,
+    gate: Float[Array, "B T I"] | None = None,
+    activation: Activation = "sigmoid",
+) -> Float[Array, "B T I"]:
+    """norm(x) * activation(gate), what the kernels of a projection multiply; rounds to x's dtype after both."""
+    if norm is not None:
+        x = rms_norm(x, norm.scale, norm.eps)
+    return x if gate is None else x * ACTIVATIONS[activation](gate)
 
 
 def product(x: Float[Array, "B T I"], kernel: Float[Array, "I O"]) -> Float[Array, "B T O"]:
