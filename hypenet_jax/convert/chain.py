@@ -1,5 +1,6 @@
 """A whole conversion, stage after stage. Finished stages are kept, and the same call goes on where it was cut off."""
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -12,7 +13,8 @@ from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.config_file import ConfigError
-from hypenet_jax.convert.inputs import Inputs, open_inputs
+from hypenet_jax.convert.fits import Fits
+from hypenet_jax.convert.inputs import Inputs, first_batches, open_inputs
 from hypenet_jax.convert.programs import student_config
 from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
 from hypenet_jax.convert.selection import LayerScores
@@ -43,8 +45,8 @@ def convert(
     Args:
       only: run this stage alone ("evaluation" is the last one).
       start: skip the stages before this one; what they left is still checked by the stages that need it.
-      stop: called after every training step, every layer of a selection and before every part of the evaluation; True
-        saves what is to save and raises Preempted.
+      stop: called after every training step, every layer of a selection, every kernel fitted in closed form and before
+        every part of the evaluation; True saves what is to save and raises Preempted.
     Returns:
       Whether every required check of the evaluation holds; True where there is none.
     Raises:
@@ -70,7 +72,7 @@ def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step:
     """Runs one stage and leaves `run_dir/name/final`; returns at once if that is there for this very config.
 
     Args:
-      stop: called after every step or scored layer; True saves what is to save and raises Preempted.
+      stop: called after every step, scored layer or fitted kernel; True saves what is to save and raises Preempted.
     Raises:
       CheckpointError: the folder belongs to another config, or the stage before has not left its weights.
       Preempted: `stop` said so; everything is saved.
@@ -81,14 +83,18 @@ def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step:
     inputs = open_inputs(config)
     parent, text = inputs.weights.fingerprint, inputs.prepared.text_fingerprint
     provenance = provenance_of(config, parent, teacher_fingerprint(config), text)
-    work = Work(
-        models=inputs.models,
-        weights=inputs.weights,
-        folder=config.folder,
-        train=functools.partial(train, inputs, provenance, stop),
-        score=LayerScores(inputs, provenance, stop),
-    )
-    params = config.method.run(work)
+    with contextlib.closing(Fits(inputs, provenance, stop)) as fits:
+        work = Work(
+            models=inputs.models,
+            weights=inputs.weights,
+            mesh=inputs.mesh,
+            folder=config.folder,
+            batches=functools.partial(first_batches, inputs),
+            train=functools.partial(train, inputs, provenance, stop),
+            fit=fits,
+            score=LayerScores(inputs, provenance, stop),
+        )
+        params = config.method.run(work)
     _export(inputs, params)
     save_params(config.folder / "final", params, provenance)
 

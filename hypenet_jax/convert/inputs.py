@@ -1,5 +1,6 @@
 """What a stage works with: its mesh, its text, and the weights that it starts from."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -11,12 +12,14 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.programs import check_neighbor_exchange, models_of
 from hypenet_jax.convert.provenance import TEACHER, teacher_fingerprint
+from hypenet_jax.data.batch import Batch
+from hypenet_jax.data.loader import loader
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import Prepared, open_prepared
 from hypenet_jax.halo.method import Models, Weights, abstract_params
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.stacking import stack_layers
-from hypenet_jax.sharding import make_mesh
+from hypenet_jax.sharding import make_mesh, place_batch, row_parts
 from hypenet_jax.train.errors import CheckpointError
 from hypenet_jax.train.stage_output import load_params, read_stage_output
 from hypenet_jax.weights import read_hf
@@ -57,6 +60,13 @@ def open_inputs(config: StageConfig) -> Inputs:
     check_neighbor_exchange(config, mesh)  # before anything large is read
     weights = read_weights(config, models, mesh)
     return Inputs(config=config, mesh=mesh, prepared=prepared, models=models, weights=weights)
+
+
+def first_batches(inputs: Inputs, count: int) -> list[Batch]:
+    """So many first batches of the stage's text, on the mesh."""
+    mesh = inputs.mesh
+    with contextlib.closing(loader(inputs.config.data, inputs.prepared, *row_parts(mesh))) as text:
+        return [place_batch(next(text), mesh) for _ in range(count)]
 
 
 def read_weights(config: StageConfig, models: Models, mesh: Mesh) -> Weights:

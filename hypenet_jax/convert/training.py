@@ -25,9 +25,19 @@ from hypenet_jax.train.state import create_state
 MOST_BATCHES = 16  # at the batch of training: enough to tell its own trend from noise
 
 
-def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -> Params:
+def train(
+    inputs: Inputs,
+    provenance: Provenance,
+    stop: Callable[[int], bool],
+    start: Callable[[Params], Params] | None = None,
+    first_batch: int = 0,
+) -> Params:
     """Trains, or goes on training from the last checkpoint of the same provenance.
 
+    Args:
+      start: what makes the parameters before the first step of the initial weights, which None leaves as they are. A
+        stage that evaluates while it trains then evaluates these too, as step 0.
+      first_batch: of the text that is trained on.
     Raises:
       CheckpointError: the checkpoints are of another provenance.
       Preempted: `stop` said so; everything is saved.
@@ -38,7 +48,7 @@ def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -
     assert training is not None
     program, keys = build_stage(config, mesh), runtime.keys(config.seed)
     params = method.initial_weights(inputs.models, weights, keys, program.shardings)
-    stage, optimizer = program.stage, program.optimizer
+    stage, optimizer, evaluates = program.stage, program.optimizer, training.loop.evaluate_every
     sinks: list[Sink] = [
         MetricsFile(config.folder / "metrics.jsonl", loss_name=method.loss_name),
         ProgressDisplay(training.loop.steps, config.name),
@@ -50,6 +60,9 @@ def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -
         contextlib.closing(Checkpoints(config.folder / "checkpoints", provenance)) as checkpoints,
         contextlib.closing(Metrics(*sinks)) as metrics,
     ):
+        batches.position = first_batch
+        if start is not None and not checkpoints.steps():
+            params = start(params)
         return fit(
             stage,
             optimizer,
@@ -60,7 +73,8 @@ def train(inputs: Inputs, provenance: Provenance, stop: Callable[[int], bool]) -
             checkpoints=checkpoints,
             metrics=metrics,
             mesh=mesh,
-            evaluate=heldout_loss(stage, inputs) if training.loop.evaluate_every else None,
+            evaluate=heldout_loss(stage, inputs) if evaluates else None,
+            evaluate_first=start is not None,
             stop=stop,
         ).params
 

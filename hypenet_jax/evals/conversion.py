@@ -24,6 +24,20 @@ PRESENTATIONS = (
         label="relative error",
     ),
     _recorded(
+        metric="fit_error_before",
+        title="Output projections before their closed-form fit",
+        note="Weighted squared error of what each projection should write, relative to it.",
+        kind="bars",
+        label="relative error",
+    ),
+    _recorded(
+        metric="fit_error",
+        title="Output projections after their closed-form fit",
+        note="The same on the same tokens, once fitted.",
+        kind="bars",
+        label="relative error",
+    ),
+    _recorded(
         metric="selection_importance",
         title="Which layers keep softmax attention",
         note="How much the model needs softmax attention in each layer.",
@@ -55,15 +69,21 @@ class ConversionEvaluator(Evaluator):
         """The rows of each stage in the order in which they ended; its name stands for the model's.
 
         Returns:
-          "training_loss" by step and "tokens" of a stage that trains; "alignment_error" of each layer at the first and
-          the last step, "alignment_error_drop" and "alignment_error_worst" of stage 1; "selection_retrieval",
+          "tokens" of a stage, and "training_loss" by step; "alignment_error" of each layer at the first and the last
+          step, "alignment_error_drop" and "alignment_error_worst" of stage 1; "fit_error_before" and "fit_error" of
+          each output projection that was fitted in closed form; "selection_retrieval",
           "selection_commonsense" and "selection_importance" of each layer of a selection, and "softmax_layer" of each
           layer that it keeps.
         """
         folder, report = pathlib.Path(self.run_dir), Report()
-        files = [*folder.glob("*/metrics.jsonl"), *folder.glob("*/selection.json")]
+        kinds = {
+            "fits.jsonl": fit_rows,
+            "metrics.jsonl": training_rows,
+            "selection.json": selection_rows,
+        }
+        files = [file for name in kinds for file in folder.glob(f"*/{name}")]
         for file in sorted(files, key=lambda file: file.stat().st_mtime):
-            report += training_rows(file) if file.suffix == ".jsonl" else selection_rows(file)
+            report += kinds[file.name](file)
         return report
 
     def summary(self, report: Report) -> Sequence[tuple[str, str]]:
@@ -80,7 +100,8 @@ def training_rows(file: pathlib.Path) -> Report:
     if not records:
         return Report()
     first, last = records[0], records[-1]
-    rows = [Row("tokens", stage, float(sum(record["tokens"] for record in records)), 1)]
+    tokens = sum(record["tokens"] for record in records) + fitted_tokens(file.parent)
+    rows = [Row("tokens", stage, float(tokens), 1)]
     size, task = -(-len(records) // CURVE_POINTS), first.get("loss_name", "loss")
     for start in range(0, len(records), size):
         part = records[start : start + size]
@@ -95,6 +116,29 @@ def training_rows(file: pathlib.Path) -> Report:
         rows.append(Row("alignment_error_drop", stage, 1.0 - last["loss"] / first["loss"], 1))
         rows.append(Row("alignment_error_worst", stage, max(errors.values()), 1))
     return Report(tuple(rows))
+
+
+def fit_rows(file: pathlib.Path) -> Report:
+    """What a stage recorded of the output projections that it fitted in closed form."""
+    stage, rows = file.parent.name, []
+    if not (file.parent / "metrics.jsonl").exists():  # the stage trains nothing
+        rows.append(Row("tokens", stage, fitted_tokens(file.parent), 1))
+    for record in read_metrics(file):
+        label = f"layer {record['layer']:g}"
+        for metric, when in (("fit_error_before", "before"), ("fit_error", "after")):
+            rows += [
+                Row(metric, stage, record[name], 1, label=label, task=name.split("/")[0])
+                for name in record
+                if name.endswith(f"/{when}")
+            ]
+    return Report(tuple(rows))
+
+
+def fitted_tokens(stage: pathlib.Path) -> float:
+    """Tokens that the closed-form fits of a stage read; all read the same."""
+    file = stage / "fits.jsonl"
+    records = read_metrics(file) if file.exists() else []
+    return records[0]["tokens"] if records else 0.0
 
 
 def _errors(record: dict[str, Any]) -> dict[str, float]:

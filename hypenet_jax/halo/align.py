@@ -2,10 +2,11 @@
 
 One pass of the teacher serves all layers: each student mixer gets the input of its teacher layer (the teacher's own
 normed stream, with its positions) and is compared with the output of that layer; nothing of it enters the next layer.
-Source: arXiv 2601.22156, hidden-state alignment.
+Source: arXiv 2601.22156, hidden-state alignment; the ridge start is ours (`halo/ridge.py`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
@@ -15,7 +16,8 @@ import tyro
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights
+from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights, Work
+from hypenet_jax.halo.ridge import ridge_start
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, layers_flops
@@ -33,12 +35,21 @@ class AlignConfig(TrainedMethod):
 
     Attributes:
       loss: "mse", mean square over layers, tokens and width; or "l2norm", mean norm over layers and tokens / sqrt(D).
+      ridge_batches: so many first batches of the text, before those of training, give the output projections in closed
+        form (`ridge_start`); 0 starts from the teacher's, as published.
+      ridge: strength of that regression; see `halo/regression.py`.
     """
 
     reads_teacher: ClassVar[bool] = True
 
     start_from: Annotated[None, tyro.conf.Fixed] = dataclasses.field(default=None, init=False)
     loss: Literal["mse", "l2norm"] = "mse"
+    ridge_batches: int = 0
+    ridge: float = 1e-2
+
+    def __post_init__(self) -> None:
+        if self.ridge_batches < 0 or self.ridge <= 0:
+            raise ValueError(f"{self}: ridge_batches must not be negative, and ridge above 0")
 
     @property
     def loss_name(self) -> str:
@@ -59,6 +70,12 @@ class AlignConfig(TrainedMethod):
             return {"mixers": transfer_mixers(config, unstack_layers(teacher), spec, key)}
 
         return jax.jit(start, out_shardings=shardings)(weights.teacher)
+
+    def run(self, work: Work) -> Params:
+        if self.ridge_batches == 0:
+            return work.train()
+        start = functools.partial(ridge_start, work, self.ridge_batches, self.ridge)
+        return work.train(start, self.ridge_batches)
 
     def flops(self, models: Models, length: int) -> Flops:
         """The teacher's layers forward; of every mixer the forward pass, the gradient of its weights, and that of the

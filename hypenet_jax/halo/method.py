@@ -6,14 +6,15 @@ What needs checkpoints, folders and meshes is handed in: decoders as `Models`, a
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
+from hypenet_jax.data.batch import Batch
 from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
@@ -99,22 +100,52 @@ class Weights:
     fingerprint: str | None = None
 
 
+Fitted = tuple[jax.Array, Mapping[str, float]]
+"""A kernel fitted in closed form, and its numbers."""
+
+
+@runtime_checkable
+class Train(Protocol):
+    """The loop: trained parameters, resumed where an earlier call was cut off."""
+
+    def __call__(self, start: Callable[[Params], Params] = ..., first_batch: int = ...) -> Params:
+        """Trains from start(initial weights); batches before `first_batch` are left out."""
+        ...
+
+
+@runtime_checkable
+class Fit(Protocol):
+    """Kernels fitted in closed form one after another; each is fitted once and kept."""
+
+    def __call__(
+        self, number: int, count: int, kernel: jax.Array, solve: Callable[[], Fitted]
+    ) -> jax.Array:
+        """Kernel `number` of `count`, solved or read; of the shape and sharding of `kernel`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """What the chain lends to a running stage.
 
     Attributes:
       models, weights: what it works with.
+      mesh: where both are.
       folder: where it may leave files besides its final weights; process 0 writes them.
-      train: the loop: trained parameters, resumed where an earlier call was cut off.
+      batches: so many first batches of the stage's text, on the mesh.
+      train: the loop.
+      fit: keeps what is fitted in closed form.
       score: (number, decoder, params, rows) to (retrieval, log-likelihood) of model `number` on so many held-out rows;
         each is scored once and kept.
     """
 
     models: Models
     weights: Weights
+    mesh: Mesh
     folder: pathlib.Path
-    train: Callable[[], Params]
+    batches: Callable[[int], list[Batch]]
+    train: Train
+    fit: Fit
     score: Callable[[int, Any, Params, int], tuple[float, float]]
 
 

@@ -10,7 +10,7 @@ class CorruptCheckpoint(CheckpointError):
 
 
 class NumericsError(Exception):
-    """Too many consecutive non-finite updates. None of them was applied."""
+    """Too many consecutive non-finite updates, none of which was applied; or least squares without a solution."""
 
 
 class Preempted(Exception):

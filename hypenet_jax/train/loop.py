@@ -70,6 +70,7 @@ def fit(
     metrics: Metrics,
     mesh: Mesh | None = None,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
+    evaluate_first: bool = False,
     stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Trains to `config.steps`, resuming from the newest checkpoint if there is one.
@@ -80,6 +81,7 @@ def fit(
     Args:
       frozen: the teacher's parameters, already placed; read by the loss, never saved.
       evaluate: student parameters to metrics, recorded beside those of training.
+      evaluate_first: also before the first step, as step 0.
       stop: called with every step's number, the last one too; True saves and raises Preempted.
     Raises:
       Preempted: `stop` returned True; the state is saved and the same call resumes.
@@ -95,6 +97,8 @@ def fit(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         step = make_train_step(stage, optimizer, accumulate=config.accumulate, shardings=shardings)
         recorder = _Recorder(metrics, config.max_skips)
+        if evaluate is not None and evaluate_first and first == 0:
+            metrics.write(0, "evaluation", evaluate(state.params))
         for number in range(first + 1, config.steps + 1):
             began = time.monotonic()
             batch = next(batches)

@@ -14,7 +14,7 @@ Values = Mapping[str, float]
 
 
 class Sink:
-    """A destination of metrics. `kind` is "train" or "evaluation"."""
+    """A destination of metrics. `kind` is "train", "evaluation", or "fit" of a kernel in closed form."""
 
     def resume(self, step: int) -> None:
         """Prepares for records after this step."""
@@ -40,11 +40,11 @@ class MetricsFile(Sink):
         self._file: TextIO | None = None
 
     def resume(self, step: int) -> None:
-        """Opens the file and drops records of later steps and an incomplete last line."""
+        """Opens the file and drops records of later steps and an incomplete last line; step 0 starts it anew."""
         self.close()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         records = read_metrics(self.path) if self.path.exists() else []
-        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
+        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step > 0]
         new = self.path.with_suffix(".new")
         new.write_text("".join(kept), encoding="utf-8")
         new.replace(self.path)

@@ -35,6 +35,7 @@ class ProgressDisplay(Sink):
         shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
         if training:
             self._bar.advance(self._tokens, values.get("tokens", 0.0))
+        if kind != "evaluation":
             self._bar.update(self._step, completed=step)
             self._bar.update(self._step, shown=f"{shown}  {self._rate()}")
         due = step == self._steps or now - self._last >= self._seconds
@@ -52,4 +53,5 @@ class ProgressDisplay(Sink):
         if not step.speed:
             return ""
         left = datetime.timedelta(seconds=step.time_remaining or 0)
-        return f"{step.speed:.3g} steps/s  {tokens.speed or 0:.3g} tokens/s  {left} left"
+        read = f"  {tokens.speed:.3g} tokens/s" if tokens.speed else ""
+        return f"{step.speed:.3g} steps/s{read}  {left} left"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -11,11 +12,13 @@ import pytest
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
+from hypenet_jax.halo.method import Models, Weights, Work, abstract_params
 from hypenet_jax.halo.transfer import transfer_mixers
-from hypenet_jax.model.config import ModelConfig, aligned_spec
+from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.decoder import Decoder, Output, Tap
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
+from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch
 from hypenet_jax.testing import random_params
 
 CONFIG = ModelConfig(30, 16, 24, (SoftmaxSpec(4, 2, 8, rope_theta=1e4),) * 2, True)
@@ -122,6 +125,40 @@ def unpacked():
         return jax.tree.map(jnp.asarray, stack_rows(rows))
 
     return cut
+
+
+@pytest.fixture
+def work_with(teacher: Model, mixers: Any, tmp_path: pathlib.Path):
+    """`work_with(batches, softmax_layers, devices, mesh_config, ...)`: what a stage works with, all text given; every
+    fit is solved.
+    """
+
+    def make(
+        batches: list[Batch],
+        softmax_layers: tuple[int, ...] = (1,),
+        devices: int = 1,
+        mesh_config: MeshConfig | None = None,
+        **fields: Any,
+    ) -> Work:
+        mesh = make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
+        student = teacher.decoder.clone(config=hypenet(teacher.config, softmax_layers))
+        models = Models(teacher=teacher.decoder, student=student, mixer="lightning")
+        shardings = abstract_params(teacher.decoder).shardings(mesh)
+        aligned = jax.device_put({"mixers": mixers}, models.aligned_mixers().shardings(mesh))
+        placed = [place_batch(jax.tree.map(np.asarray, batch), mesh) for batch in batches]
+        lent = {
+            "models": models,
+            "weights": Weights(teacher=jax.device_put(teacher.params, shardings), parent=aligned),
+            "mesh": mesh,
+            "folder": tmp_path,
+            "batches": lambda count: placed[:count],
+            "train": lambda start=None, first_batch=0: pytest.fail("it trains nothing"),
+            "fit": lambda number, count, kernel, solve: solve()[0],
+            "score": lambda *model: pytest.fail("it scores nothing"),
+        }
+        return Work(**{**lent, **fields})
+
+    return make
 
 
 @pytest.fixture(scope="session")

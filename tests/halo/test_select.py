@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.method import Models, Weights, Work
 from hypenet_jax.halo.select import (
     SelectConfig,
     Selection,
@@ -108,21 +107,15 @@ def test_a_missing_selection_names_the_stage_that_writes_it(tmp_path):
         read_selection(tmp_path / "selection.json")
 
 
-def test_a_stage_scores_each_layer_with_that_layer_replaced(teacher, mixers, tmp_path):
+def test_a_stage_scores_each_layer_with_that_layer_replaced(tmp_path, work_with):
     seen = []
 
     def score(layer, decoder, params, rows):
         seen.append((layer, int(params["replaced"]), rows))
         return 0.5 + layer, -1.0 * layer
 
-    work = Work(
-        models=Models(teacher=teacher.decoder, student=teacher.decoder, mixer="lightning"),
-        weights=Weights(teacher=teacher.params, parent={"mixers": mixers}),
-        folder=tmp_path,
-        train=lambda: pytest.fail("it trains nothing"),
-        score=score,
-    )
-    assert SelectConfig(start_from="align", keep=1, rows=3).run(work)["mixers"] is mixers
+    work = work_with([], score=score)
+    assert SelectConfig(start_from="align", keep=1, rows=3).run(work) is work.weights.parent
     assert seen == [(0, 0, 3), (1, 1, 3)]
     selection = read_selection(tmp_path / "selection.json")
     assert (selection.retrieval, selection.commonsense) == ((0.5, 1.5), (0.0, -1.0))
