@@ -73,7 +73,7 @@ class StageConfig:
       mixer: what replaces softmax attention in the student, by its name in `MIXERS`; the same in all stages.
       method: how it learns, with its numbers.
       data: what it reads.
-      training: how it is trained; None for select, which trains nothing.
+      training: how it is trained; None for select and refit, which train nothing.
       mesh: sizes of the mesh axes.
       seed: of the stage.
       export: also write the final model as a Hugging Face folder, `run_dir/name/hf`, in this precision.
@@ -97,7 +97,9 @@ class StageConfig:
     def __post_init__(self) -> None:
         mixer_kind(self.mixer)
         if (self.training is None) == isinstance(self.method, TrainedMethod):
-            raise ConfigError(f"{self.name}: every stage but select needs a training section")
+            trains = isinstance(self.method, TrainedMethod)
+            needs = "needs a training section" if trains else "trains nothing: leave training out"
+            raise ConfigError(f"{self.name}: {needs}")
         makes_teacher = not self.method.reads_teacher and self.student is None
         if self.teacher_folder is None and not makes_teacher:
             raise ConfigError(

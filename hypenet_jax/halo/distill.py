@@ -12,7 +12,13 @@ import jax.numpy as jnp
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights
+from hypenet_jax.halo.method import (
+    AbstractParams,
+    Models,
+    TrainedMethod,
+    Weights,
+    abstract_params,
+)
 from hypenet_jax.halo.transfer import transfer, with_mixers
 from hypenet_jax.losses import Mean, distillation, real_tokens, token_gap
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
@@ -23,10 +29,11 @@ from hypenet_jax.train.stage import Stage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(TrainedMethod):
-    """Stage 2: starts from the teacher with the mixers of stage 1, leaves the whole student.
+    """Stage 2: starts from the teacher with the mixers of stage 1, or from a student; leaves the whole student.
 
     Attributes:
       start_from: name of the stage 1 whose mixers the recurrent layers start from.
+      from_student: `start_from` left a whole student, such as that of a refit, and training starts from it.
       temperature: of both softmaxes; the loss is multiplied by its square.
       hidden_weight: weight of the mean relative squared gap between what student and teacher layers read; 0 is the
         published recipe.
@@ -35,6 +42,7 @@ class DistillConfig(TrainedMethod):
     reads_teacher: ClassVar[bool] = True
 
     start_from: str
+    from_student: bool = False
     temperature: float = 1.0
     hidden_weight: float = 0.0
 
@@ -46,11 +54,13 @@ class DistillConfig(TrainedMethod):
         return distill_stage(self, models.student, models.teacher)
 
     def parent(self, models: Models) -> AbstractParams:
-        return models.aligned_mixers()
+        return abstract_params(models.student) if self.from_student else models.aligned_mixers()
 
     def initial_weights(
         self, models: Models, weights: Weights, keys: Callable[[str], jax.Array], shardings: Params
     ) -> Params:
+        if self.from_student:
+            return weights.parent
         teacher, student, key = models.teacher.config, models.student.config, keys("distill")
 
         def start(params: Params, mixers: Params) -> Params:

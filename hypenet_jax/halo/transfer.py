@@ -68,6 +68,18 @@ def with_mixers(student: Params, student_config: ModelConfig, mixers: Params) ->
     return {**student, **layers}
 
 
+def with_neutral_gates(student: Params, student_config: ModelConfig) -> Params:
+    """The student whose kept layers have gates of one half everywhere, and output projections that undo it."""
+    layers = {}
+    for i in student_config.softmax_layers:
+        mixer = student[f"layer_{i}"]["mixer"]
+        if "gate" in mixer:
+            gate, o = jax.tree.map(jnp.zeros_like, mixer["gate"]), mixer["o"]
+            mixer = {**mixer, "gate": gate, "o": jax.tree.map(lambda kernel: 2 * kernel, o)}
+        layers[f"layer_{i}"] = {**student[f"layer_{i}"], "mixer": mixer}
+    return {**student, **layers}
+
+
 def _master(leaf: Array) -> Array:
     """float32: an update of 1e-5 changes nothing in a bfloat16 weight nine times out of ten."""
     return jnp.asarray(leaf, jnp.float32)

@@ -129,3 +129,14 @@ def test_it_starts_from_stage_one_mixers_and_the_teachers_attention(teacher, stu
     for name, leaf in teacher.single["layer_1"]["mixer"].items():
         jax.tree.map(np.testing.assert_array_equal, start["layer_1"]["mixer"][name], leaf)
     assert jnp.array_equal(start["embed"]["embedding"], teacher.params["embed"]["embedding"])
+
+
+def test_training_can_start_from_a_whole_student(work_with, student):
+    config = DistillConfig(start_from="refit", from_student=True)
+    models, weights = work_with([]).models, Weights(parent=student.params)
+    assert config.initial_weights(models, weights, runtime.keys(0), {}) is student.params
+    assert "mixers" in PLAIN.parent(models).shapes
+    same = jax.tree.map(
+        lambda leaf, shape: leaf.shape == shape.shape, student.params, config.parent(models).shapes
+    )
+    assert jax.tree.all(same)
