@@ -163,7 +163,7 @@ def _copy_companions(
     if settings is not None:
         shutil.copyfile(settings, folder / GENERATION)
     else:
-        ids = {key: fields[key] for key in TOKEN_IDS if key in fields}
+        ids = {key: fields[key] for key in TOKEN_IDS if fields.get(key) is not None}
         _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
 
 

@@ -161,6 +161,8 @@ def _family(name: str, config: ModelConfig) -> dict[str, Any]:
     """The fields of this model type alone."""
     family = FAMILIES[name]
     fields = {"model_type": name, "architectures": [family.architecture], **FIXED, **family.fixed}
+    if family.defaults:
+        fields |= dict.fromkeys(TOKEN_IDS)  # left out, they would be those of its first release
     if family.has_nope:
         turns = [getattr(spec, "rope_theta", None) is not None for spec in config.mixers]
         fields[NOPE] = [int(turn) for turn in turns]

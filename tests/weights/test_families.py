@@ -169,6 +169,11 @@ def test_a_family_and_its_students_go_there_and_back(family):
         assert from_hf(json.loads(json.dumps(to_hf(student, "bfloat16")))) == student
 
 
+def test_a_family_whose_tokens_are_unknown_has_none_rather_than_those_of_its_first_release():
+    fields = to_hf(tiny_teacher(family="smollm3"), "float32", {"eos_token_id": 7})
+    assert (fields["eos_token_id"], fields["pad_token_id"]) == (7, None)
+
+
 def test_students_name_what_the_official_format_has_no_field_for_and_nothing_else():
     own = {"attn_use_qk_norm", "attn_use_qkv_bias", "lightning_use_qkv_bias", "attention_bias"}
 
