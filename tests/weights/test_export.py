@@ -18,6 +18,7 @@ CODE_FILES = (
     "attention_hypenet.py",
     "configuration_hypenet.py",
     "modeling_hypenet.py",
+    "rotary_hypenet.py",
     "tokens_hypenet.py",
 )
 

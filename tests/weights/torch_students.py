@@ -1,4 +1,4 @@
-"""Tiny students whose every option of the mixers is on somewhere and off elsewhere, run here and by transformers."""
+"""Tiny students, every option of whose mixers is on somewhere and off elsewhere, run here and by transformers."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from hypenet_jax.model.config import ModelConfig, with_logit_scale
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
+from hypenet_jax.model.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from hypenet_jax.testing import random_params
 from hypenet_jax.weights import load_hf, save_hf
 
@@ -28,12 +29,25 @@ def student(*mixers: Any, tie_embeddings: bool = True) -> ModelConfig:
 
 
 HYBRID = with_logit_scale(student(LIGHTNING, SOFTMAX, LIGHTNING, SOFTMAX), LogLengthScale(20.0))
+# So short that 150 tokens reach the frequencies that they change.
+SCALINGS = {
+    "linear": LinearScaling(2.0),
+    "llama3": Llama3Scaling(4.0, 1.0, 4.0, 64),
+    "yarn": YarnScaling(4.0, 64),
+}
 STUDENTS = {
     "hybrid": HYBRID,
     "recurrent": student(LIGHTNING, LIGHTNING, tie_embeddings=False),
     "plain": with_logit_scale(
         student(PLAIN, dataclasses.replace(SOFTMAX, output_gate=False, num_kv_heads=4)), 1.5
     ),
+    **{
+        name: student(
+            dataclasses.replace(LIGHTNING, rope_scaling=scaling, qkv_bias=True),
+            dataclasses.replace(SOFTMAX, qk_norm=False, qkv_bias=True),
+        )
+        for name, scaling in SCALINGS.items()
+    },
     "rotary": student(*[dataclasses.replace(SOFTMAX, rope_theta=1e4)] * 2),
 }
 

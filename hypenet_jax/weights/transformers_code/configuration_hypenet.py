@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from transformers import PretrainedConfig
 
 SOFTMAX, LIGHTNING = "attn", "lightning-attn"
+ROTARY = ("default", "linear", "llama3", "yarn")
 SCALES = ("1/sqrt(d)", "1/d", "1")
 # Nothing else is computed, so where these fields stand they have these values.
 FIXED = {
@@ -51,8 +52,12 @@ class HypeNetConfig(PretrainedConfig):
         # Neither transformers 4 nor 5 may see the spelling of the other.
         old = fields.pop("rope_scaling", None) or {}
         theta = fields.pop("rope_theta", None)
-        rotary = {"rope_type": "default", "rope_theta": theta, **old, **(rope_parameters or {})}
-        rotary.pop("type", None)
+        rotary = {"rope_theta": theta, **old, **(rope_parameters or {})}
+        rotary["rope_type"] = rotary.get("rope_type") or rotary.pop("type", None) or "default"
+        if original := rotary.get("original_max_position_embeddings"):
+            # transformers compares the two.
+            longest = fields.pop("max_position_embeddings", None)
+            self.max_position_embeddings = longest or int(original * rotary["factor"])
         self.rope_parameters = rotary
         self.rope_theta = rotary["rope_theta"]
         # transformers itself makes an empty one; a model is made of a whole one.
@@ -101,8 +106,8 @@ def _problems(fields: dict[str, Any], rotary: dict[str, Any]) -> list[str]:
     wrong += [f"mixer_types has {kind!r}; known are {', '.join(NEEDED_OF)}" for kind in unknown]
     if len(kinds) != fields.get("num_hidden_layers"):
         wrong.append(f"mixer_types lists {len(kinds)} layers, not num_hidden_layers")
-    if rotary["rope_type"] != "default" or rotary["rope_theta"] is None:
-        wrong.append(f"rope_parameters {rotary} are not the default ones with a base")
+    if rotary["rope_type"] not in ROTARY or rotary["rope_theta"] is None:
+        wrong.append(f"rope_parameters {rotary} need a base and one of {ROTARY}")
     if fields.get("lightning_nkv") != fields.get("lightning_nh"):
         wrong.append("lightning_nkv differs from lightning_nh")
     if LIGHTNING in kinds and fields.get("lightning_scale") not in SCALES:

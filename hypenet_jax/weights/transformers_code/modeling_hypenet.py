@@ -25,6 +25,7 @@ from .attention_hypenet import (
     slopes,
 )
 from .configuration_hypenet import LIGHTNING, HypeNetConfig, read_logit_scale
+from .rotary_hypenet import frequencies
 from .tokens_hypenet import HypeNetCache, Tokens, attention_mask, number_documents
 
 
@@ -133,8 +134,8 @@ class HypeNetModel(HypeNetPreTrainedModel):
         positions, segments, open_segment = number_documents(mask, position_ids, x, cache)
         positions, single = positions.float()[:, None, :, None], cache.single
         # Positions reach a million: angles stay float32 until sine and cosine.
-        exponent = torch.arange(0, config.head_dim, 2, device=x.device).float() / config.head_dim
-        angles = positions * config.rope_theta**-exponent
+        per_token, larger = frequencies(config.rope_parameters, config.head_dim, x.device)
+        angles = positions * per_token
         factor = None
         if scale := read_logit_scale(getattr(config, "attn_logits_scaling", None)):
             grows, a = scale
@@ -145,8 +146,8 @@ class HypeNetModel(HypeNetPreTrainedModel):
             open_segment=open_segment[:1] if single else open_segment,
             mask=attention_mask(cache.segments, x.shape[1], single),
             factor=factor,
-            cos=angles.cos(),
-            sin=angles.sin(),
+            cos=larger * angles.cos(),
+            sin=larger * angles.sin(),
             slopes=torch.tensor(rates, dtype=torch.float32, device=x.device),
         )
 
