@@ -136,6 +136,8 @@ def _write_tensors(
         pending[name][tensor.theirs] = np.ascontiguousarray(tensor.to_theirs(array).astype(dtype))
         if len(pending[name]) == len(plan.filename_to_tensors[name]):
             save_file(pending.pop(name), folder / name, metadata={"format": "pt"})
+            # It is written for its owner alone; others may read it as they may read config.json.
+            shutil.copymode(folder / "config.json", folder / name)
     if plan.is_sharded:
         size = sum(sizes.values())
         metadata = {"total_parameters": size // dtype.itemsize, "total_size": size}

@@ -66,6 +66,10 @@ def test_files_carry_the_mark_transformers_looks_for(checkpoint):
             assert opened.metadata() == {"format": "pt"}
 
 
+def test_whoever_may_read_one_file_may_read_all(checkpoint):
+    assert len({path.stat().st_mode for path in checkpoint.iterdir()}) == 1
+
+
 def test_a_tied_model_has_no_head(tmp_path, checkpoint):
     config, params = read_hf(checkpoint)
     assert "lm_head.weight" in (checkpoint / "model.safetensors.index.json").read_text()
