@@ -19,7 +19,7 @@ MOMENTS = (
     *(f"{name} step 1/" for name in TRAINED[:2]),
     "select: layer 0",
     *(f"{name} step 1/" for name in TRAINED[2:]),
-    "evaluate: student",
+    "evaluate: needle of student",
 )
 
 
