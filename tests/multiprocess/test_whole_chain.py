@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 # When a process is told to stop, and what both say then.
 STOPS = (
     ("weights of align", r"stopped after layer \d of select; its scores are kept"),
-    ("evaluate: teacher", r"stopped before .* of \w+; the same command goes on"),
+    ("evaluate: needle of teacher", r"stopped before .* of \w+; the same command goes on"),
 )
 # What a clock or the cut of a device's memory decides.
 OF_THIS_RUN = ("_seconds", "_speedup", "_peak_bytes")
