@@ -1,5 +1,7 @@
 """transformers runs an exported student by the code in its folder, and computes what we do."""
 
+import copy
+
 import numpy as np
 import pytest
 from torch_students import HYBRID, STUDENTS, export, random_tokens
@@ -203,3 +205,16 @@ def test_the_tokenizer_of_the_folder_loads_with_its_chat_template(tmp_path):
     assert tokenizer(text)["input_ids"] == tiny_tokenizer().encode(text).tolist()
     messages = [{"role": "user", "content": text}]
     assert tokenizer.apply_chat_template(messages, tokenize=False) == text + "!"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_device_computes_the_same(hybrid):
+    tokens, mask = torch.tensor(random_tokens(2, 90)), torch.ones(2, 90, dtype=torch.long)
+    mask[0, :7] = 0
+    theirs = copy.deepcopy(hybrid.theirs).cuda()
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    here = hybrid.theirs.generate(tokens, attention_mask=mask, **options)
+    there = theirs.generate(tokens.cuda(), attention_mask=mask.cuda(), **options)
+    assert torch.equal(here, there.cpu())
+    with torch.no_grad():
+        assert_close(theirs(tokens.cuda()).logits.cpu(), hybrid.ours(tokens.numpy()))
