@@ -58,10 +58,10 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # For while one writes: one device, the forms of ops that run everywhere, everything compiled with little optimisation;
-# without the tests that damage files, kill runs or compile a second form or type of the same.
+# without files of other families and formats, damaged files, killed runs, and second forms or types of the same.
 FAST := $(addprefix tests/pallas_kernels/test_,attention.py decode_attention.py lightning_attention.py linear_loss.py)
 FAST += tests/test_losses.py tests/test_testing.py tests/model tests/weights tests/train tests/halo
-BEYOND := bfloat16 or temperature or harm or flipped or killed or recomputing or scanned or muon or tied_head
+BEYOND := gguf or families or other_teachers or refit or bfloat16 or temperature or harm or flipped or killed or recomputing or scanned or muon or tied_head
 SEVERAL_DEVICES := mesh or devices or and_eight or cut_cache or parameter_shards or two_processes
 test-fast: install-test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) \
