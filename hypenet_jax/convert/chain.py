@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import pathlib
 import shutil
 from collections.abc import Callable
 
@@ -19,12 +18,12 @@ from hypenet_jax.convert.programs import student_config
 from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
 from hypenet_jax.convert.selection import LayerScores
 from hypenet_jax.convert.training import train
-from hypenet_jax.evals.conversion import training_rows
+from hypenet_jax.evals.conversion import tokens_read
 from hypenet_jax.evals.runner import evaluate
 from hypenet_jax.halo.method import Work
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
-from hypenet_jax.train.stage_output import save_params
+from hypenet_jax.train.stage_output import read_stage_output, save_params
 from hypenet_jax.weights import save_hf
 from hypenet_jax.weights.model_card import ModelCard
 
@@ -119,11 +118,9 @@ def _export(inputs: Inputs, params: Params) -> None:
 
 
 def _tokens_read(config: StageConfig) -> dict[str, int]:
-    """What the stages of this conversion have trained on so far, for the model card."""
-    files = pathlib.Path(config.run_dir).glob("*/metrics.jsonl")
-    rows = [
-        row
-        for file in sorted(files, key=lambda file: file.stat().st_mtime)
-        for row in training_rows(file).select("tokens").rows
-    ]
-    return {f"training tokens, {row.model}": int(row.value) for row in rows}
+    """What this stage and those whose weights it started from have trained on, for the model card."""
+    folders, start_from = [config.folder], config.method.start_from
+    while start_from is not None and (final := config.final_of(start_from)).exists():
+        folders.append(final.parent)
+        start_from = read_stage_output(final, start_from)["config"]["method"].get("start_from")
+    return {f"training tokens, {folder.name}": tokens_read(folder) for folder in reversed(folders)}

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hypenet_jax.evals.evaluator import Evaluator, Session
@@ -76,14 +76,9 @@ class ConversionEvaluator(Evaluator):
           layer that it keeps.
         """
         folder, report = pathlib.Path(self.run_dir), Report()
-        kinds = {
-            "fits.jsonl": fit_rows,
-            "metrics.jsonl": training_rows,
-            "selection.json": selection_rows,
-        }
-        files = [file for name in kinds for file in folder.glob(f"*/{name}")]
+        files = [file for name in RECORDS for file in folder.glob(f"*/{name}")]
         for file in sorted(files, key=lambda file: file.stat().st_mtime):
-            report += kinds[file.name](file)
+            report += RECORDS[file.name](file)
         return report
 
     def summary(self, report: Report) -> Sequence[tuple[str, str]]:
@@ -158,3 +153,18 @@ def selection_rows(file: pathlib.Path) -> Report:
             label = f"layer {layer}"
             rows.append(Row(f"selection_{score}", stage, value, 1, label=label, task=becomes))
     return Report(tuple(rows))
+
+
+RECORDS: Mapping[str, Callable[[pathlib.Path], Report]] = {
+    "fits.jsonl": fit_rows,
+    "metrics.jsonl": training_rows,
+    "selection.json": selection_rows,
+}
+"""Files in the folder of a stage, and the rows that each holds."""
+
+
+def tokens_read(stage: pathlib.Path) -> int:
+    """Tokens that the stage of this folder has trained on, those of its closed-form fits included."""
+    files = [stage / name for name in RECORDS]
+    rows = [row for file in files if file.exists() for row in RECORDS[file.name](file).rows]
+    return sum(int(row.value) for row in rows if row.metric == "tokens")

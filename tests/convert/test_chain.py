@@ -153,6 +153,7 @@ def test_the_exported_folder_says_what_it_was_made_of_and_on_how_many_tokens(don
     card = (done.config.stage("finetune").hf_folder / "README.md").read_text(encoding="utf-8")
     for stage in ("align", "distill", "finetune"):
         assert f"| training tokens, {stage} | " in card
+    assert "training tokens, teacher" not in card  # its weights are no student's
 
 
 def test_text_with_ids_that_the_teacher_does_not_know_is_refused(done):
