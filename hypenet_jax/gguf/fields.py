@@ -14,6 +14,7 @@ from jaxtyping import Float
 from hypenet_jax.gguf.file import GGUFFile
 from hypenet_jax.model.rope_scaling import Llama3Scaling
 from hypenet_jax.weights import CheckpointError
+from hypenet_jax.weights.hf_config import refuse_inexact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +93,7 @@ def config_fields(file: GGUFFile) -> dict[str, Any]:
     fields.setdefault("head_dim", fields.get("hidden_size", 0) // max(heads, 1))
     if "token_embd.weight" in file.tensors:
         fields.setdefault("vocab_size", file.tensors["token_embd.weight"].shape[0])
-    problems = list(_problems(file.metadata, name, fields["head_dim"]))
-    if problems:
-        raise CheckpointError("\n  ".join(["this model cannot be computed exactly:", *problems]))
+    refuse_inexact([*_problems(file.metadata, name, fields["head_dim"])])
     return {
         "model_type": known.model_type,
         **fields,

@@ -7,8 +7,6 @@ import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 
-from huggingface_hub import ModelCardData
-
 from hypenet_jax.gguf.fields import config_fields
 from hypenet_jax.gguf.file import GGUFFile, open_gguf
 from hypenet_jax.gguf.tensors import kept_dtype, parameters
@@ -23,8 +21,9 @@ from hypenet_jax.gguf.tokenizer import (
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.weights import CheckpointError, save_hf
 from hypenet_jax.weights.hf_config import from_hf
+from hypenet_jax.weights.model_card import CARD, heading
 
-CARD: Mapping[str, str] = {
+CARD_FIELDS: Mapping[str, str] = {
     "license": "general.license",
     "license_name": "general.license.name",
     "license_link": "general.license.link",
@@ -76,7 +75,7 @@ def _convert(file: GGUFFile, target: pathlib.Path, unsaid: Unsaid) -> Converted:
             known = {**fields, **ids} if name == "config.json" else ids
             (companions / name).write_text(json.dumps(known), encoding="utf-8")
         save_hf(target, config, params, dtype=dtype, tokenizer_from=companions)
-    (target / "README.md").write_text(_card(file), encoding="utf-8")
+    (target / CARD).write_text(_card(file), encoding="utf-8")
     return Converted(config, dtype, tuple(_notes(file, vocabulary)))
 
 
@@ -106,8 +105,9 @@ def _notes(file: GGUFFile, vocabulary: Vocabulary) -> Iterator[str]:
 
 def _card(file: GGUFFile) -> str:
     """The README.md: licence and languages as model cards have them, and where the weights come from."""
-    known = {field: file.metadata[key] for field, key in CARD.items() if key in file.metadata}
+    known = {
+        field: file.metadata[key] for field, key in CARD_FIELDS.items() if key in file.metadata
+    }
     name = file.metadata.get("general.name", file.path.stem)
     kinds = ", ".join(sorted({tensor.kind for tensor in file.tensors.values()}))
-    front = ModelCardData(**known).to_yaml()
-    return f"---\n{front}\n---\n\n# {name}\n\nConverted from `{file.path.name}` ({kinds}).\n"
+    return f"{heading(known, name)}\nConverted from `{file.path.name}` ({kinds}).\n"

@@ -11,7 +11,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.gguf.fields import ROPE_DIVISORS, architecture
 from hypenet_jax.gguf.file import GGUFFile, StoredTensor, package
 from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.weights import CheckpointError
+from hypenet_jax.weights.hf_config import refuse_inexact
 from hypenet_jax.weights.names import Tensor, nest, shape_problems, tensors, to_ours
 
 ROTARY = (".attn_q.", ".attn_k.")
@@ -47,9 +47,8 @@ def parameters(file: GGUFFile, config: ModelConfig) -> Params:
     their_name = _names(name, config.num_layers)
     wanted = {their_name(tensor.theirs): tensor for tensor in tensors(config)}
     found = {key: stored.shape for key, stored in file.tensors.items() if key != ROPE_DIVISORS}
-    wrong = shape_problems(found, {key: tensor.their_shape for key, tensor in wanted.items()})
-    if wrong:
-        raise CheckpointError("\n  ".join(["this model cannot be computed exactly:", *wrong]))
+    shapes = {key: tensor.their_shape for key, tensor in wanted.items()}
+    refuse_inexact(shape_problems(found, shapes))
     leaves = {}
     for key, tensor in wanted.items():
         turned = known.rotates_neighbors and any(part in key for part in ROTARY)

@@ -8,7 +8,7 @@ by name: a model that silently computes something else is the worst outcome of a
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypenet_jax.model.config import ModelConfig
@@ -33,6 +33,12 @@ RELEASED = "hybrid"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used as it stands; the message lists all reasons."""
+
+
+def refuse_inexact(problems: Sequence[str]) -> None:
+    """Raises a CheckpointError that lists them; there may be none."""
+    if problems:
+        raise CheckpointError("\n  ".join(["this model cannot be computed exactly:", *problems]))
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
@@ -64,9 +70,7 @@ def from_hf(fields: Mapping[str, Any]) -> ModelConfig:
     if fields.get("model_type") == RELEASED:
         fields = {**fields, "model_type": HYBRID}
     fields = completed(fields)
-    wrong = [*problems(fields), *rotary_problems(fields)]
-    if wrong:
-        raise CheckpointError("this model cannot be computed exactly:\n  " + "\n  ".join(wrong))
+    refuse_inexact([*problems(fields), *rotary_problems(fields)])
     widths = {ours: kind(fields[theirs]) for theirs, (ours, kind) in WIDTHS.items()}
     return ModelConfig(mixers=_mixers(fields), **widths)
 

@@ -68,7 +68,7 @@ def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
     softmax = [str(layer) for layer, kind in enumerate(kinds) if kind == "attn"]
     origin = "" if teacher is None else f" from `{base or teacher.resolve().name}`"
     lines = [
-        f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n# {name}\n",
+        heading(metadata, name),
         f"A HypeNet ([arXiv 2601.22156](https://arxiv.org/abs/2601.22156)), converted with HALO{origin}.",
         f"Of its {len(kinds)} layers {len(softmax)} are softmax attention ({', '.join(softmax) or 'none'}); the others "
         "are recurrent, with a state that does not grow with the text.\n",
@@ -82,6 +82,11 @@ def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
     from_teacher = f"{licence}, the licence of the model that it was converted from."
     lines.append(f"## Licence\n\n{from_teacher if licence else UNLICENSED}")
     return "\n".join(lines) + "\n"
+
+
+def heading(metadata: Mapping[str, Any], name: str) -> str:
+    """The first lines of a card: what a hub reads, and the title."""
+    return f"---\n{ModelCardData(**metadata).to_yaml()}\n---\n\n# {name}\n"
 
 
 def _written(value: float | int) -> str:
