@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 from jaxtyping import Array, Int
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers, trainers
 
-from hypenet_jax.data.bpe import read_vocab_and_merges
+from hypenet_jax.data.bpe import byte_level_bpe, read_vocab_and_merges
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -125,9 +125,7 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
             f"vocab_size {recipe.vocab_size} cannot hold {len(alphabet)} bytes and an end token; "
             f"use at least {len(alphabet) + 1}"
         )
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level_bpe({}, (), "gpt-2")
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab_size,
         special_tokens=[END_OF_TEXT],
