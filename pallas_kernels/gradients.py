@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def as_defined(kernel: Callable[..., Any], define: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,3 +31,20 @@ def as_given(kernel: Callable[..., Any], gradients: Callable[..., Any]) -> Calla
     differentiable: Any = jax.custom_vjp(kernel, nondiff_argnums=(0,))
     differentiable.defvjp(forward, backward)
     return differentiable
+
+
+def of_scaled(call: Callable[..., Any], forward: Any, backward: Any) -> Callable[..., Any]:
+    """f(plan, x, scale, turns) of two kernels, differentiable by x and scale.
+
+    call(plan, forward, (x,), scale, turns) gives (f,); call(plan, backward, (cotangent, x), scale, turns) gives the
+    gradient of x, and of the scale [..., H] what each block of x adds to it.
+    """
+
+    def kernel(plan: Any, x: Any, scale: Any, turns: Any) -> Any:
+        return call(plan, forward, (x,), scale, turns)[0]
+
+    def gradients(plan: Any, cotangent: Any, x: Any, scale: Any, turns: Any) -> Any:
+        d_x, d_scale = call(plan, backward, (cotangent, x), scale, turns)
+        return d_x, jnp.sum(d_scale, axis=tuple(range(d_scale.ndim - 1))), None
+
+    return as_given(kernel, gradients)

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
-from pallas_kernels.gradients import as_given
+from pallas_kernels.gradients import of_scaled
 from pallas_kernels.norm_rotary.reference import Operands
 
 TILE = 8192  # numbers of x in a block: of 32 a thread, backward makes 127 registers and spills none
@@ -91,20 +91,6 @@ def _call(
     )(rows, scale, turns)
 
 
-def _apply_alone(plan: Plan, x: Rows, scale: Float[Array, "H"], turns: Turns) -> Rows:
-    return _call(plan, _forward, (x,), scale, turns)[0]
-
-
-def _gradients(
-    plan: Plan, cotangent: Rows, x: Rows, scale: Float[Array, "H"], turns: Turns
-) -> tuple[Rows, Float[Array, "H"], None]:
-    d_x, d_scale = _call(plan, _backward, (cotangent, x), scale, turns)
-    return d_x, jnp.sum(d_scale, axis=0), None
-
-
-_apply = as_given(_apply_alone, _gradients)
-
-
 def _forward(plan: Plan, rows: Any, scale: Ref, turns: Any, out: Ref) -> None:
     tile = _Tile(plan)
     cos, sin = map(tile.turn, turns)
@@ -124,6 +110,9 @@ def _backward(plan: Plan, rows: Any, scale: Ref, turns: Any, d_x: Ref, d_scale: 
     dn = [d * s[None] for d, s in zip(dy, tile.read(scale), strict=True)]
     mean = _mean(plan, [d * n for d, n in zip(dn, normed, strict=True)])
     tile.write(d_x, [(d - n * mean) * inverse for d, n in zip(dn, normed, strict=True)])
+
+
+_apply = of_scaled(_call, _forward, _backward)
 
 
 def _normed(plan: Plan, x: list[Half]) -> tuple[list[Half], Float[Array, "R 1"]]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
 from pallas_kernels.cost import cost
-from pallas_kernels.gradients import as_given
+from pallas_kernels.gradients import of_scaled
 from pallas_kernels.norm_rotary.reference import Operands
 
 BLOCK_BYTES = 2**19  # of x in a grid step, at most
@@ -91,20 +91,6 @@ def _call(
     )(tokens, scale[None], turns)
 
 
-def _apply_alone(plan: Plan, x: Tokens, scale: Float[Array, "H"], turns: Turns) -> Tokens:
-    return _call(plan, _forward, (x,), scale, turns)[0]
-
-
-def _gradients(
-    plan: Plan, cotangent: Tokens, x: Tokens, scale: Float[Array, "H"], turns: Turns
-) -> tuple[Tokens, Float[Array, "H"], None]:
-    d_x, d_scale = _call(plan, _backward, (cotangent, x), scale, turns)
-    return d_x, jnp.sum(d_scale, axis=(0, 1, 2)), None
-
-
-_apply = as_given(_apply_alone, _gradients)
-
-
 def _forward(plan: Plan, tokens: Any, scale: Any, turns: Any, out: Any) -> None:
     cos, sin = _turns(turns[...])
     for head in range(plan.heads):
@@ -131,6 +117,9 @@ def _backward(plan: Plan, tokens: Any, scale: Any, turns: Any, d_x: Any, d_scale
         total += dy * n
     # Past the end of a row lies whatever was there before.
     d_scale[...] = jnp.sum(jnp.where(inside, total, 0.0), axis=0, keepdims=True)
+
+
+_apply = of_scaled(_call, _forward, _backward)
 
 
 def _normed(plan: Plan, x: Float[Array, "R H"]) -> tuple[Float[Array, "R H"], Float[Array, "R 1"]]:
