@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from strange_values import check_strange_values
 
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.mixers import SoftmaxSpec
@@ -231,17 +232,9 @@ def test_nothing_that_a_qwen3_says_may_be_left_out():
             from_hf({name: value for name, value in fields.items() if name != key})
 
 
-STRANGE = [None, [], ["x"], {}, {"x": 1}, "x", -1, 0, 1.5, True, float("nan"), 10**400]
-
-
 @pytest.mark.parametrize("fields", [LLAMA32_1B, QWEN25_HALF_B, MISTRAL_7B, SMOLLM3_3B])
 def test_strange_values_are_read_or_refused_and_never_crash(fields):
-    for key in fields:
-        for value in STRANGE:
-            try:
-                from_hf({**fields, key: value})
-            except CheckpointError as error:
-                assert key in str(error) or "rotary base" in str(error)  # noqa: PT017
+    check_strange_values(fields)
 
 
 def test_rotary_frequencies_beside_the_weights_are_passed_over(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from strange_values import check_strange_values
 
 from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
@@ -163,15 +164,6 @@ def test_a_plan_without_fields_to_say_it_is_not_exported(mixers):
         to_hf(dataclasses.replace(QWEN3, mixers=mixers), "bfloat16")
 
 
-STRANGE = [None, [], ["x"], {}, {"x": 1}, "x", -1, 0, 1.5, True, float("nan"), 10**400]
-
-
 @pytest.mark.parametrize("config", [QWEN3, HYPENET], ids=["qwen3", "hypenet"])
 def test_strange_values_are_read_or_refused_and_never_crash(config):
-    fields = to_hf(config, "bfloat16")
-    for key in fields:
-        for value in STRANGE:
-            try:
-                from_hf({**fields, key: value})
-            except CheckpointError as error:
-                assert key in str(error) or "rotary base" in str(error)  # noqa: PT017
+    check_strange_values(to_hf(config, "bfloat16"))
