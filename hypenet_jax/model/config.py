@@ -8,7 +8,7 @@ from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec, check_listed, mixer_kind
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only language model: teacher and student differ in their mixers alone.
 

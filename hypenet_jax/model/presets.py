@@ -18,7 +18,13 @@ def qwen3(
 ) -> ModelConfig:
     """A Qwen3 of any size: what its family shares is fixed here."""
     mixer = SoftmaxSpec(num_heads, num_kv_heads=8, head_dim=128, rope_theta=1e6)
-    return ModelConfig(151_936, d_model, d_mlp, (mixer,) * layers, tie_embeddings)
+    return ModelConfig(
+        vocab_size=151_936,
+        d_model=d_model,
+        d_mlp=d_mlp,
+        mixers=(mixer,) * layers,
+        tie_embeddings=tie_embeddings,
+    )
 
 
 qwen3_0p6b = functools.partial(qwen3, 28, 1024, 3072, 16, tie_embeddings=True)

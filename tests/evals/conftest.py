@@ -24,7 +24,13 @@ from hypenet_jax.weights import save_hf
 
 MOST = (9, 64)
 CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
-TEACHER = ModelConfig(32 + CATALOGUE.num_ids, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=32 + CATALOGUE.num_ids,
+    d_model=32,
+    d_mlp=64,
+    mixers=(SoftmaxSpec(2, 1, 16, 1e4),) * 2,
+    tie_embeddings=True,
+)
 
 
 def _subject(name: str, config: ModelConfig, seed: int) -> EvalModel:

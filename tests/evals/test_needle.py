@@ -32,7 +32,9 @@ class Reader:
     @property
     def config(self):
         size = self.catalogue.first_id + self.catalogue.num_ids
-        return ModelConfig(size, 8, 8, (SoftmaxSpec(1, 1, 8),), True)
+        return ModelConfig(
+            vocab_size=size, d_model=8, d_mlp=8, mixers=(SoftmaxSpec(1, 1, 8),), tie_embeddings=True
+        )
 
     @property
     def dtype(self):

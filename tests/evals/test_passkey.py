@@ -38,7 +38,13 @@ class Oracle:
 
     @property
     def config(self):
-        return ModelConfig(self.vocabulary, 8, 8, (SoftmaxSpec(1, 1, 8),), True)
+        return ModelConfig(
+            vocab_size=self.vocabulary,
+            d_model=8,
+            d_mlp=8,
+            mixers=(SoftmaxSpec(1, 1, 8),),
+            tie_embeddings=True,
+        )
 
     @property
     def dtype(self):

@@ -19,7 +19,13 @@ from hypenet_jax.model.mixers import SoftmaxSpec
 pytestmark = pytest.mark.brief
 
 NEW = 6
-TEACHER = ModelConfig(24, 16, 24, (SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=24,
+    d_model=16,
+    d_mlp=24,
+    mixers=(SoftmaxSpec(2, 1, 8, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
 
 
 def model(config):

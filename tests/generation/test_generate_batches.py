@@ -18,7 +18,13 @@ from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 pytestmark = pytest.mark.brief
 
 LENGTH, NEW = 32, 6
-TEACHER = ModelConfig(96, 32, 64, (SoftmaxSpec(2, 1, 16, 1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=96,
+    d_model=32,
+    d_mlp=64,
+    mixers=(SoftmaxSpec(2, 1, 16, 1e4),) * 2,
+    tie_embeddings=True,
+)
 CONFIG = GenerationConfig(
     max_new_tokens=NEW, max_length=LENGTH, stop_tokens=(0,), tokens_per_batch=3 * 26
 )

@@ -21,7 +21,13 @@ from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch
 from hypenet_jax.testing import random_params
 
-CONFIG = ModelConfig(30, 16, 24, (SoftmaxSpec(4, 2, 8, rope_theta=1e4),) * 2, True)
+CONFIG = ModelConfig(
+    vocab_size=30,
+    d_model=16,
+    d_mlp=24,
+    mixers=(SoftmaxSpec(4, 2, 8, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,8 +26,16 @@ from hypenet_jax.train.step import make_train_step
 # An array's size tells what it is: multiples of 5 or 7 have a width of the teacher, of 9 a row's tokens, and of 11 the
 # vocabulary.
 MIXER = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope_theta=1e4)
-TEACHER = Decoder(ModelConfig(88, 40, 56, (MIXER,) * 3, True))
-STUDENT = Decoder(hypenet(ModelConfig(88, 32, 48, (MIXER,) * 3, True), (1,)), remat="full")
+TEACHER = Decoder(
+    ModelConfig(vocab_size=88, d_model=40, d_mlp=56, mixers=(MIXER,) * 3, tie_embeddings=True)
+)
+STUDENT = Decoder(
+    hypenet(
+        ModelConfig(vocab_size=88, d_model=32, d_mlp=48, mixers=(MIXER,) * 3, tie_embeddings=True),
+        (1,),
+    ),
+    remat="full",
+)
 
 
 def lowered_step(mesh: Mesh, length: int) -> tuple[jax.stages.Lowered, Params]:

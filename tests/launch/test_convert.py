@@ -15,7 +15,13 @@ from hypenet_jax.weights.names import flatten, nest, tensors
 
 pytestmark = pytest.mark.brief
 
-QWEN3 = ModelConfig(40, 24, 36, (SoftmaxSpec(4, 2, 8, rope_theta=1e6),) * 2, tie_embeddings=True)
+QWEN3 = ModelConfig(
+    vocab_size=40,
+    d_model=24,
+    d_mlp=36,
+    mixers=(SoftmaxSpec(4, 2, 8, rope_theta=1e6),) * 2,
+    tie_embeddings=True,
+)
 
 
 @pytest.fixture

@@ -11,7 +11,13 @@ from launch import time_decode
 
 pytestmark = pytest.mark.brief
 
-TEACHER = ModelConfig(64, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=64,
+    d_model=16,
+    d_mlp=16,
+    mixers=(SoftmaxSpec(2, 1, 8, 1e4),) * 2,
+    tie_embeddings=True,
+)
 
 
 @pytest.fixture

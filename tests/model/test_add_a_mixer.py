@@ -159,7 +159,9 @@ def test_what_is_not_listed_is_refused_by_name(teacher, monkeypatch):
     with pytest.raises(
         ValueError, match=r"layer 0 is AverageSpec.*MIXERS has SoftmaxSpec, LightningSpec"
     ):
-        ModelConfig(8, 8, 8, (AverageSpec(1, 8),), True)
+        ModelConfig(
+            vocab_size=8, d_model=8, d_mlp=8, mixers=(AverageSpec(1, 8),), tie_embeddings=True
+        )
 
 
 def test_the_page_on_adding_a_mixer_shows_this_file():

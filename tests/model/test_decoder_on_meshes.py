@@ -95,7 +95,9 @@ def test_a_table_cut_both_ways_is_read_without_gathering_it():
 
 def lightning_layer(time: int, mesh) -> str:
     """The compiled program of a layer and its gradients, all that comes with the tokens cut along the sequence."""
-    config = ModelConfig(8, 32, 48, (LightningSpec(4, 8, 1e4),), True)
+    config = ModelConfig(
+        vocab_size=8, d_model=32, d_mlp=48, mixers=(LightningSpec(4, 8, 1e4),), tie_embeddings=True
+    )
     layer = Layer(config.mixers[0], config, jnp.float32, Initialization(), tap=False)
 
     def read(params, x, positions, documents):
@@ -127,7 +129,10 @@ def test_a_lightning_layer_moves_no_more_for_a_longer_sequence():
 @pytest.mark.parametrize("sizes", [(1, 2, 1, 1), (2, 2, 2, 2), (1, 1, 4, 1)])
 def test_a_tpu_mesh_runs_every_kernel_on_every_device(sizes):
     mixer = SoftmaxSpec(num_heads=8, num_kv_heads=4, head_dim=128, rope_theta=1e4)
-    config = hypenet(ModelConfig(64, 64, 64, (mixer,) * 2, True), (1,))
+    config = hypenet(
+        ModelConfig(vocab_size=64, d_model=64, d_mlp=64, mixers=(mixer,) * 2, tie_embeddings=True),
+        (1,),
+    )
     decoder = Decoder(config)
     device = AbstractDevice("TPU v5 lite", 1, "tpu")
     mesh = AbstractMesh(sizes, MESH_AXES, (AxisType.Auto,) * 4, abstract_device=device)

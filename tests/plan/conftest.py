@@ -10,7 +10,13 @@ from hypenet_jax.config_file import load
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import SoftmaxSpec
 
-TEACHER = ModelConfig(512, 64, 128, (SoftmaxSpec(4, 4, 16, rope_theta=1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=512,
+    d_model=64,
+    d_mlp=128,
+    mixers=(SoftmaxSpec(4, 4, 16, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
 
 
 @pytest.fixture

@@ -16,7 +16,13 @@ from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.sharding import make_mesh
 
-TEACHER = ModelConfig(512, 256, 512, (SoftmaxSpec(4, 2, 64, rope_theta=1e4),) * 2, True)
+TEACHER = ModelConfig(
+    vocab_size=512,
+    d_model=256,
+    d_mlp=512,
+    mixers=(SoftmaxSpec(4, 2, 64, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
 DISTILL = "configs/halo_2b/distill.py"
 
 

@@ -74,7 +74,11 @@ def test_a_tied_model_has_no_head(tmp_path, checkpoint):
     config, params = read_hf(checkpoint)
     assert "lm_head.weight" in (checkpoint / "model.safetensors.index.json").read_text()
     tied = export.ModelConfig(
-        config.vocab_size, config.d_model, config.d_mlp, config.mixers, tie_embeddings=True
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        d_mlp=config.d_mlp,
+        mixers=config.mixers,
+        tie_embeddings=True,
     )
     kept = {name: tree for name, tree in params.items() if name != "head"}
     save_hf(tmp_path / "tied", tied, kept, dtype="float32")

@@ -12,7 +12,7 @@ from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.weights.hf_config import CheckpointError, from_hf, read_config, to_hf
 
 SOFTMAX = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=8, rope_theta=1e6)
-QWEN3 = ModelConfig(40, 24, 36, (SOFTMAX,) * 3, tie_embeddings=True)
+QWEN3 = ModelConfig(vocab_size=40, d_model=24, d_mlp=36, mixers=(SOFTMAX,) * 3, tie_embeddings=True)
 HYPENET = hypenet(QWEN3, (1,))
 
 

@@ -13,7 +13,9 @@ from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.weights.names import flatten, nest, tensors, to_ours
 
 SOFTMAX = SoftmaxSpec(num_heads=6, num_kv_heads=3, head_dim=4, rope_theta=1e4)
-QWEN3 = ModelConfig(11, 10, 14, (SOFTMAX,) * 3, tie_embeddings=False)
+QWEN3 = ModelConfig(
+    vocab_size=11, d_model=10, d_mlp=14, mixers=(SOFTMAX,) * 3, tie_embeddings=False
+)
 HYPENET = hypenet(QWEN3, (1,))
 BARE = dataclasses.replace(
     HYPENET,

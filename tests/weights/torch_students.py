@@ -25,7 +25,9 @@ PLAIN = LightningSpec(*(4, 6, None, "1/d"), qk_norm=False, output_norm=False, ou
 
 
 def student(*mixers: Any, tie_embeddings: bool = True) -> ModelConfig:
-    return ModelConfig(VOCABULARY, 24, 36, mixers, tie_embeddings)
+    return ModelConfig(
+        vocab_size=VOCABULARY, d_model=24, d_mlp=36, mixers=mixers, tie_embeddings=tie_embeddings
+    )
 
 
 HYBRID = with_logit_scale(student(LIGHTNING, SOFTMAX, LIGHTNING, SOFTMAX), LogLengthScale(20.0))
