@@ -19,7 +19,13 @@ from configs.halo_2b.align import config as make
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import SoftmaxSpec
 
-teacher = ModelConfig(256, 32, 64, (SoftmaxSpec(2, 2, 16, rope_theta=1e4),) * 2, True)
+teacher = ModelConfig(
+    vocab_size=256,
+    d_model=32,
+    d_mlp=64,
+    mixers=(SoftmaxSpec(num_heads=2, num_kv_heads=2, head_dim=16, rope_theta=1e4),) * 2,
+    tie_embeddings=True,
+)
 config = dataclasses.replace(make(), teacher=teacher)
 """
 

@@ -46,7 +46,13 @@ def config(run_dir: str, text: str, teacher: str = "", steps: int = 300) -> Stag
     return StageConfig(
         name="tiny",
         run_dir=run_dir,
-        teacher=ModelConfig(260, 16, 16, (SoftmaxSpec(2, 1, 8, 1e4),), True),
+        teacher=ModelConfig(
+            vocab_size=260,
+            d_model=16,
+            d_mlp=16,
+            mixers=(SoftmaxSpec(num_heads=2, num_kv_heads=1, head_dim=8, rope_theta=1e4),),
+            tie_embeddings=True,
+        ),
         teacher_folder=teacher or None,
         student=None,
         method=AlignConfig() if teacher else FinetuneConfig(start_from=None),
