@@ -8,6 +8,7 @@ and depend on every weight, and mean nothing.
         decoder, params = load_hf(folder)
 """
 
+import dataclasses
 import pathlib
 
 import jax
@@ -23,6 +24,12 @@ from hypenet_jax.weights import FAMILIES, save_hf
 
 VOCABULARY = 272
 """The end of a text, 256 bytes and 15 merges."""
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A chat template whose earlier turns read the same whatever follows."""
 
 SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1), "bias": (0.0, 0.5)}
 """Mean and standard deviation of random weights, by the last name of their path."""
@@ -77,6 +84,13 @@ def tiny_tokenizer(vocab_size: int = VOCABULARY, reserved: tuple[str, ...] = ())
     """
     text = "the quick brown fox jumps over the lazy dog while the other fox sleeps"
     return train_tokenizer([text] * 3, TrainedTokenizer(vocab_size, reserved))
+
+
+def tiny_chat_tokenizer(template: str = CHATML) -> Tokenizer:
+    """`tiny_tokenizer` with two more tokens, <|im_start|> and <|im_end|>, which ends a turn, and a chat template."""
+    plain = tiny_tokenizer(reserved=("<|im_start|>", "<|im_end|>"))
+    config = {**plain.config, "eos_token": "<|im_end|>", "chat_template": template}
+    return dataclasses.replace(plain, end_token="<|im_end|>", config=config)
 
 
 def tiny_teacher_folder(path: str | pathlib.Path) -> pathlib.Path:

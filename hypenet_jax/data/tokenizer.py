@@ -1,6 +1,7 @@
 """Tokenizers: a checkpoint's tokenizer.json, or a small byte-level BPE trained on the corpus."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +43,7 @@ class TrainedTokenizer:
 class Tokenizer:
     """A tokenizer and the token that ends a document; `config` is its tokenizer_config.json.
 
-    Special tokens spelled out in text are encoded as plain text.
+    Special tokens spelled out in text are encoded as plain text, unless asked for.
     """
 
     backend: tokenizers.Tokenizer
@@ -90,13 +91,33 @@ class Tokenizer:
                 f"model has: {some}; use the tokenizer that the model was trained with"
             )
 
-    def encode(self, text: str) -> Int[np.ndarray, " n"]:
-        """Token ids of `text`, without begin or end tokens."""
-        return self.encode_all([text])[0]
+    @functools.cached_property
+    def with_special_tokens(self) -> tokenizers.Tokenizer:
+        """A copy of `backend` to which special tokens spelled out in text are tokens."""
+        copy = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        copy.encode_special_tokens = False
+        return copy
 
-    def encode_all(self, texts: Sequence[str]) -> list[Int[np.ndarray, " _"]]:
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> Int[np.ndarray, " n"]:
+        """Token ids of `text`, without begin or end tokens.
+
+        Args:
+          special_tokens: read those that are spelled out as tokens.
+        """
+        return self.encode_all([text], special_tokens=special_tokens)[0]
+
+    def encode_all(
+        self, texts: Sequence[str], *, special_tokens: bool = False
+    ) -> list[Int[np.ndarray, " _"]]:
         """Token ids of each text, computed on all cores."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        backend = self.with_special_tokens if special_tokens else self.backend
+        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int] | Int[Array | np.ndarray, " n"]) -> str:

@@ -18,7 +18,6 @@ from hypenet_jax.data.tokenizer import (
     train_tokenizer,
 )
 from hypenet_jax.evals.harness import requests
-from hypenet_jax.evals.harness.chat import render_chat
 from hypenet_jax.evals.harness.evaluator import HarnessEvaluator
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.report import Report
@@ -242,8 +241,6 @@ def test_a_chat_is_written_as_by_transformers(tokenizer, ours, theirs):
     assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat)
     begun = [*chat, {"role": "assistant", "content": "Snow is "}]
     assert ours.apply_chat_template(begun, False) == theirs.apply_chat_template(begun, False)
-    with pytest.raises(ValueError, match="no chat_template"):
-        render_chat({}, chat, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import tokenizers
 
 # Only the extra installs the harness, and types are checked without it.
 from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
@@ -22,8 +21,9 @@ from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
 )
 
 from hypenet_jax import runtime
+from hypenet_jax.data.chat import Message, chat_template
 from hypenet_jax.data.tokenizer import special_token
-from hypenet_jax.evals.harness.chat import Message, render_chat
+from hypenet_jax.evals.harness.chat import left_open
 from hypenet_jax.evals.harness.requests import GenerationRequest, LikelihoodRequest, Request
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.generation.batching import TokenRow
@@ -58,9 +58,8 @@ class HarnessModel(TemplateLM):
             max_length,
             seed,
         )
-        # Ours reads a special token in a text as plain text; prompts of the harness may be made of them.
-        self.reader = tokenizers.Tokenizer.from_str(self.words.backend.to_str())
-        self.reader.encode_special_tokens = False
+        # Prompts of the harness may be made of special tokens.
+        self.reader = self.words.with_special_tokens
 
     def respond(self, request: Request) -> Iterator[tuple[int, Any]]:
         """Index of a row and the response for it, as batches end; the other processes compute along, see `_follow`."""
@@ -163,9 +162,9 @@ class HarnessModel(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[Message], add_generation_prompt: bool = True
     ) -> str:
-        return render_chat(
-            self.words.config, chat_history, add_generation_prompt=add_generation_prompt
-        )
+        template = chat_template(self.words)
+        text = template.render(chat_history, add_generation_prompt=add_generation_prompt)
+        return text if add_generation_prompt else left_open(text, chat_history[-1]["content"])
 
 
 def _cut(rows: Sequence[list[int]], most: int) -> tuple[TokenRow, ...]:
