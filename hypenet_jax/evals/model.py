@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,9 +21,10 @@ from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.generation.model import Model, model_fingerprint
 from hypenet_jax.generation.text_generator import end_ids
-from hypenet_jax.model.config import ModelConfig, with_logit_scale
+from hypenet_jax.model.config import ModelConfig, with_logit_scale, with_rope_scaling
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import logit_scale_from_hf
+from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights import load_hf
 
@@ -44,11 +45,29 @@ class ModelSource:
       folder: Hugging Face folder of Qwen3 or HypeNet.
       logit_scale: in place of the `attn_logits_scaling` of its config.json, and written as there: "hype 500", a
         constant, None for none; "stored" keeps what is there.
+      rope_scaling: in place of that of its config.json, such as YaRN for contexts beyond those of its training; None
+        for none; "stored" keeps what is there.
     """
 
     label: str
     folder: str
     logit_scale: str | float | None = "stored"
+    rope_scaling: RopeScaling | Literal["stored"] | None = "stored"
+
+    def scaled(self, config: ModelConfig) -> ModelConfig:
+        """The architecture of its folder with its own scales.
+
+        Raises:
+          ValueError: a scale that means nothing, or nothing that it could scale.
+        """
+        try:
+            if self.logit_scale != "stored":
+                config = with_logit_scale(config, logit_scale_from_hf(self.logit_scale))
+            if self.rope_scaling != "stored":
+                config = with_rope_scaling(config, self.rope_scaling)
+        except ValueError as error:
+            raise ValueError(f"{self.label!r}: {error}") from error
+        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +104,7 @@ class EvalModel:
         return digest([self.model_fingerprint, hashlib.sha256(self.text.tobytes()).hexdigest()])
 
     def scaled(self, logit_scale: str | float | None) -> "EvalModel":
-        """The same with another `attn_logits_scaling`, written as in a config.json; "stored" changes nothing."""
-        if logit_scale == "stored":
-            return self
+        """The same with another `attn_logits_scaling`, written as in a config.json."""
         assert isinstance(self.decoder, Decoder)
         config = with_logit_scale(self.decoder.config, logit_scale_from_hf(logit_scale))
         return dataclasses.replace(self, decoder=self.decoder.clone(config=config))
@@ -114,8 +131,8 @@ def open_model(
     runtime.check_agreement(text=hashlib.sha256(tokens.tobytes()).hexdigest())
     decoder, params = load_hf(folder, dtype=dtype, mesh=mesh)
     ends = end_ids(folder) or (tokenizer.end_id,)
-    model = EvalModel(source.label, decoder, params, tokenizer, ends, tokens, folder)
-    return model.scaled(source.logit_scale)
+    decoder = decoder.clone(config=source.scaled(decoder.config))
+    return EvalModel(source.label, decoder, params, tokenizer, ends, tokens, folder)
 
 
 def text_tokens(

@@ -73,10 +73,11 @@ def check_evaluation(config: EvaluationConfig) -> None:
 
     Raises:
       CheckpointError, FileNotFoundError: a folder is not that of a model, or has no tokenizer.
-      ValueError: a tokenizer has ids that its model does not know, or an evaluator refuses its models.
+      ValueError: a tokenizer has ids that its model does not know, a model has nothing that its scale could scale, or
+        an evaluator refuses its models.
     """
     for source in config.models:
-        vocab_size = read_config(source.folder).vocab_size
+        vocab_size = source.scaled(read_config(source.folder)).vocab_size
         load_tokenizer(source.folder).check_fits(vocab_size, repr(source.label))
     for evaluator in config.active.values():
         evaluator.check(evaluator.selected(config.models))

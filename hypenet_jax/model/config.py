@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
-from typing import cast
+from typing import Any, cast
 
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec, check_listed, mixer_kind
+from hypenet_jax.model.rope_scaling import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,21 @@ def with_logit_scale(config: ModelConfig, scale: LogLengthScale | float | None) 
         for spec in config.mixers
     )
     return dataclasses.replace(config, mixers=mixers)
+
+
+def with_rope_scaling(config: ModelConfig, scaling: RopeScaling | None) -> ModelConfig:
+    """The same model with other frequencies in the layers that have rotary positions; None is as they were trained.
+
+    Raises:
+      ValueError: no layer has rotary positions.
+    """
+    mixers: list[Any] = list(config.mixers)
+    rotary = [i for i, spec in enumerate(mixers) if getattr(spec, "rope_theta", None) is not None]
+    if not rotary:
+        raise ValueError(f"no layer has rotary positions for {scaling} to scale")
+    for i in rotary:
+        mixers[i] = dataclasses.replace(mixers[i], rope_scaling=scaling)
+    return dataclasses.replace(config, mixers=tuple(mixers))
 
 
 def hypenet(

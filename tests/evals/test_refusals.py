@@ -14,6 +14,7 @@ from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import check_evaluation
 from hypenet_jax.evals.sweep import SweepEvaluator
+from hypenet_jax.model.rope_scaling import YarnScaling
 from hypenet_jax.weights import CheckpointError
 
 pytestmark = pytest.mark.brief
@@ -85,6 +86,17 @@ def test_a_scale_that_cannot_be_written_is_refused(config):
     with pytest.raises(CheckpointError, match="no attn_logits_scaling"):
         check(config, sweep=sweep)
     check(config, sweep=dataclasses.replace(sweep, models=("student",)))
+
+
+def test_a_scale_of_a_model_that_has_nothing_to_scale_is_refused(config, student):
+    file = student / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lightning_use_rope": False}))
+    source = ModelSource("NoPE", str(student), rope_scaling=YarnScaling(4.0, 64))
+    with pytest.raises(ValueError, match="'NoPE': no layer has rotary positions for YarnScaling"):
+        check(dataclasses.replace(config, models=(source,)))
+    source = ModelSource("loud", str(student), logit_scale="hype 1")
+    with pytest.raises(ValueError, match="'loud': the logit-scale constant a must be at least 2"):
+        check(dataclasses.replace(config, models=(source,)))
 
 
 @pytest.mark.parametrize(

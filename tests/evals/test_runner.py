@@ -25,6 +25,7 @@ from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
 from hypenet_jax.evals.ruler.evaluator import RulerEvaluator
 from hypenet_jax.evals.runner import evaluate
 from hypenet_jax.evals.sweep import SweepEvaluator, write_scale
+from hypenet_jax.model.rope_scaling import YarnScaling
 from hypenet_jax.sharding import MeshConfig, make_mesh
 from hypenet_jax.train.errors import Preempted
 from hypenet_jax.weights import CheckpointError
@@ -264,3 +265,5 @@ def test_responses_of_changed_weights_or_text_are_those_of_another_model(swept):
     assert other.fingerprint != moved.fingerprint
     assert names(other)[1] == names(moved)[1]
     assert names(moved.scaled(2.0))[1] != names(moved)[1]
+    yarn = dataclasses.replace(source, folder=str(elsewhere), rope_scaling=YarnScaling(4.0, 64))
+    assert not set(names(opened(yarn))) & set(names(moved))

@@ -3,9 +3,10 @@ import dataclasses
 import pytest
 from tiny_decoders import TEACHER, tiny_hybrid
 
-from hypenet_jax.model.config import hypenet, with_logit_scale
+from hypenet_jax.model.config import hypenet, with_logit_scale, with_rope_scaling
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
+from hypenet_jax.model.rope_scaling import YarnScaling
 
 
 def test_named_layers_keep_softmax_without_positions_and_with_a_gate():
@@ -40,6 +41,17 @@ def test_the_logit_scale_is_set_in_softmax_layers_alone():
     scaled = with_logit_scale(tiny_hybrid(), LogLengthScale(500.0))
     assert [scaled.mixers[i].logit_scale for i in (0, 3)] == [LogLengthScale(500.0)] * 2
     assert scaled.mixers[1:3] == tiny_hybrid().mixers[1:3]
+
+
+def test_rotary_frequencies_are_scaled_where_there_are_rotary_positions_alone():
+    yarn = YarnScaling(4.0, 128)
+    scaled = with_rope_scaling(tiny_hybrid(), yarn)
+    assert [scaled.mixers[i].rope_scaling for i in (1, 2)] == [yarn] * 2
+    assert [scaled.mixers[i] for i in (0, 3)] == [tiny_hybrid().mixers[i] for i in (0, 3)]
+    assert with_rope_scaling(scaled, None) == tiny_hybrid()
+    without = dataclasses.replace(scaled, mixers=(scaled.mixers[0],) * 4)
+    with pytest.raises(ValueError, match="no layer has rotary positions for YarnScaling"):
+        with_rope_scaling(without, yarn)
 
 
 def test_query_heads_must_share_key_heads_evenly():
