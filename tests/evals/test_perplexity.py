@@ -175,6 +175,22 @@ def test_a_model_has_no_distance_to_itself_and_batches_add_up(teacher, text):
     assert twice.rows[0].count == 2 * once.rows[0].count
 
 
+def test_intervals_of_held_out_numbers_are_those_of_a_mean_over_batches(student, teacher, text):
+    batches = [_batch(np.roll(text, shift)) for shift in (0, 7, 21, 90)]
+    report = held_out(student, batches, teacher)
+    alone = [held_out(student, [batch], teacher) for batch in batches]
+    assert {row.interval for one in alone for row in one.rows} == {None}
+    for metric in ("cross_entropy", "kl", "top1"):
+        (row,) = report.select(metric).rows
+        means = np.asarray([one.value(metric, "student") for one in alone])
+        half = 1.959964 * means.std(ddof=1) / 2  # all weigh the same
+        assert row.interval == pytest.approx((max(row.value - half, 0), row.value + half))
+    (entropy,), (perplexity,) = (report.select(m).rows for m in ("cross_entropy", "perplexity"))
+    assert perplexity.interval == pytest.approx(np.exp(entropy.interval))
+    (same,) = held_out(student, batches[:1] * 3).select("cross_entropy").rows
+    assert same.interval == pytest.approx((same.value, same.value))
+
+
 def test_no_text_is_refused(teacher):
     with pytest.raises(ValueError, match="no token to predict"):
         held_out(teacher, [])

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from hypenet_jax.evals.language.perplexity import exp
 from hypenet_jax.evals.language.predictions import token_scores
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
-from hypenet_jax.evals.report import Report, Row
+from hypenet_jax.evals.report import Report, Row, Z
 from hypenet_jax.generation.model import Model
 from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
 from hypenet_jax.model.decoder import output_head
@@ -38,7 +39,7 @@ class HeldOutEvaluator(Evaluator):
     Attributes:
       folder: of a prepared corpus, with whose tokenizer the models read.
       context_length: tokens of a row; a divisor of the stored ones.
-      rows: how many; batch: how many at once.
+      rows: how many; batch: how many at once, and the unit of the intervals: with 1 they are over rows.
       reset_documents: each document of a row is read by itself.
     """
 
@@ -98,21 +99,47 @@ def held_out(
       teacher: compared with where given.
     Returns:
       Rows "cross_entropy" (nats), "perplexity" (its exp), "top1" (share of tokens that were the likeliest) and, with a
-      teacher, "kl": KL(teacher || model) in nats over all real tokens. The count is that of predicted tokens.
+      teacher, "kl": KL(teacher || model) in nats over all real tokens. The count is that of predicted tokens; the
+      interval of 95 % is that of a mean over batches, None for a single batch.
     """
     models = [model] if teacher is None else [model, teacher]
     decoders, params = tuple(m.decoder for m in models), tuple(m.params for m in models)
-    means, length, count = [], 0, 0
+    parts, length, count = [], 0, 0
     for batch in batches:
         length = batch.tokens.shape[1]
         count += int(np.count_nonzero(np.asarray(batch.loss_weight)))
-        means.append(_held_out(decoders, params, batch))
+        parts.append(_held_out(decoders, params, batch))
     if not count:
         raise ValueError(f"no token to predict in the held-out text of {model.name}; give more")
-    sums = jax.tree.map(lambda *parts: sum(map(float, parts)), *means)
-    values = {name: mean.total / mean.weight for name, mean in sums.items()}
-    values["perplexity"] = exp(values["cross_entropy"])
-    return Report(tuple(Row(name, model.name, v, count, length) for name, v in values.items()))
+    own = {"model": model.name, "count": count, "length": length}
+    rows = [_mean(name, [part[name] for part in parts], **own) for name in parts[0]]
+    return Report((*rows, *(_perplexity(row) for row in rows if row.metric == "cross_entropy")))
+
+
+def _mean(metric: str, batches: Sequence[Mean], **own: Any) -> Row:
+    """m = sum_b total_b / sum_b weight_b of n batches, with its interval of 95 %, where it can lie; `own` as in `Row`.
+
+    error of m = sqrt(n / (n - 1) sum_b (total_b - m weight_b)^2) / sum_b weight_b
+
+    Source: the ratio estimator; W. G. Cochran, Sampling Techniques, 1977, chapter 6.
+    """
+    totals = [float(batch.total) for batch in batches]
+    weights = [float(batch.weight) for batch in batches]
+    n, mean = len(batches), sum(totals) / sum(weights)
+    row = Row(metric, value=mean, **own)
+    if n == 1:
+        return row
+    squares = sum((t - mean * w) ** 2 for t, w in zip(totals, weights, strict=True))
+    spread = Z * math.sqrt(n / (n - 1) * squares) / sum(weights)
+    most = 1.0 if metric == "top1" else math.inf
+    return dataclasses.replace(row, low=max(mean - spread, 0.0), high=min(mean + spread, most))
+
+
+def _perplexity(entropy: Row) -> Row:
+    """exp of a cross entropy and of its interval."""
+    low, high = (None if end is None else exp(end) for end in (entropy.low, entropy.high))
+    value = exp(entropy.value)
+    return dataclasses.replace(entropy, metric="perplexity", value=value, low=low, high=high)
 
 
 @functools.partial(jax.jit, static_argnums=0)
