@@ -16,6 +16,7 @@ from hypenet_jax.gguf import Unsaid, convert_gguf
 from hypenet_jax.halo.transfer import transfer
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.weights import CheckpointError, read_hf, save_hf
+from hypenet_jax.weights.model_card import ModelCard
 from hypenet_jax.weights.verify import our_logits, their_logits, transformers_can_read
 
 
@@ -67,12 +68,15 @@ def convert(args: Arguments) -> None:
         )
         return
     config, params = read_hf(args.source)
-    dtype = "bfloat16" if params["embed"]["embedding"].dtype == "bfloat16" else "float32"
+    stored, dtype, card = params["embed"]["embedding"].dtype, None, ModelCard()
     if args.softmax_layers is not None:
         teacher, config = config, hypenet(config, args.softmax_layers, mixer=args.mixer)
         params = transfer(teacher, params, config, jax.random.key(args.seed))
-    save_hf(args.target, config, params, dtype=dtype, tokenizer_from=args.source)
-    print(f"wrote {args.target}: {dtype}, softmax attention in layers {config.softmax_layers}")
+        dtype = "bfloat16" if stored == "bfloat16" else "float32"
+        card = ModelCard(teacher=args.source)
+    save_hf(args.target, config, params, dtype=dtype, tokenizer_from=args.source, card=card)
+    layers = f"softmax attention in layers {config.softmax_layers}"
+    print(f"wrote {args.target}: {dtype or stored}, {layers}")
 
 
 def verify(args: Arguments) -> None:

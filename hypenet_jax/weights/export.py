@@ -1,12 +1,14 @@
 """Writes a model as a Hugging Face folder: official names, index, config.json, tokenizer."""
 
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -19,10 +21,12 @@ from hypenet_jax.axes import Params
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights.hf_config import read_json, to_hf
-from hypenet_jax.weights.hf_fields import TOKEN_IDS
+from hypenet_jax.weights.hf_fields import HYBRID, TOKEN_IDS
 from hypenet_jax.weights.model_card import ModelCard, write_card
-from hypenet_jax.weights.names import Tensor, flatten, shape_problems, tensors
-from hypenet_jax.weights.shards import INDEX
+from hypenet_jax.weights.names import EMBEDDING, Tensor, flatten, shape_problems, tensors
+from hypenet_jax.weights.shards import DTYPES, INDEX
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -37,20 +41,34 @@ AUTO_MAP: Mapping[str, str] = {
     "AutoModelForCausalLM": "modeling_hypenet.HypeNetForCausalLM",
 }
 
+_Folder: TypeAlias = str | os.PathLike[str] | None
+
+
+class _Tensor(NamedTuple):
+    """One tensor of the folder, and the type in which it is written."""
+
+    names: Tensor
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.names.their_shape)
+
 
 def save_hf(
     folder: str | os.PathLike[str],
     config: ModelConfig,
     params: Params,
     *,
-    dtype: Literal["bfloat16", "float32"],
+    dtype: Literal["bfloat16", "float32"] | None = None,
     tokenizer_from: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = 5 * 2**30,
     card: ModelCard = ModelCard(),  # noqa: B008
 ) -> None:
     """Writes the model where transformers and the official HypeNet code read it.
 
-    With a HypeNet stand the code that transformers runs it by (`trust_remote_code=True`) and a model card.
+    With a HypeNet stand a model card and the code that transformers runs it by (`trust_remote_code=True`). It computes
+    the mixers of this package; with another one, code and `auto_map` are left out, and the log and the card say so.
 
     Every process calls it; the first one writes, holding one shard in memory at a time. The folder appears complete or
     not at all: it is written beside its place and renamed.
@@ -58,22 +76,26 @@ def save_hf(
     Args:
       folder: must not exist, or be empty.
       params: of `config`; single or stacked layers, on any devices.
+      dtype: of all tensors; None keeps the type of each, and config.json names that of the embedding.
       tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over; None
         or what it lacks of the last two: those of the card's teacher.
       max_shard_bytes: a larger model is cut into files of at most this size, with an index.
       card: of a HypeNet: what its README.md says beside the architecture.
     Raises:
       FileExistsError: the folder holds something.
-      ValueError: parameters that are not those of `config`, all of them listed, or a plan that config.json cannot say.
+      ValueError: parameters that are not those of `config`, all of them listed, or of a type that no folder holds; or a
+        plan that config.json cannot say.
     """
     target = pathlib.Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not empty; name a new folder or remove this one first")
     sources = [pathlib.Path(f) for f in (tokenizer_from, card.teacher) if f is not None]
-    fields = to_hf(config, dtype, _carried(sources, card))
-    if fields["model_type"] == "hypenet":
+    layout = _layout(config, params, dtype)
+    stored = layout[EMBEDDING].dtype.name
+    fields = to_hf(config, stored, _carried(tokenizer_from, card.teacher))
+    without_code = {spec.NAME for spec in config.mixers if not spec.CHECKPOINT.in_transformers}
+    if fields["model_type"] == HYBRID and not without_code:
         fields["auto_map"] = dict(AUTO_MAP)
-    layout = _layout(config, params)
     runtime.meet(f"checked {target}")
     if jax.process_index() == 0:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,9 +104,10 @@ def save_hf(
             partial.mkdir()
             _write_json(partial / "config.json", fields)
             _copy_companions(partial, sources, fields)
-            if "auto_map" in fields:
-                _write_code_and_card(partial, card, target.name)
-            _write_tensors(partial, layout, params, np.dtype(dtype), max_shard_bytes)
+            if fields["model_type"] == HYBRID:
+                write_card(partial, card, target.name)
+            _write_code(partial, fields, without_code)
+            _write_tensors(partial, layout, params, max_shard_bytes)
             partial.replace(target)
     else:
         for _ in _arrays(layout, params):
@@ -92,21 +115,28 @@ def save_hf(
     runtime.meet(f"wrote {target}")
 
 
-def _layout(config: ModelConfig, params: Params) -> dict[str, Tensor]:
+def _layout(config: ModelConfig, params: Params, dtype: str | None) -> dict[str, _Tensor]:
     """The tensors by our path, in the order in which `_arrays` yields them."""
     wanted = {tensor.ours: tensor for tensor in tensors(config)}
-    shapes = {
-        path: leaf.shape
+    leaves = {
+        path: leaf
         for name, tree in params.items()
         for path, leaf in flatten(jax.eval_shape(unstack_layers, {name: tree})).items()
     }
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
     wrong = shape_problems(shapes, {path: tensor.our_shape for path, tensor in wanted.items()})
+    dtypes = {path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()}
+    wrong += [
+        f"type: {path} is {one}; written are {', '.join(DTYPES.values())}"
+        for path, one in dtypes.items()
+        if one.name not in DTYPES.values()
+    ]
     if wrong:
         raise ValueError("these parameters are not those of the config:\n  " + "\n  ".join(wrong))
-    return {path: wanted[path] for path in shapes}
+    return {path: _Tensor(wanted[path], dtypes[path]) for path in shapes}
 
 
-def _arrays(layout: Mapping[str, Tensor], params: Params) -> Iterator[tuple[Tensor, np.ndarray]]:
+def _arrays(layout: Mapping[str, _Tensor], params: Params) -> Iterator[tuple[_Tensor, np.ndarray]]:
     """Groups of layers one after the other, so that only one is unstacked at a time."""
     for name, tree in params.items():
         for path, leaf in flatten(unstack_layers({name: tree})).items():
@@ -117,12 +147,11 @@ def _arrays(layout: Mapping[str, Tensor], params: Params) -> Iterator[tuple[Tens
 
 def _write_tensors(
     folder: pathlib.Path,
-    layout: Mapping[str, Tensor],
+    layout: Mapping[str, _Tensor],
     params: Params,
-    dtype: np.dtype,
     max_shard_bytes: int,
 ) -> None:
-    sizes = {t.theirs: int(np.prod(t.their_shape)) * dtype.itemsize for t in layout.values()}
+    sizes = {t.names.theirs: t.size * t.dtype.itemsize for t in layout.values()}
     plan = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=lambda size: size,
@@ -131,28 +160,27 @@ def _write_tensors(
     )
     pending: dict[str, dict[str, np.ndarray]] = {name: {} for name in plan.filename_to_tensors}
     for tensor, array in _arrays(layout, params):
-        name = plan.tensor_to_filename[tensor.theirs]
+        names, dtype = tensor
+        name = plan.tensor_to_filename[names.theirs]
         # safetensors writes the buffer as it lies: a transposed view would come out scrambled.
-        pending[name][tensor.theirs] = np.ascontiguousarray(tensor.to_theirs(array).astype(dtype))
+        pending[name][names.theirs] = np.ascontiguousarray(names.to_theirs(array).astype(dtype))
         if len(pending[name]) == len(plan.filename_to_tensors[name]):
             save_file(pending.pop(name), folder / name, metadata={"format": "pt"})
             # It is written for its owner alone; others may read it as they may read config.json.
             shutil.copymode(folder / "config.json", folder / name)
     if plan.is_sharded:
-        size = sum(sizes.values())
-        metadata = {"total_parameters": size // dtype.itemsize, "total_size": size}
+        count = sum(tensor.size for tensor in layout.values())
+        metadata = {"total_parameters": count, "total_size": sum(sizes.values())}
         index = {"metadata": metadata, "weight_map": dict(sorted(plan.tensor_to_filename.items()))}
         _write_json(folder / INDEX, index)
 
 
-def _carried(sources: Sequence[pathlib.Path], card: ModelCard) -> dict[str, Any] | None:
-    """Fields of the first config.json; of a teacher, which may have another longest length, the token ids alone."""
-    folder = next((folder for folder in sources if (folder / "config.json").exists()), None)
-    if folder is None:
-        return None
-    fields = read_json(folder / "config.json")
-    is_teacher = card.teacher is not None and folder == pathlib.Path(card.teacher)
-    return {key: fields[key] for key in TOKEN_IDS if key in fields} if is_teacher else fields
+def _carried(tokenizer_from: _Folder, teacher: _Folder) -> dict[str, Any] | None:
+    """Fields of a config.json; of a teacher, which may have another longest length, the token ids alone."""
+    for folder, names in ((tokenizer_from, None), (teacher, TOKEN_IDS)):
+        if folder is not None and (path := pathlib.Path(folder) / "config.json").exists():
+            return {k: v for k, v in read_json(path).items() if names is None or k in names}
+    return None
 
 
 def _copy_companions(
@@ -169,10 +197,16 @@ def _copy_companions(
         _write_json(folder / GENERATION, {"_from_model_config": True, **ids})
 
 
-def _write_code_and_card(folder: pathlib.Path, card: ModelCard, name: str) -> None:
-    for file in CODE.glob("*.py"):
+def _write_code(
+    folder: pathlib.Path, fields: Mapping[str, Any], without_code: Iterable[str]
+) -> None:
+    for file in CODE.glob("*.py") if "auto_map" in fields else ():
         shutil.copyfile(file, folder / file.name)
-    write_card(folder, card, name)
+    if without_code:
+        log.warning(
+            "the PyTorch code of a HypeNet does not compute the mixer %s: no auto_map, so transformers cannot load it",
+            ", ".join(sorted(without_code)),
+        )
 
 
 def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:

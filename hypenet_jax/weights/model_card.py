@@ -31,6 +31,10 @@ tokenizer = AutoTokenizer.from_pretrained("{name}")
 
 The code lies beside the weights, in plain PyTorch for CPU and CUDA. In JAX: `hypenet_jax.load_hf("{name}")`.
 """
+WITHOUT_CODE = """## How to load it
+
+In JAX: `hypenet_jax.load_hf("{name}")`. It has a mixer that is not in the PyTorch code for transformers.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,9 @@ def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
     """The card of a model with these fields of a `config.json`."""
     teacher = None if card.teacher is None else pathlib.Path(card.teacher)
     base, carried = (None, {}) if teacher is None else (hub_name(teacher), _carried(teacher))
-    metadata = {**FIXED, **({"base_model": base} if base else {}), **carried}
+    in_transformers = "auto_map" in fields
+    fixed = {key: value for key, value in FIXED.items() if in_transformers or key != "library_name"}
+    metadata = {**fixed, **({"base_model": base} if base else {}), **carried}
     kinds = fields["mixer_types"]
     softmax = [str(layer) for layer, kind in enumerate(kinds) if kind == "attn"]
     origin = "" if teacher is None else f" from `{base or teacher.resolve().name}`"
@@ -72,7 +78,7 @@ def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
         f"A HypeNet ([arXiv 2601.22156](https://arxiv.org/abs/2601.22156)), converted with HALO{origin}.",
         f"Of its {len(kinds)} layers {len(softmax)} are softmax attention ({', '.join(softmax) or 'none'}); the others "
         "are recurrent, with a state that does not grow with the text.\n",
-        LOADING.format(name=name),
+        (LOADING if in_transformers else WITHOUT_CODE).format(name=name),
     ]
     if card.numbers:
         lines.append("## Numbers\n\n| what | value |\n|---|---|")

@@ -20,8 +20,9 @@ from hypenet_jax.model.mixers.spec import Rule
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 
+EMBEDDING = "embed/embedding"
 WHOLE_MODEL = (
-    Rule("embed/embedding", "model.embed_tokens.weight", "v d -> v d"),
+    Rule(EMBEDDING, "model.embed_tokens.weight", "v d -> v d"),
     Rule("final_norm/scale", "model.norm.weight", "d -> d"),
 )
 HEAD = Rule("head/kernel", "lm_head.weight", "v d -> v d")

@@ -62,7 +62,9 @@ def test_a_mixer_that_is_not_listed_is_refused_by_name(run, source, tmp_path, ca
 
 def test_with_layers_it_writes_a_student_of_the_teachers_weights(run, source, tmp_path):
     target = str(tmp_path / "target")
+    (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\n---\n")
     assert run(source, target, "--softmax-layers", "1") == 0
+    assert "mit, the licence of the model" in (tmp_path / "target" / "README.md").read_text()
     (_, teacher), (config, student) = read_hf(source), read_hf(target)
     assert config.softmax_layers == (1,)
     for path in ("layer_0/mixer/q/kernel", "layer_1/mixer/k/kernel", "layer_0/mlp/up/kernel"):

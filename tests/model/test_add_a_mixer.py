@@ -97,6 +97,17 @@ def test_a_hugging_face_folder_gives_it_back(teacher, kept, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, leaves, params)
 
 
+def test_a_folder_does_not_claim_that_transformers_can_load_it(student, tmp_path, caplog):
+    save_hf(tmp_path / "student", student.config, student.params)
+    assert "does not compute the mixer average" in caplog.text
+    assert "auto_map" not in (tmp_path / "student" / "config.json").read_text()
+    assert not list((tmp_path / "student").glob("*.py"))
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "AutoModel" not in card
+    assert "library_name" not in card
+    assert "not in the PyTorch code" in card
+
+
 def test_every_stage_takes_it(teacher, student, imitations, tokens):
     spec = aligned_spec(teacher.config, "average")
     frozen, decoder = (

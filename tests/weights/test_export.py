@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from tiny_models import HYPENET, QWEN3
 
+from hypenet_jax.model.mixers import MIXERS
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.testing import random_params
 from hypenet_jax.weights import export, read_hf, save_hf
@@ -160,5 +161,8 @@ def test_a_hypenet_has_the_code_that_transformers_runs_it_by_and_a_qwen3_needs_n
         module, name = place.split(".")
         assert f"class {name}(" in written[f"{module}.py"]
     assert read_hf(tmp_path / "student")[0] == HYPENET
+    for mixer in MIXERS:
+        kind = f'"{mixer.CHECKPOINT.kind}"'
+        assert mixer.CHECKPOINT.in_transformers == (kind in written["configuration_hypenet.py"])
     assert not list((tmp_path / "teacher").glob("*.py"))
     assert "auto_map" not in json.loads((tmp_path / "teacher" / "config.json").read_text())

@@ -57,8 +57,18 @@ def test_the_type_is_kept_per_tensor_unless_another_is_asked_for(tmp_path):
     _, read = read_hf(tmp_path / "out")
     assert read["final_norm"]["scale"].dtype == jnp.float32
     assert read["embed"]["embedding"].dtype == jnp.bfloat16
+    save_hf(tmp_path / "again", TIED, read)
+    assert_bit_equal(read_hf(tmp_path / "again")[1], read)
+    assert '"dtype": "bfloat16"' in (tmp_path / "again" / "config.json").read_text()
     _, cast = read_hf(tmp_path / "out", dtype=jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(cast)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_type_that_no_folder_holds_is_refused_by_name(tmp_path):
+    params = random_params(TIED, dtype=jnp.float8_e4m3fn)
+    with pytest.raises(ValueError, match="type: final_norm/scale is float8_e4m3fn; written are"):
+        save_hf(tmp_path / "out", TIED, params)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mesh_config", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=8)])

@@ -73,6 +73,7 @@ class LightningSpec(MixerSpec):
     STATE_AXES: ClassVar = {"recurrent_state": RECURRENT_AXES}
     CHECKPOINT = CheckpointFormat(
         kind="lightning-attn",
+        in_transformers=True,
         tensors=(
             Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
             Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),

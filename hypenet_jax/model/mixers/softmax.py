@@ -75,6 +75,7 @@ class SoftmaxSpec(MixerSpec):
     STATE_AXES: ClassVar = {"keys": KV_AXES, "values": KV_AXES}
     CHECKPOINT = CheckpointFormat(
         kind="attn",
+        in_transformers=True,
         tensors=(
             Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
             Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),

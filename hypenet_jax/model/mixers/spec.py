@@ -49,6 +49,7 @@ class CheckpointFormat:
         the spec has its default, so that the official code can read what it can compute.
       fixed: fields that must have this value where they stand, as nothing else is computed.
       ignored: fields that say nothing about the computation.
+      in_transformers: whether the PyTorch code in `weights/transformers_code` computes it.
     """
 
     kind: str
@@ -57,6 +58,7 @@ class CheckpointFormat:
     own_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    in_transformers: bool = False
 
 
 class MixerState:
