@@ -124,6 +124,11 @@ class Tokenizer:
         """The text of these ids, with special tokens spelled out."""
         return self.backend.decode(np.asarray(tokens).tolist(), skip_special_tokens=False)
 
+    def continuation(self, tokens: Sequence[int] | Int[Array | np.ndarray, " n"]) -> str:
+        """What these ids add to a text: SentencePiece drops the space that begins a whole text, and it stays here."""
+        end = [self.end_id]
+        return self.decode([*end, *np.asarray(tokens).tolist()]).removeprefix(self.decode(end))
+
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json in the layout of Hugging Face folders."""
         folder = Path(folder)

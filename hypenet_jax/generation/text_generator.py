@@ -77,7 +77,7 @@ class TextGenerator:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of new tokens, without end tokens."""
         ends = self.config.stop_tokens
-        return self.tokenizer.decode([token for token in tokens if token not in ends])
+        return self.tokenizer.continuation([token for token in tokens if token not in ends])
 
     def _stream(self, on_text: Callable[[str], None]) -> OnRows:
         """Hands on new text once its last character is whole: a character may take several tokens."""

@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 
+from hypenet_jax.data.bpe import sentencepiece_bpe
 from hypenet_jax.data.tokenizer import (
     END_OF_TEXT,
+    Tokenizer,
     TokenizerFile,
     TrainedTokenizer,
     load_tokenizer,
@@ -25,6 +27,17 @@ def tokenizer():
 )
 def test_decoding_gives_back_every_text(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_text_is_the_text_of_its_first_tokens_and_what_the_others_add(tokenizer, prefix):
+    pieces = ["<unk>", "</s>", "▁", *"abc"]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = sentencepiece_bpe(vocab, [], unknown="<unk>", prefix=prefix)
+    for each, text in ((Tokenizer(backend, "</s>", {}), "ab  c ba"), (tokenizer, TEXTS[0])):
+        tokens = each.encode(text)
+        for cut in range(1, len(tokens) + 1):
+            assert each.decode(tokens[:cut]) + each.continuation(tokens[cut:]) == text
 
 
 def test_text_cannot_forge_a_special_token(tokenizer):

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import pytest
 from jax import monitoring
 
+from hypenet_jax.data.bpe import sentencepiece_bpe
+from hypenet_jax.data.tokenizer import Tokenizer
 from hypenet_jax.generation import (
     GenerationConfig,
     Sampling,
@@ -29,6 +31,7 @@ from hypenet_jax.generation.completions import (
 from hypenet_jax.generation.text_generator import end_ids
 from hypenet_jax.generation.throughput import COMPILING, Pace, Throughput
 from hypenet_jax.testing import (
+    VOCABULARY,
     tiny_student_folder,
     tiny_teacher,
     tiny_teacher_folder,
@@ -80,6 +83,16 @@ def test_a_prompt_in_a_batch_writes_what_it_writes_alone(generator):
 def test_streamed_text_is_the_text(generator):
     heard = []
     (one,) = complete(generator, PROMPTS[:1], on_text=heard.append)
+    assert "".join(heard) == one.text
+
+
+def test_the_space_before_the_first_new_word_stays(generator):
+    words = ["<unk>", "</s>", "▁", *(f"▁{i}" for i in range(3, VOCABULARY))]
+    vocab = {word: i for i, word in enumerate(words)}
+    backend = sentencepiece_bpe(vocab, [], unknown="<unk>", prefix=True)
+    other, heard = dataclasses.replace(generator, tokenizer=Tokenizer(backend, "</s>", {})), []
+    (one,) = complete(other, [" "], on_text=heard.append)
+    assert one.text.startswith(" ")
     assert "".join(heard) == one.text
 
 
