@@ -68,7 +68,8 @@ class StageConfig:
       name: of the stage; its files lie in run_dir/name, and later stages start from it by this name.
       run_dir: folder of the whole conversion.
       teacher: the pretrained model.
-      teacher_folder: its Hugging Face folder; None only where the stage makes the teacher itself.
+      teacher_folder: its Hugging Face folder, or its name in the local cache (`model_folder`); None only where the
+        stage makes the teacher itself.
       student: plan of the student; None where the stage trains a plan like the teacher's.
       mixer: what replaces softmax attention in the student, by its name in `MIXERS`; the same in all stages.
       method: how it learns, with its numbers.

@@ -15,6 +15,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from hypenet_jax.hub import model_folder
+
 Config = TypeVar("Config")
 
 # Sections and settings of earlier versions, and what they are now.
@@ -54,8 +56,8 @@ def parse(
         the last one that of this command line.
       options: dataclasses of the command's own options, all with defaults.
       usage: what `--help` says above the options.
-      of_a_folder: a config file and the option of its function that takes a folder: that folder may be named in place
-        of a config file.
+      of_a_folder: a config file and the option of its function that takes a model folder: that folder, or the name of
+        one in the local cache (`model_folder`), may be named in place of a config file.
     Raises:
       ConfigError: no such file, no `config` in it, another kind of config, or a setting that has a new name.
       SystemExit: code 2 for an unknown or ill-typed option, after naming the nearest known ones, and where no config
@@ -66,13 +68,10 @@ def parse(
     line = _CommandLine(kind if isinstance(kind, tuple) else (kind,), options, usage)
     path = line.config_file(words, wants_help)
     words.remove(path)
-    if of_a_folder is not None and pathlib.Path(path).is_dir():
+    if of_a_folder is not None and not pathlib.Path(path).is_file():
+        _check_model(path, of_a_folder[0])
         words = [of_a_folder[1], path, *words]
         path = of_a_folder[0]
-    elif of_a_folder is not None and not pathlib.Path(path).is_file():
-        raise ConfigError(
-            f"{path} is neither a folder nor a file; name a folder, or a file like {of_a_folder[0]}"
-        )
     _refuse_renamed(words)
     return line.config(path, words, wants_help)
 
@@ -87,6 +86,16 @@ def resolved(config: Any) -> Any:
     if isinstance(config, tuple | list):
         return [resolved(item) for item in config]
     return config
+
+
+def _check_model(model: str, file: str) -> None:
+    try:
+        if model_folder(model).is_dir():
+            return
+        reason = f"{model} is neither a folder nor a file; name a folder"
+    except FileNotFoundError as error:
+        reason = str(error)
+    raise ConfigError(f"{reason}; or name a file like {file}")
 
 
 # A field of a section: name, annotated type, and its default where it has one.

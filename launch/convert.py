@@ -14,6 +14,7 @@ import tyro
 from hypenet_jax import runtime
 from hypenet_jax.gguf import Unsaid, convert_gguf
 from hypenet_jax.halo.transfer import transfer
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.weights import CheckpointError, read_hf, save_hf
 from hypenet_jax.weights.model_card import ModelCard
@@ -25,7 +26,8 @@ class Arguments:
     """Arguments of the command."""
 
     source: tyro.conf.Positional[pathlib.Path]
-    """Checkpoint folder: config.json and .safetensors; or a file whose name ends with .gguf."""
+    """Checkpoint folder: config.json and .safetensors; or org/name in the local cache of Hugging Face; or a file whose
+    name ends with .gguf."""
     target: tyro.conf.Positional[pathlib.Path]
     """Folder to write; must not exist, or be empty."""
     softmax_layers: tuple[int, ...] | None = None
@@ -67,14 +69,15 @@ def convert(args: Arguments) -> None:
             sep="\n",
         )
         return
-    config, params = read_hf(args.source)
+    source = model_folder(args.source)
+    config, params = read_hf(source)
     stored, dtype, card = params["embed"]["embedding"].dtype, None, ModelCard()
     if args.softmax_layers is not None:
         teacher, config = config, hypenet(config, args.softmax_layers, mixer=args.mixer)
         params = transfer(teacher, params, config, jax.random.key(args.seed))
         dtype = "bfloat16" if stored == "bfloat16" else "float32"
-        card = ModelCard(teacher=args.source)
-    save_hf(args.target, config, params, dtype=dtype, tokenizer_from=args.source, card=card)
+        card = ModelCard(teacher=source)
+    save_hf(args.target, config, params, dtype=dtype, tokenizer_from=source, card=card)
     layers = f"softmax attention in layers {config.softmax_layers}"
     print(f"wrote {args.target}: {dtype or stored}, {layers}")
 
@@ -84,7 +87,7 @@ def verify(args: Arguments) -> None:
 
     A GGUF file is computed nowhere here: its folder is compared with transformers alone.
     """
-    folder = args.target if args.reads_gguf else args.source
+    folder = args.target if args.reads_gguf else model_folder(args.source)
     source = our_logits(folder)
     if not args.reads_gguf:
         result = our_logits(args.target)

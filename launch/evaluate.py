@@ -3,9 +3,9 @@
     python -m launch.evaluate MODEL [--teacher FOLDER] [--lengths 4096 8192] [--text FOLDER] [arguments of the config]
     python -m launch.evaluate CONFIG [arguments of the config]
 
-MODEL is a Hugging Face folder of HypeNet or a teacher, measured as configs/evals/model.py says; `--help` after it lists
-all that can be set. On several hosts the same command runs on each; where they cannot be detected, add
---coordinator HOST:PORT --num-processes N --process-id I.
+MODEL is a Hugging Face folder of HypeNet or a teacher, or org/name in the local cache of Hugging Face. It is measured
+as configs/evals/model.py says; `--help` after it lists all that can be set. On several hosts the same command runs on
+each; where they cannot be detected, add --coordinator HOST:PORT --num-processes N --process-id I.
 
 Exit codes: 0 done, 2 bad config, 5 bad data or checkpoint, 6 a required check does not hold, 42 stopped by SIGTERM;
 what was measured is kept, and the same command goes on.

@@ -27,7 +27,7 @@ class Arguments:
     """Arguments of the command."""
 
     model: tyro.conf.Positional[pathlib.Path]
-    """Folder with config.json, .safetensors and tokenizer.json."""
+    """Folder with config.json, .safetensors and tokenizer.json; or org/name in the local cache of Hugging Face."""
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
     prompts: pathlib.Path | None = None

@@ -2,9 +2,10 @@
 
 import atexit
 import os
+import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -45,3 +46,26 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRe
     """Shipped configs are found by their paths, and find each other."""
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.syspath_prepend(request.config.rootpath)
+
+
+@pytest.fixture
+def put_in_the_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> Callable[[pathlib.Path, str], pathlib.Path]:
+    """Copies a folder to where `hf download NAME` would leave it, links to blobs; returns the snapshot."""
+    cache, commit = tmp_path / "hub", "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+    def put(folder: pathlib.Path, name: str) -> pathlib.Path:
+        model = cache / f"models--{name.replace('/', '--')}"
+        snapshot, blobs = model / "snapshots" / commit, model / "blobs"
+        shutil.copytree(folder, blobs)
+        snapshot.mkdir(parents=True)
+        for file in blobs.iterdir():
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+        (model / "refs").mkdir()
+        for ref in ("main", "v1.0"):
+            (model / "refs" / ref).write_text(commit)
+        return snapshot
+
+    return put

@@ -35,8 +35,8 @@ def config(
     Passkeys, the harness, the sweep and samples are left out until they are given lengths, tasks, constants or prompts.
 
     Args:
-      model: Hugging Face folder.
-      teacher: Hugging Face folder of the model that it is compared with.
+      model: Hugging Face folder, or org/name in the local cache.
+      teacher: folder or name of the model that it is compared with.
       text: folder of .txt, .md or .jsonl (field "text") files; None reads the running Python's standard library.
       lengths: context lengths of every measurement; up to a million.
       tasks: in the manner of RULER.

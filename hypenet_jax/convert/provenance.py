@@ -1,6 +1,7 @@
 """Whose weights a stage writes, and whether this very stage has written them before."""
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -12,6 +13,7 @@ from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import resolved
 from hypenet_jax.data.prepared import open_prepared
 from hypenet_jax.fingerprint import digest
+from hypenet_jax.hub import model_folder
 from hypenet_jax.train.provenance import Provenance, check_provenance
 from hypenet_jax.train.stage_output import read_stage_output
 from hypenet_jax.weights.shards import find_tensors
@@ -72,10 +74,11 @@ def teacher_fingerprint(config: StageConfig) -> str | None:
     """
     if config.teacher_folder is None or not config.method.reads_teacher:
         return None
-    folder = pathlib.Path(config.teacher_folder).absolute()
-    first = jax.process_index() == 0
-    # Only headers are read everywhere: a damaged folder ends all processes alike.
-    files = {tensor.file for tensor in find_tensors(folder).values()} if folder.is_dir() else ()
+    first, files = jax.process_index() == 0, ()
+    with contextlib.suppress(FileNotFoundError):  # of a name that is not in the cache any more
+        folder = model_folder(config.teacher_folder).absolute()
+        # Only headers are read everywhere: a damaged folder ends all processes alike.
+        files = {tensor.file for tensor in find_tensors(folder).values()} if folder.is_dir() else ()
     return runtime.broadcast(_hash_of(sorted(files)) if first and files else None)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from tokenizers import pre_tokenizers, trainers
 
 from hypenet_jax.data.bpe import byte_level_bpe, read_vocab_and_merges
+from hypenet_jax.hub import model_folder
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -23,7 +24,7 @@ class TokenizerFile:
     """An existing tokenizer.
 
     Attributes:
-      path: of a tokenizer.json, or of its folder.
+      path: of a tokenizer.json, or of its folder, or the name of a model in the local cache (`model_folder`).
       end_token: None takes the `eos_token` of the tokenizer_config.json in the same folder.
     """
 
@@ -176,13 +177,13 @@ def train_tokenizer(texts: Iterable[str], recipe: TrainedTokenizer) -> Tokenizer
 
 
 def load_tokenizer(path: str | Path, end_token: str | None = None) -> Tokenizer:
-    """Reads a tokenizer.json, given its path or its folder; a folder may hold vocab.json and merges.txt instead.
+    """Reads a tokenizer.json, given its path or its folder (`model_folder`), which may hold vocab.json and merges.txt.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the file is no tokenizer, or no end token is known.
     """
-    path = Path(path)
+    path = Path(path) if str(path).endswith(".json") else model_folder(path)
     path = path / "tokenizer.json" if path.is_dir() else path
     folder, config_path = path.parent, path.with_name("tokenizer_config.json")
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}

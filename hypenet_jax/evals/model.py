@@ -21,6 +21,7 @@ from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.fingerprint import digest
 from hypenet_jax.generation.model import Model, model_fingerprint
 from hypenet_jax.generation.text_generator import end_ids
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.config import ModelConfig, with_logit_scale, with_rope_scaling
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.hype import logit_scale_from_hf
@@ -42,7 +43,7 @@ class ModelSource:
 
     Attributes:
       label: its name in tables and plots.
-      folder: Hugging Face folder of Qwen3 or HypeNet.
+      folder: Hugging Face folder of HypeNet or a teacher, or a name in the local cache (`model_folder`).
       logit_scale: in place of the `attn_logits_scaling` of its config.json, and written as there: "hype 500", a
         constant, None for none; "stored" keeps what is there.
       rope_scaling: in place of that of its config.json, such as YaRN for contexts beyond those of its training; None
@@ -53,6 +54,11 @@ class ModelSource:
     folder: str
     logit_scale: str | float | None = "stored"
     rope_scaling: RopeScaling | Literal["stored"] | None = "stored"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where the folder lies."""
+        return model_folder(self.folder)
 
     def scaled(self, config: ModelConfig) -> ModelConfig:
         """The architecture of its folder with its own scales.
@@ -125,7 +131,7 @@ def open_model(
       CheckpointError, FileNotFoundError, ValueError: no model, no tokenizer, no text, or a scale that means nothing.
       ProcessesDiffer: the processes have different texts or tokenizers.
     """
-    folder = pathlib.Path(source.folder)
+    folder = source.path
     tokenizer = load_tokenizer(folder)
     tokens = text_tokens(text, tokenizer, at_most)
     runtime.check_agreement(text=hashlib.sha256(tokens.tobytes()).hexdigest())

@@ -15,6 +15,7 @@ from hypenet_jax.evals.evaluator import Evaluator, Session
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report
+from hypenet_jax.hub import cached_name
 from hypenet_jax.weights import CheckpointError
 from hypenet_jax.weights.hf_config import from_hf, read_json
 
@@ -61,7 +62,12 @@ class SweepEvaluator(Evaluator):
         """Refuses what `by` refuses and, where the best is to be written, folders without a logit scale."""
         self.by.check(models)
         for source in models if self.write else ():
-            scaled_fields(pathlib.Path(source.folder) / "config.json")
+            scaled_fields(source.path / "config.json")
+            if cached_name(source.path) is not None:
+                raise ValueError(
+                    f"sweep.write would change {source.folder} in the cache of Hugging Face; copy it with "
+                    f"python -m launch.convert {source.folder} FOLDER, and name the copy"
+                )
 
     def run(self, model: EvalModel, session: Session) -> Report:
         """Rows "scale_sweep", whose task is the metric and whose label is the scale as a config.json writes it, and one

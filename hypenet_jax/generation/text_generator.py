@@ -1,6 +1,7 @@
 """Text in, text out: a model folder continues prompts with its own tokenizer, in a few compiled shapes."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.generation.generate import Continuation, GenerationConfig, OnRows, generate_batches
 from hypenet_jax.generation.throughput import Throughput
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.runtime import reason
 from hypenet_jax.weights import CheckpointError, load_hf, read_config
@@ -102,13 +104,17 @@ class TextGenerator:
 
 
 def open_generator(
-    folder: pathlib.Path, config: GenerationConfig, *, dtype: str | None = None
+    folder: str | os.PathLike[str], config: GenerationConfig, *, dtype: str | None = None
 ) -> TextGenerator:
     """Reads a model folder: weights, tokenizer, and the end tokens, which replace `config.stop_tokens`.
+
+    Args:
+      folder: a path, or a name in the local cache of Hugging Face (`model_folder`).
 
     Raises:
       CheckpointError, FileNotFoundError, ValueError: no such model or tokenizer, or they do not belong together.
     """
+    folder = model_folder(folder)
     vocab_size, tokenizer = read_config(folder).vocab_size, load_tokenizer(folder)
     tokenizer.check_fits(vocab_size, str(folder))
     decoder, params = load_hf(folder, dtype=dtype)

@@ -8,7 +8,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights.hf_config import read_json, to_hf
@@ -40,8 +41,6 @@ AUTO_MAP: Mapping[str, str] = {
     "AutoModel": "modeling_hypenet.HypeNetModel",
     "AutoModelForCausalLM": "modeling_hypenet.HypeNetForCausalLM",
 }
-
-_Folder: TypeAlias = str | os.PathLike[str] | None
 
 
 class _Tensor(NamedTuple):
@@ -89,10 +88,13 @@ def save_hf(
     target = pathlib.Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not empty; name a new folder or remove this one first")
-    sources = [pathlib.Path(f) for f in (tokenizer_from, card.teacher) if f is not None]
+    first, teacher = (
+        None if f is None else model_folder(f) for f in (tokenizer_from, card.teacher)
+    )
+    sources = [folder for folder in (first, teacher) if folder is not None]
     layout = _layout(config, params, dtype)
     stored = layout[EMBEDDING].dtype.name
-    fields = to_hf(config, stored, _carried(tokenizer_from, card.teacher))
+    fields = to_hf(config, stored, _carried(first, teacher))
     without_code = {spec.NAME for spec in config.mixers if not spec.CHECKPOINT.in_transformers}
     if fields["model_type"] == HYBRID and not without_code:
         fields["auto_map"] = dict(AUTO_MAP)
@@ -175,10 +177,12 @@ def _write_tensors(
         _write_json(folder / INDEX, index)
 
 
-def _carried(tokenizer_from: _Folder, teacher: _Folder) -> dict[str, Any] | None:
+def _carried(
+    tokenizer_from: pathlib.Path | None, teacher: pathlib.Path | None
+) -> dict[str, Any] | None:
     """Fields of a config.json; of a teacher, which may have another longest length, the token ids alone."""
     for folder, names in ((tokenizer_from, None), (teacher, TOKEN_IDS)):
-        if folder is not None and (path := pathlib.Path(folder) / "config.json").exists():
+        if folder is not None and (path := folder / "config.json").exists():
             return {k: v for k, v in read_json(path).items() if names is None or k in names}
     return None
 

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
 from hypenet_jax.model.rope_scaling import RopeScaling
@@ -42,8 +43,11 @@ def refuse_inexact(problems: Sequence[str]) -> None:
 
 
 def read_config(folder: str | os.PathLike[str]) -> ModelConfig:
-    """The architecture that `folder/config.json` describes; CheckpointError where it would not be computed exactly."""
-    path = pathlib.Path(folder) / "config.json"
+    """The architecture that `folder/config.json` describes; CheckpointError where it would not be computed exactly.
+
+    The folder may be named as in the local cache (`model_folder`).
+    """
+    path = model_folder(folder) / "config.json"
     fields = read_json(path)
     try:
         return from_hf(fields)

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData, metadata_load
 
+from hypenet_jax.hub import cached_name, model_folder
 from hypenet_jax.weights.hf_config import read_json
 
 CARD = "README.md"
@@ -42,8 +43,8 @@ class ModelCard:
     """What a card says beyond the `config.json` beside it.
 
     Attributes:
-      teacher: folder of the model that was converted; licence and language of its own card are carried over, token ids
-        and generation settings too.
+      teacher: folder of the model that was converted, or its name in the local cache (`model_folder`); licence and
+        language of its own card are carried over, token ids and generation settings too.
       numbers: measurements of this model by what they are, in their order.
     """
 
@@ -65,7 +66,7 @@ def write_card(folder: str | os.PathLike[str], card: ModelCard, name: str | None
 
 def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
     """The card of a model with these fields of a `config.json`."""
-    teacher = None if card.teacher is None else pathlib.Path(card.teacher)
+    teacher = None if card.teacher is None else model_folder(card.teacher)
     base, carried = (None, {}) if teacher is None else (hub_name(teacher), _carried(teacher))
     in_transformers = "auto_map" in fields
     fixed = {key: value for key, value in FIXED.items() if in_transformers or key != "library_name"}
@@ -101,9 +102,8 @@ def _written(value: float | int) -> str:
 
 def hub_name(folder: pathlib.Path) -> str | None:
     """owner/name of a downloaded model: from the layout of the hub's cache, else as its config.json says it."""
-    for part in folder.resolve().parts:
-        if re.fullmatch(r"models--[\w.-]+?--[\w.-]+", part):
-            return part.removeprefix("models--").replace("--", "/", 1)
+    if name := cached_name(folder):
+        return name
     said = read_json(folder / "config.json").get("_name_or_path")
     is_name = isinstance(said, str) and re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", said)
     return said if is_name else None

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from orbax.checkpoint import v1 as ocp
 
 from hypenet_jax.axes import Params
+from hypenet_jax.hub import model_folder
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.decoder import Decoder, logical_axes
 from hypenet_jax.sharding import sharding_of
@@ -31,10 +32,12 @@ def load_hf(
     """A checkpoint folder as a model that runs, its layers single: `decoder.apply({"params": params}, tokens)`.
 
     Args:
-      folder: as transformers or `save_hf` write it; model_type "hypenet" or one of `FAMILIES`.
+      folder: as transformers or `save_hf` write it, or the name of one in the local cache of Hugging Face, org/name or
+        org/name@revision (`model_folder`); model_type "hypenet" or one of `FAMILIES`.
       dtype: of the parameters and of the computation; None keeps what is stored.
       mesh: parameters are cut over it as `hypenet_jax.sharding` says; None puts all on this process's first device.
     Raises:
+      FileNotFoundError: a name that is not in the cache; says how to download it, which is never done here.
       CheckpointError: the folder is not exactly a model that is computed here; lists all reasons.
     """
     config, params = read_hf(folder, dtype=dtype, mesh=mesh)
@@ -45,7 +48,7 @@ def read_hf(
     folder: str | PathLike[str], *, dtype: DTypeLike | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
     """Architecture and parameters (single layers) of a folder; see `load_hf`."""
-    folder = pathlib.Path(folder).absolute()
+    folder = model_folder(folder).absolute()
     config = read_config(folder)
     wanted, stored = tensors(config), find_tensors(folder)
     check_tensors(folder, stored, wanted)

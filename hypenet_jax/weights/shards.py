@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import safetensors
 
+from hypenet_jax.hub import completion_hint
 from hypenet_jax.weights.hf_config import CheckpointError, read_json
 from hypenet_jax.weights.names import HEAD, Tensor, shape_problems
 
@@ -103,7 +104,8 @@ def _files(folder: pathlib.Path, weight_map: Mapping[str, str] | None) -> list[p
     else:
         named = set(weight_map.values())
         where = f"named by {INDEX}"
-    problems = [f"{name} is {where} and absent" for name in sorted(named - present)]
+    hint = completion_hint(folder)
+    problems = [f"{name} is {where} and absent{hint}" for name in sorted(named - present)]
     # Files of another name (an adapter, say) are no part of the model and stay closed.
     extra = [name for name in sorted(present - named) if name.startswith("model")]
     problems += [f"{name} is not {where}: remains of another export?" for name in extra]
@@ -120,7 +122,7 @@ def _no_single_file(folder: pathlib.Path, present: Sequence[str]) -> str:
             f"only pickled weights ({', '.join(pickles)}), which can run code: never loaded; "
             "save the model again as safetensors (the default of transformers' save_pretrained)"
         )
-    return f"no {SUFFIX} file"
+    return f"no {SUFFIX} file{completion_hint(folder)}"
 
 
 def _header(file: pathlib.Path) -> dict[str, Stored]:

@@ -3,20 +3,24 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert import convert
-from hypenet_jax.convert.inputs import open_inputs
+from hypenet_jax.convert.inputs import load_teacher, open_inputs
 from hypenet_jax.convert.programs import models_of, student_config
+from hypenet_jax.convert.provenance import teacher_fingerprint
 from hypenet_jax.halo.select import read_selection
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.stacking import unstack_layers
+from hypenet_jax.sharding import MeshConfig, make_mesh
 from hypenet_jax.train.errors import CheckpointError
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import load_params, read_stage_output
@@ -118,6 +122,20 @@ def test_another_teacher_than_the_config_names_is_refused_by_field(copy):
     wider = dataclasses.replace(copy.stage("align").teacher, d_mlp=56)
     with pytest.raises(ConfigError, match="d_mlp: 48 there, 56 in the config"):
         convert(changed(copy, "align", teacher=wider), only="align")
+
+
+def test_a_teacher_may_be_named_as_in_the_local_cache(done, put_in_the_cache):
+    stage = done.config.stage("distill")
+    put_in_the_cache(pathlib.Path(stage.teacher_folder), "some-org/teacher")
+    named = dataclasses.replace(stage, teacher_folder="some-org/teacher")
+    assert teacher_fingerprint(named) == teacher_fingerprint(stage)
+    mesh = make_mesh(MeshConfig())
+    pair = [load_teacher(one, models_of(one), mesh) for one in (named, stage)]
+    jax.tree.map(np.testing.assert_array_equal, *pair)
+    gone = dataclasses.replace(stage, teacher_folder="some-org/another")
+    assert teacher_fingerprint(gone) is None
+    with pytest.raises(FileNotFoundError, match="hf download some-org/another"):
+        load_teacher(gone, models_of(gone), mesh)
 
 
 def test_an_unknown_stage_is_refused_with_the_names_of_those_there_are(done):

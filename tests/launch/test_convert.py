@@ -73,6 +73,15 @@ def test_with_layers_it_writes_a_student_of_the_teachers_weights(run, source, tm
         )
 
 
+def test_a_name_in_the_local_cache_is_a_source(run, source, put_in_the_cache, tmp_path, capsys):
+    put_in_the_cache(pathlib.Path(source), "some-org/tiny")
+    target = tmp_path / "target"
+    assert run("some-org/tiny", str(target), "--softmax-layers", "1") == 0
+    assert "base_model: some-org/tiny" in (target / "README.md").read_text()
+    assert run("some-org/other", str(tmp_path / "new")) == 2
+    assert "hf download some-org/other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

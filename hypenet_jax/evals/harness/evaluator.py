@@ -70,7 +70,7 @@ class HarnessEvaluator(Evaluator):
                 f"tasks {list(self.tasks)} need lm-evaluation-harness: pip install 'hypenet-jax[eval]'"
             )
         for source in models:
-            self._length(pathlib.Path(source.folder))
+            self._length(source.path)
 
     def run(self, model: EvalModel, session: Session) -> Report:
         report = Report()
