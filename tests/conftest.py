@@ -41,6 +41,17 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
+@pytest.fixture(scope="module")
+def code_of_folders_is_kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers copies the code of a folder to a cache in the home directory; needs it installed."""
+    from transformers import dynamic_module_utils
+
+    with pytest.MonkeyPatch.context() as patch:
+        cache = tmp_path_factory.mktemp("modules")
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
+        yield
+
+
 @pytest.fixture
 def in_the_repository(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Shipped configs are found by their paths, and find each other."""

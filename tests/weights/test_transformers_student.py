@@ -16,20 +16,10 @@ transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.brief,
+    pytest.mark.usefixtures("code_of_folders_is_kept_here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _loaded_code_is_kept_here(tmp_path_factory):
-    """transformers copies the code of a folder to a cache in the home directory."""
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("modules")
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.brief,
+    pytest.mark.usefixtures("code_of_folders_is_kept_here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
@@ -39,9 +40,6 @@ def our_gradients(pair, tokens: np.ndarray, segment_ids: np.ndarray) -> dict[str
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_step_of_the_trainer_moves_along_our_gradients(tmp_path, checkpointing, monkeypatch):
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     pair, tokens = export(tmp_path / "hf", HYBRID), random_tokens(1, sum(LENGTHS))
     before = {name: p.detach().clone() for name, p in pair.theirs.named_parameters()}
     documents = np.split(tokens[0], np.cumsum(LENGTHS)[:-1])
