@@ -1,41 +1,47 @@
 """What the stages of a conversion recorded, and how it is shown."""
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from hypenet_jax.evals.evaluator import Evaluator, Session
 from hypenet_jax.evals.model import EvalModel
-from hypenet_jax.evals.present.presentation import Presentation
+from hypenet_jax.evals.present.presentation import Number, Presentation
 from hypenet_jax.evals.report import Report, Row
 from hypenet_jax.train.metrics import read_metrics
 
 _recorded = functools.partial(Presentation, section="How it was converted")
+_losses = functools.partial(_recorded, kind="curves", unit="error")
+_errors = functools.partial(_recorded, kind="bars", unit="error", label="relative error")
 PRESENTATIONS = (
-    _recorded(metric="training_loss", title="Training loss", kind="curves"),
-    _recorded(
+    _losses(metric="training_loss", title="Training loss"),
+    _losses(metric="heldout_loss", title="Loss on held-out text while training"),
+    _errors(
+        metric="heldout_alignment_error",
+        title="Imitating each layer on held-out text",
+        note="Error of each new mixer relative to the variance of what it imitates.",
+        kind="curves",
+    ),
+    _errors(
         metric="alignment_error",
         title="Imitating each layer",
         note="Error of each new mixer relative to the variance of what it imitates.",
-        kind="bars",
-        label="relative error",
     ),
-    _recorded(
-        metric="fit_error_before",
-        title="Output projections before their closed-form fit",
-        note="Weighted squared error of what each projection should write, relative to it.",
-        kind="bars",
-        label="relative error",
+    _errors(
+        metric="mixer_fit_error",
+        title="Fitting what mixers write in closed form",
+        note="Weighted squared error of what each output projection should write, relative to it.",
     ),
-    _recorded(
-        metric="fit_error",
-        title="Output projections after their closed-form fit",
-        note="The same on the same tokens, once fitted.",
-        kind="bars",
-        label="relative error",
+    _errors(
+        metric="mlp_fit_error",
+        title="Fitting what MLPs write in closed form",
+        note="The same of the projections of the MLPs.",
     ),
     _recorded(
         metric="selection_importance",
@@ -46,6 +52,9 @@ PRESENTATIONS = (
     ),
     _recorded(metric="tokens", title="Training tokens", unit="count", kind="list"),
 )
+
+Record: TypeAlias = Mapping[str, Any]
+"""A line of metrics.jsonl or fits.jsonl."""
 
 # A loss curve has at most this many points, each the mean of its neighbours.
 CURVE_POINTS = 240
@@ -69,9 +78,10 @@ class ConversionEvaluator(Evaluator):
         """The rows of each stage in the order in which they ended; its name stands for the model's.
 
         Returns:
-          "tokens" of a stage, and "training_loss" by step; "alignment_error" of each layer at the first and the last
-          step, "alignment_error_drop" and "alignment_error_worst" of stage 1; "fit_error_before" and "fit_error" of
-          each output projection that was fitted in closed form; "selection_retrieval",
+          "tokens" of a stage; by the tokens that it had read, those of its closed-form fits included, "training_loss"
+          and, of its evaluations, "heldout_loss" and "heldout_alignment_error" of each layer; "alignment_error" of
+          each layer at the first and the last step, "alignment_error_drop" and "alignment_error_worst" of stage 1;
+          "mixer_fit_error" and "mlp_fit_error" of what was fitted in closed form; "selection_retrieval",
           "selection_commonsense" and "selection_importance" of each layer of a selection, and "softmax_layer" of each
           layer that it keeps.
         """
@@ -82,35 +92,74 @@ class ConversionEvaluator(Evaluator):
         return report
 
     def summary(self, report: Report) -> Sequence[tuple[str, str]]:
-        kept = [f"{row.value:g}" for row in report.select("softmax_layer").rows]
-        names = f"layer{'s' * (len(kept) > 1)} {', '.join(kept)}" if kept else "none"
-        selected = report.select("selection_importance").rows
-        return [("softmax attention stays in", names)] if selected else []
+        pairs, stages = [], report.select("selection_importance").models
+        for stage in stages:
+            kept = [f"{row.value:g}" for row in report.select("softmax_layer", stage).rows]
+            names = f"layer{'s' * (len(kept) > 1)} {', '.join(kept)}" if kept else "none"
+            by = f" by {stage}" if len(stages) > 1 else ""
+            pairs.append((f"softmax attention stays in{by}", names))
+        return pairs
 
 
 def training_rows(file: pathlib.Path) -> Report:
     """What a stage that trains recorded in its metrics.jsonl."""
-    stage = file.parent.name
-    records = [record for record in read_metrics(file) if record["kind"] == "train"]
-    if not records:
+    stage, records = file.parent.name, read_metrics(file)
+    steps = [record for record in records if record["kind"] == "train"]
+    if not steps:
         return Report()
-    first, last = records[0], records[-1]
-    tokens = sum(record["tokens"] for record in records) + fitted_tokens(file.parent)
-    rows = [Row("tokens", stage, float(tokens), 1)]
-    size, task = -(-len(records) // CURVE_POINTS), first.get("loss_name", "loss")
-    for start in range(0, len(records), size):
-        part = records[start : start + size]
-        loss, step = sum(record["loss"] for record in part) / len(part), part[-1]["step"]
-        rows.append(Row("training_loss", stage, loss, len(part), task=task, step=step))
-    for when, record in (("first step", first), ("last step", last)):
-        rows += [
-            Row("alignment_error", stage, error, 1, label=layer, task=when)
-            for layer, error in _errors(record).items()
-        ]
-    if errors := _errors(last):
-        rows.append(Row("alignment_error_drop", stage, 1.0 - last["loss"] / first["loss"], 1))
-        rows.append(Row("alignment_error_worst", stage, max(errors.values()), 1))
+    read = list(
+        itertools.accumulate((s["tokens"] for s in steps), initial=fitted_tokens(file.parent))
+    )
+    rows = [Row("tokens", stage, float(read[-1]), 1)]
+    rows += _loss_rows(stage, steps, read[1:])
+    errors = {"first step": _alignment_errors(steps[0]), "last step": _alignment_errors(steps[-1])}
+    for when, layers in errors.items():
+        rows += (Row("alignment_error", stage, x, 1, label=n, task=when) for n, x in layers.items())
+    if worst := errors["last step"].values():
+        drop = 1.0 - _number(steps[-1]["loss"]) / _number(steps[0]["loss"])
+        rows.append(Row("alignment_error_drop", stage, drop, 1))
+        rows.append(Row("alignment_error_worst", stage, max(worst), 1))
+    ends = [0, *(s["step"] for s in steps)]
+    for record in records:
+        if record["kind"] == "evaluation":
+            tokens = int(read[bisect.bisect_right(ends, record["step"]) - 1])
+            rows += _evaluation_rows(stage, record, tokens)
     return Report(tuple(rows))
+
+
+def _loss_rows(stage: str, steps: Sequence[Record], read: Sequence[float]) -> Iterator[Row]:
+    """The curve of the loss of a stage, over the tokens that it had read after each step."""
+    size = -(-len(steps) // CURVE_POINTS)
+    for start in range(0, len(steps), size):
+        part = steps[start : start + size]
+        loss = sum(_number(step["loss"]) for step in part) / len(part)
+        tokens = int(read[start + len(part) - 1])
+        yield Row("training_loss", stage, loss, len(part), task=_loss_name(part[0]), tokens=tokens)
+
+
+def _evaluation_rows(stage: str, record: Record, tokens: int) -> Iterator[Row]:
+    """An evaluation on held-out text."""
+    loss = _number(record["loss"])
+    yield Row("heldout_loss", stage, loss, 1, task=_loss_name(record), tokens=tokens)
+    for layer, error in _alignment_errors(record).items():
+        yield Row("heldout_alignment_error", stage, error, 1, label=layer, tokens=tokens)
+
+
+def _loss_name(record: Record) -> str:
+    return record.get("loss_name", "loss")
+
+
+def _number(value: Number | None) -> float:
+    """What was not finite was recorded as null."""
+    return math.nan if value is None else float(value)
+
+
+def _alignment_errors(record: Record) -> dict[str, float]:
+    """Error of each layer relative to the variance of its target, in the order of the layers."""
+    prefix = "relative_error/"
+    named = ((name, error) for name, error in record.items() if name.startswith(prefix))
+    errors = sorted((int(name.removeprefix(prefix)), _number(error)) for name, error in named)
+    return {f"layer {layer}": error for layer, error in errors}
 
 
 def fit_rows(file: pathlib.Path) -> Report:
@@ -120,12 +169,11 @@ def fit_rows(file: pathlib.Path) -> Report:
         rows.append(Row("tokens", stage, fitted_tokens(file.parent), 1))
     for record in read_metrics(file):
         label = f"layer {record['layer']:g}"
-        for metric, when in (("fit_error_before", "before"), ("fit_error", "after")):
-            rows += [
-                Row(metric, stage, record[name], 1, label=label, task=name.split("/")[0])
-                for name in record
-                if name.endswith(f"/{when}")
-            ]
+        for name, error in record.items():
+            sublayer, fitted, when = name.partition("/")
+            if fitted:
+                metric = f"{sublayer}_fit_error"
+                rows.append(Row(metric, stage, _number(error), 1, label=label, task=when))
     return Report(tuple(rows))
 
 
@@ -134,12 +182,6 @@ def fitted_tokens(stage: pathlib.Path) -> float:
     file = stage / "fits.jsonl"
     records = read_metrics(file) if file.exists() else []
     return records[0]["tokens"] if records else 0.0
-
-
-def _errors(record: dict[str, Any]) -> dict[str, float]:
-    """Error of each layer relative to the variance of its target."""
-    named = ((name.partition("relative_error/"), value) for name, value in record.items())
-    return {f"layer {layer}": value for (_, found, layer), value in named if found}
 
 
 def selection_rows(file: pathlib.Path) -> Report:

@@ -28,7 +28,7 @@ class Row:
       label: what else tells rows apart, such as a layer.
       task: which task of several, or which series of one metric.
       depth: where in the context the answer lay, from 0 at its start to 1 at its end; None: wherever it lay.
-      step: of the training that left this number; None: it is not of a step.
+      tokens: that a stage had read when it left this number; None: it is not of one moment.
     """
 
     metric: str
@@ -41,12 +41,12 @@ class Row:
     label: str | None = None
     task: str | None = None
     depth: float | None = None
-    step: int | None = None
+    tokens: int | None = None
 
     @property
     def key(self) -> tuple[str | int | float, ...]:
         """What names this row; rows sort by it."""
-        numbers = (-1 if n is None else n for n in (self.length, self.depth, self.step))
+        numbers = (-1 if n is None else n for n in (self.length, self.depth, self.tokens))
         return (self.metric, self.task or "", self.model, self.label or "", *numbers)
 
     @property
@@ -112,8 +112,8 @@ class Report:
 
     def table(self) -> str:
         """Aligned text for a terminal: one block per metric, a line per model (and label), a column per length; rows of
-        a single depth or step are left out."""
-        whole = [row for row in self.rows if row.depth is None and row.step is None]
+        a single depth or moment are left out."""
+        whole = [row for row in self.rows if row.depth is None and row.tokens is None]
         metrics = dict.fromkeys(row.metric for row in whole)
         return "\n".join(_block(metric, self.select(metric)) for metric in metrics)
 

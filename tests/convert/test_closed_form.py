@@ -118,8 +118,11 @@ def test_the_page_counts_their_tokens_and_shows_errors_before_and_after(whole, t
     tokens = sum(record["tokens"] for record in trained)
     assert report.value("tokens", "align") == tokens + fits["align"][0]["tokens"]
     assert report.value("tokens", "refit") == fits["refit"][0]["tokens"]
-    for metric, when in (("fit_error_before", "before"), ("fit_error", "after")):
-        rows = report.select(metric, "refit", task="mlp").rows
+    assert report.select("training_loss", "align").rows[-1].tokens == report.value(
+        "tokens", "align"
+    )
+    for when in ("before", "after"):
+        rows = report.select("mlp_fit_error", "refit", task=when).rows
         assert [row.label for row in rows] == ["layer 0", "layer 1"]
         assert rows[1].value == fits["refit"][3][f"mlp/{when}"]
 

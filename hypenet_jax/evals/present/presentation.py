@@ -10,7 +10,7 @@ from hypenet_jax.evals.report import Report, Row
 
 Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts"]
 Number = int | float
-Unit = Literal["number", "share", "seconds", "bytes", "count"]
+Unit = Literal["number", "share", "seconds", "bytes", "count", "error"]
 
 
 def number_text(value: Number) -> str:
@@ -30,6 +30,12 @@ def bytes_text(count: Number) -> str:
     return f"{number_text(count / 1024**power)} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
+def count_text(count: Number) -> str:
+    """512, 50k, 1.2M, 2.3B: for axes."""
+    power = bisect.bisect((1e3, 1e6, 1e9), count)
+    return f"{count / 1000**power:.3g}{('', 'k', 'M', 'B')[power]}"
+
+
 def length_text(length: int) -> str:
     """512, 2K, 128K, 1M: powers of two as people say them."""
     for size, unit in ((2**20, "M"), (2**10, "K")):
@@ -44,6 +50,7 @@ TEXTS: Mapping[Unit, Callable[[Number], str]] = {
     "seconds": seconds_text,
     "bytes": bytes_text,
     "count": "{:,.0f}".format,
+    "error": number_text,
 }
 
 
@@ -55,16 +62,19 @@ class Presentation:
       "lines": a line per model over `length`, and the numbers as a table; logarithmic for seconds and bytes.
       "table": numbers by `length`, a line per model and label; with tasks a table per model, a line per task.
       "list": a line per row, whose columns are the fields that differ; a list of counts ends with their sum.
-      "bars": a bar per `label`, coloured by `task`, which names the series ("first step", "last step").
+      "bars": a bar per `label`, coloured by `task`, which names the series ("first step", "last step"); a figure per
+        model, which is here and below the name of a stage.
       "heat map": a cell per `length` and `depth`, a figure per model and task.
-      "curves": a line over `step`, a figure per model, which is here the name of a stage; `task` names the loss.
+      "curves": a line per model over `tokens`, a figure per `task`, which names the loss; where rows have labels, such
+        as layers, a line per label in the colour of its place, a figure per model.
       "texts": `task` is a prompt, `label` what the model wrote after it.
 
     Attributes:
       metric: of the rows; "harness/*" are all that start so.
       title: heading of its section, or of its figure in a section of several.
       note: a sentence or two below it; "{counts}" becomes the least and the most `count` of the rows.
-      unit: how a number is written.
+      unit: how a number is written; "error" is one above 0, on a logarithmic scale where the largest is far from the
+        smallest.
       label: name of the axis of the values.
       section: heading that presentations one after another share; None: the title alone.
       reference: value and name of a dotted line, such as the accuracy of guessing.

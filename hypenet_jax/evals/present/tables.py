@@ -62,6 +62,13 @@ def tables(
     return found
 
 
+def texts(p: Presentation, report: Report) -> list[Row]:
+    """What models wrote, for each prompt one after another."""
+    rows = p.rows(report) if p.kind == "texts" else ()
+    prompts = list(dict.fromkeys(row.task for row in rows))
+    return sorted(rows, key=lambda row: prompts.index(row.task))
+
+
 def failures(report: Report) -> Table | None:
     """What could not be measured, and why."""
     rows = report.select("failed").rows

@@ -12,9 +12,9 @@ import jax
 import jinja2
 
 from hypenet_jax.evals.config import Document
-from hypenet_jax.evals.present.figures import draw, draw_beside, save_figure, themed_svg
+from hypenet_jax.evals.present.figures import draw, figure_of, panels, save_figure, themed_svg
 from hypenet_jax.evals.present.presentation import length_text
-from hypenet_jax.evals.present.tables import failures, tables
+from hypenet_jax.evals.present.tables import failures, tables, texts
 from hypenet_jax.evals.report import Row
 from hypenet_jax.evals.results import Results
 
@@ -31,7 +31,9 @@ _TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.filters["plain"] = lambda text: text.replace("|", "/").replace("<", "&lt;")
-_TEMPLATES.globals.update(draw=draw, themed_svg=themed_svg, tables=tables, failures=failures)
+_TEMPLATES.globals.update(
+    draw=draw, themed_svg=themed_svg, tables=tables, failures=failures, texts=texts
+)
 _TEMPLATES.globals.update(jax=jax, os=os, platform=platform)
 
 
@@ -69,7 +71,8 @@ def write_document(results: Results, document: Document) -> None:
     _write(document.path, text)
     drawn = [p for p in results.presentations if p.metric in FIGURE]
     if document.figure is not None and drawn:
-        figure = draw_beside(drawn, results.report, results.models)
+        beside = [panel for p in drawn for panel in panels(p, results.report)]
+        figure = figure_of(beside, results.models)
         words = " and ".join(p.title.lower() for p in drawn) + " by context length"
         _write(document.figure, themed_svg(figure, words, alone=True) + "\n")
 

@@ -76,7 +76,7 @@ def results(folder) -> Results:
         Row("decode_speedup", MODELS[1], 7.0, 3, 2048),
         Row("tokens", "align", 1000.0, 1),
         Row("tokens", "distill", 2000.0, 1),
-        *(Row("loss", "distill", 1 / (1 + i), 1, step=i, task="KL") for i in range(100)),
+        *(Row("loss", "distill", 1 / (1 + i), 1, tokens=i, task="KL") for i in range(100)),
         *(Row("error", "align", 1.0, 1, label=f"layer {i}", task="first step") for i in range(3)),
         Row("error", "align", 0.1, 1, label="layer 0", task="last step"),
         failure(MODELS[1], "vt", "too <long>", 4096, 2),

@@ -5,7 +5,8 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from hypenet_jax.evals.present.figures import draw, length_axis, themed_svg, value_axis
+from hypenet_jax.evals.present.figures import draw, themed_svg
+from hypenet_jax.evals.present.painters import RAMP, length_axis, value_axis
 from hypenet_jax.evals.present.presentation import (
     Presentation,
     bytes_text,
@@ -63,7 +64,7 @@ def test_ticks_of_a_linear_axis_read_differently_and_hold_all_values(values):
 def ticks_of(unit, values) -> list[str]:
     axes = Figure().add_subplot()
     axes.plot(values, values, "o")
-    value_axis(axes, unit)
+    value_axis(axes, unit, [Row("x", "a", value, 1) for value in values])
     low, high = axes.get_ylim()
     assert low <= min(values) <= max(values) <= high
     return [
@@ -99,6 +100,62 @@ def test_whiskers_are_drawn_where_every_interval_has_an_end():
         report = Report((Row("perplexity", "a", 40.0, 64, 128, 30.0, high),))
         (figure,) = draw(p, report, ["a"]).values()
         assert len(figure.axes[0].collections) == whiskers
+
+
+LOSS = Presentation(metric="loss", title="Loss", kind="curves", unit="error")
+ERROR = Presentation(metric="error", title="Error", kind="bars", unit="error", label="error")
+
+
+def curve(stage: str, *values: float, **fields) -> list[Row]:
+    return [Row("loss", stage, x, 1, tokens=i * 30_000, **fields) for i, x in enumerate(values)]
+
+
+def test_curves_of_one_loss_share_a_figure_in_which_stages_have_names():
+    losses = {"align": "error", "distill": "KL", "half": "KL"}
+    rows = [row for stage, task in losses.items() for row in curve(stage, 2.0, 1.0, task=task)]
+    figures = draw(LOSS, Report(tuple(rows)), ["a"])
+    assert {title: figure.axes[0].get_title("left") for title, figure in figures.items()} == {
+        "error": "error",
+        "KL": "KL",
+    }
+    assert not figures["error"].legends
+    (legend,) = figures["KL"].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["distill", "half"]
+    svg = themed_svg(figures["KL"], "x")
+    for text in ("<title>half, after 30k tokens: 1</title>", ">10k<", "tokens read by the stage"):
+        assert text in svg
+
+
+def test_curves_of_layers_have_a_figure_per_stage_and_a_key_to_their_colours():
+    layers = [f"layer {i}" for i in range(30)]
+    rows = [row for s in "ab" for layer in layers for row in curve(s, 9.0, 1.0, label=layer)]
+    figures = draw(LOSS, Report(tuple(rows)), ["a"])
+    assert list(figures) == ["a", "b"]
+    axes = figures["a"].axes[0]
+    colors = [line.get_color() for line in axes.lines if len(line.get_xdata()) == 2]
+    assert len(colors) == 30
+    assert list(dict.fromkeys(colors)) == RAMP
+    assert not figures["a"].legends
+    (key,) = axes.child_axes
+    assert [text.get_text() for text in key.texts] == ["layer 0", "29"]
+    box, size = figures["a"].get_tightbbox(), figures["a"].get_size_inches()
+    assert box.x1 <= size[0]
+    assert box.y1 <= size[1]
+
+
+def test_errors_far_apart_are_dots_on_a_logarithmic_scale_and_others_are_bars_from_zero():
+    for largest, scale, bars in ((0.4, "linear", 4), (670.0, "log", 0)):
+        values = {"before": (0.3, largest), "after": (0.05, 0.1)}
+        rows = [
+            Row("error", "align", x, 1, label=f"layer {i}", task=task)
+            for task, errors in values.items()
+            for i, x in enumerate(errors)
+        ]
+        (figure,) = draw(ERROR, Report(tuple(rows)), ["a"]).values()
+        assert figure.axes[0].get_yscale() == scale
+        assert len(figure.axes[0].patches) == bars
+        assert "<title>layer 1, after: 0.1</title>" in themed_svg(figure, "x")
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -71,7 +71,7 @@ def test_an_empty_report_is_a_page_without_sections(results):
 def test_figures_and_numbers_lie_beside_the_page(results, written):
     folder = written / "page"
     names = {path.name for path in (folder / "figures").iterdir()}
-    assert {"needle.svg", "needle.png", "needle.pdf", "loss-distill.svg"} <= names
+    assert {"needle.svg", "needle.png", "needle.pdf", "loss-kl.svg"} <= names
     assert len(names) == 3 * 6
     assert (folder / "index.html").read_text(encoding="utf-8") == render_page(results)
     with (folder / "numbers.csv").open(encoding="utf-8") as file:

@@ -1,0 +1,74 @@
+"""What is read of the records of a conversion."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+from hypenet_jax.evals.conversion import ConversionEvaluator
+from hypenet_jax.evals.evaluator import Session
+from hypenet_jax.evals.report import Report
+
+LAYERS = 12
+
+
+def write(path: pathlib.Path, *records: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def trained(step: int, loss: float | None) -> dict:
+    return {"step": step, "kind": "train", "loss_name": "KL", "loss": loss, "tokens": 10}
+
+
+def evaluated(step: int, loss: float) -> dict:
+    # JSON of a tree: its keys are sorted as text.
+    errors = {f"relative_error/{i}": i + loss for i in sorted(range(LAYERS), key=str)}
+    return {"step": step, "kind": "evaluation", "loss_name": "KL", "loss": loss, **errors}
+
+
+@pytest.fixture
+def report(tmp_path) -> Report:
+    fits = ({"layer": float(i), "tokens": 100.0} for i in range(2))
+    errors = {"mixer/before": 670.0, "mixer/after": 0.1}
+    write(tmp_path / "align" / "fits.jsonl", *({**fit, **errors} for fit in fits))
+    steps = (trained(1, 0.5), trained(2, None), evaluated(2, 0.25), trained(3, 0.2))
+    write(tmp_path / "align" / "metrics.jsonl", evaluated(0, 2.0), *steps)
+    for name, kept in (("select", [1]), ("half_select", [0, 1])):
+        scores = {score: [0.0, 1.0] for score in ("retrieval", "commonsense", "importance")}
+        write(tmp_path / name / "selection.json", {"softmax_layers": kept, **scores})
+    session = Session(model="", seed=0, folder=tmp_path, key="")
+    return ConversionEvaluator(run_dir=str(tmp_path)).compare((), session)
+
+
+def test_curves_are_over_the_tokens_that_a_stage_had_read_those_of_its_fits_included(report):
+    assert report.value("tokens", "align") == 130
+    losses = report.select("training_loss", "align", task="KL").rows
+    assert [row.tokens for row in losses] == [110, 120, 130]
+    held_out = report.select("heldout_loss", "align", task="KL").rows
+    assert [(row.tokens, row.value) for row in held_out] == [(100, 2.0), (120, 0.25)]
+
+
+def test_errors_of_layers_are_in_the_order_of_the_layers(report):
+    rows = report.select("heldout_alignment_error", "align", tokens=120).rows
+    assert [row.label for row in rows] == [f"layer {i}" for i in range(LAYERS)]
+    assert [row.value for row in rows] == [i + 0.25 for i in range(LAYERS)]
+
+
+def test_a_loss_that_was_not_finite_is_not_a_number(report):
+    assert math.isnan(report.value("training_loss", "align", tokens=120))
+
+
+def test_errors_of_closed_form_fits_are_told_before_and_after(report):
+    for when, error in (("before", 670.0), ("after", 0.1)):
+        rows = report.select("mixer_fit_error", "align", task=when).rows
+        assert [(row.label, row.value) for row in rows] == [("layer 0", error), ("layer 1", error)]
+
+
+def test_several_selections_are_told_apart(report, tmp_path):
+    told = dict(ConversionEvaluator(run_dir=str(tmp_path)).summary(report))
+    assert told == {
+        "softmax attention stays in by select": "layer 1",
+        "softmax attention stays in by half_select": "layers 0, 1",
+    }
