@@ -1,43 +1,61 @@
-"""What models write after given prompts, to be read by a person."""
+"""What models write after given prompts, and answer to instructions, to be read by a person."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
+from hypenet_jax.data.chat import chat_template
+from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
-from hypenet_jax.evals.model import EvalModel
+from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, failure
 from hypenet_jax.generation.completions import complete_all
-from hypenet_jax.generation.generate import GenerationConfig
+from hypenet_jax.generation.generate import GenerationConfig, generate_batches
 from hypenet_jax.generation.text_generator import Completion, TextGenerator
 from hypenet_jax.model.decoder import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplesEvaluator(Evaluator):
-    """Continues texts greedily.
+    """Continues texts greedily, and answers instructions.
 
     Attributes:
-      prompts: the texts.
-      tokens: most tokens of a continuation.
+      prompts: the texts; special tokens in them are read as text.
+      instructions: each is a conversation of its own, as the chat template of the tokenizer renders it.
+      tokens: most tokens of a continuation or an answer.
     """
 
     prompts: tuple[str, ...] = ()
+    instructions: tuple[str, ...] = ()
     tokens: int = 32
 
-    needs: ClassVar = ("prompts",)
     shown: ClassVar = (
         Presentation(metric="sample", title="What the models write", unit="count", kind="texts"),
+        Presentation(metric="answer", title="What the models answer", unit="count", kind="answers"),
     )
 
     def __post_init__(self) -> None:
         check_positive(self, "tokens")
 
-    def run(self, model: EvalModel, session: Session) -> Report:
-        """Rows "sample": the task is the prompt, the label its continuation, the value how many tokens that has."""
-        return session.keep("samples", lambda: self._continued(model))
+    @property
+    def active(self) -> bool:
+        return bool(self.prompts or self.instructions)
 
-    def _continued(self, model: EvalModel) -> Report:
+    def check(self, models: Sequence[ModelSource]) -> None:
+        """Refuses instructions to a model whose tokenizer has no chat template, or one that cannot read them."""
+        for source in models if self.instructions else ():
+            try:
+                _rendered(load_tokenizer(source.folder), self.instructions)
+            except ValueError as error:
+                raise ValueError(f"{source.label!r}: {error}") from error
+
+    def run(self, model: EvalModel, session: Session) -> Report:
+        """Rows "sample" and "answer": the task is the prompt or the instruction, the label what the model wrote, the
+        value how many tokens that has."""
+        return session.keep("samples", lambda: self._written(model))
+
+    def _written(self, model: EvalModel) -> Report:
         assert model.tokenizer is not None
         assert isinstance(model.decoder, Decoder)
         config = GenerationConfig(max_new_tokens=self.tokens, stop_tokens=model.end_ids)
@@ -45,10 +63,34 @@ class SamplesEvaluator(Evaluator):
             decoder=model.decoder, params=model.params, tokenizer=model.tokenizer, config=config
         )
         done = complete_all(generator, self.prompts)
-        return Report(tuple(_row(model.name, one) for one in done))
+        rows = [_row("sample", model.name, *each) for each in zip(self.prompts, done, strict=True)]
+        if self.instructions:
+            done = _answers(generator, self.instructions)
+            pairs = zip(self.instructions, done, strict=True)
+            rows += [_row("answer", model.name, *pair) for pair in pairs]
+        return Report(tuple(rows))
 
 
-def _row(model: str, done: Completion) -> Row:
+def _rendered(words: Tokenizer, instructions: Sequence[str]) -> list[str]:
+    """Each as a conversation that its answer follows; ValueError: it cannot be rendered."""
+    template = chat_template(words)
+    asked = ([{"role": "user", "content": one}] for one in instructions)
+    return [template.render(messages, add_generation_prompt=True) for messages in asked]
+
+
+def _answers(generator: TextGenerator, instructions: Sequence[str]) -> list[Completion]:
+    """In their order; the special tokens that the template writes are tokens."""
+    texts = _rendered(generator.tokenizer, instructions)
+    tokens = generator.tokenizer.encode_all(texts, special_tokens=True)
+    done: dict[int, Completion] = {}
+    for batch in generate_batches(generator.decoder, generator.params, tokens, generator.config):
+        for i, result in batch.items():
+            text, error = generator.text(result.tokens.tolist()), result.error and str(result.error)
+            done[i] = Completion(texts[i], text, len(result.tokens), error=error)
+    return [done[i] for i in sorted(done)]
+
+
+def _row(metric: str, model: str, prompt: str, done: Completion) -> Row:
     if done.error is not None:
         return failure(model, "samples", done.error)
-    return Row("sample", model, float(done.tokens), 1, label=done.text, task=done.prompt)
+    return Row(metric, model, float(done.tokens), 1, label=done.text, task=prompt)

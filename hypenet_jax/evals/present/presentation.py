@@ -8,7 +8,7 @@ from typing import Literal
 
 from hypenet_jax.evals.report import Report, Row
 
-Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts"]
+Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts", "answers"]
 Number = int | float
 Unit = Literal["number", "share", "seconds", "bytes", "count", "error"]
 
@@ -67,7 +67,7 @@ class Presentation:
       "heat map": a cell per `length` and `depth`, a figure per model and task.
       "curves": a line per model over `tokens`, a figure per `task`, which names the loss; where rows have labels, such
         as layers, a line per label in the colour of its place, a figure per model.
-      "texts": `task` is a prompt, `label` what the model wrote after it.
+      "texts": `task` is a prompt, `label` what the model wrote after it; "answers": what it answered.
 
     Attributes:
       metric: of the rows; "harness/*" are all that start so.

@@ -64,7 +64,7 @@ def tables(
 
 def texts(p: Presentation, report: Report) -> list[Row]:
     """What models wrote, for each prompt one after another."""
-    rows = p.rows(report) if p.kind == "texts" else ()
+    rows = p.rows(report) if p.kind in ("texts", "answers") else ()
     prompts = list(dict.fromkeys(row.task for row in rows))
     return sorted(rows, key=lambda row: prompts.index(row.task))
 
