@@ -45,6 +45,15 @@ class DecodeState:
         layers = tuple(layer.with_capacity(capacity) for layer in self.layers)
         return DecodeState(layers, self.cache_position.with_capacity(capacity))
 
+    def mark(self) -> "DecodeState":
+        """What `rewound` needs to come back here: a copy of all but the cache slots, so that this one may be donated."""
+        return jax.tree.map(jnp.copy, self.with_capacity(0))
+
+    def rewound(self, mark: "DecodeState") -> "DecodeState":
+        """The state where `mark` was taken; no row may have begun with another text since, nor lost slots."""
+        layers = tuple(a.rewound(b) for a, b in zip(self.layers, mark.layers, strict=True))
+        return DecodeState(layers, self.cache_position.rewound(mark.cache_position))
+
 
 @flax.struct.dataclass
 class Tap:

@@ -52,6 +52,11 @@ class CachePosition:
         slots = with_slots(self.slot_segment_ids, capacity)
         return dataclasses.replace(self, slot_segment_ids=slots)
 
+    def rewound(self, mark: "CachePosition") -> "CachePosition":
+        later = jnp.arange(self.capacity)[None] >= mark.written[:, None]
+        slots = jnp.where(later, 0, self.slot_segment_ids)
+        return dataclasses.replace(mark, slot_segment_ids=slots)
+
 
 def with_slots(per_slot: Shaped[Array, "B S *rest"], capacity: int) -> Shaped[Array, "B _ *rest"]:
     """An array of one entry per cache slot, with more slots of zeros or without its last ones."""

@@ -3,6 +3,7 @@
 import itertools
 
 import chex
+import jax
 import numpy as np
 import pytest
 from tiny_decoders import BATCH, CAPACITY, TIME
@@ -104,3 +105,16 @@ def test_the_state_keeps_its_types_and_shapes(model, tokens):
     before = model.empty()
     _, after = model.go_on(before, tokens, np.ones_like(tokens))
     chex.assert_trees_all_equal_shapes_and_dtypes(after, before)
+
+
+def test_a_rewound_state_goes_on_as_if_nothing_had_been_read_since(model, tokens):
+    """Rows of different lengths; the longest wrote to its last cache slot since, and the mark outlives what it marks."""
+    ones = np.ones_like(tokens)
+    _, state = model.go_on(model.empty(), tokens, ones * (np.arange(TIME)[None] < LENGTHS[:, None]))
+    mark, expected = state.mark(), model.go_on(state, tokens[:, ::-1], ones * (np.arange(TIME) < 9))
+    _, later = model.go_on(state, tokens, ones * (np.arange(TIME) < 16))
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    hidden, after = model.go_on(later.rewound(mark), tokens[:, ::-1], ones * (np.arange(TIME) < 9))
+    np.testing.assert_array_equal(hidden[:, :9], expected[0][:, :9])
+    chex.assert_trees_all_equal(after.cache_position, expected[1].cache_position)

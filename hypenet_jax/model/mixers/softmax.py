@@ -45,6 +45,9 @@ class KVState(MixerState):
     def with_capacity(self, capacity: int) -> "KVState":
         return jax.tree.map(lambda per_slot: with_slots(per_slot, capacity), self)
 
+    def rewound(self, mark: MixerState) -> "KVState":
+        return self
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxSpec(MixerSpec):

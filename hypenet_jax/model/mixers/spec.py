@@ -68,6 +68,10 @@ class MixerState:
         """The same state with capacity for this many tokens; a state without a slot per token stays as it is."""
         return self
 
+    def rewound(self, mark: "MixerState") -> "MixerState":
+        """Back to an earlier state of the same text, of capacity 0: that one, but a cache, which keeps its slots."""
+        return mark
+
 
 class MixerSpec(abc.ABC):
     """The token mixer of a layer as a value; each kind is a frozen dataclass."""
