@@ -1,23 +1,27 @@
-"""A model folder continues prompts; without prompts, each line typed is one, until Ctrl-D.
+"""A model folder continues prompts, or answers in a chat; without prompts, each line typed is one, until Ctrl-D.
 
 python -m launch.generate MODEL [--prompt TEXT ... | --prompts FILE] [--max-new-tokens N] [--temperature 0.8 ...]
+python -m launch.generate MODEL --chat [--system TEXT] [--template-arguments enable_thinking=false]
 """
 
 import dataclasses
+import json
 import pathlib
 import sys
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import tyro
 
 from hypenet_jax import runtime
-from hypenet_jax.generation import GenerationConfig, Sampling, TextGenerator, open_generator
+from hypenet_jax.generation import Chat, GenerationConfig, Sampling, TextGenerator, open_generator
 from hypenet_jax.generation.completions import (
     CompletionFile,
     complete_all,
     read_prompts,
     settings_of,
 )
+from hypenet_jax.generation.terminal import chat_lines, continue_lines
 from hypenet_jax.generation.throughput import Throughput
 from launch.errors import CODES
 
@@ -31,7 +35,15 @@ class Arguments:
     prompt: tuple[str, ...] = ()
     """Texts to continue."""
     prompts: pathlib.Path | None = None
-    """File of texts to continue: one per line, or .jsonl with a "prompt" in each line."""
+    """File of texts to continue: one per line, or .jsonl with a "prompt", or "messages" to answer, in each line."""
+    chat: bool = False
+    """Answer each line typed by the chat template; /reset, /save FOLDER, /load FOLDER."""
+    system: str | None = None
+    """System prompt of the chat."""
+    template_arguments: tuple[str, ...] = ()
+    """The chat template's own, as NAME=VALUE with a value in JSON or a text: enable_thinking=false."""
+    special_tokens: bool = False
+    """Read special tokens that are spelled out in a prompt as tokens; otherwise they are text."""
     max_new_tokens: int = 128
     max_length: int | None = None
     """Most tokens of a prompt and its continuation together; a longer one is an error, and the others go on."""
@@ -48,9 +60,8 @@ class Arguments:
 
 def main(args: Arguments) -> None:
     """Runs the command; returns its exit code."""
-    interactive = not args.prompt and args.prompts is None
-    if interactive and not sys.stdin.isatty():
-        raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
+    given = bool(args.prompt) or args.prompts is not None
+    _check(args, given)
     config = GenerationConfig(
         max_new_tokens=args.max_new_tokens,
         max_length=args.max_length,
@@ -58,33 +69,62 @@ def main(args: Arguments) -> None:
         seed=args.seed,
     )
     prompts = [*args.prompt, *(read_prompts(args.prompts) if args.prompts else [])]
-    generator, throughput = open_generator(args.model, config, dtype=args.dtype), Throughput()
-    out = None if args.out is None else CompletionFile(args.out, settings_of(generator, prompts))
+    reading: dict[str, Any] = {
+        "special_tokens": args.special_tokens,
+        "template_arguments": dict(map(_template_argument, args.template_arguments)),
+    }
+    generator = open_generator(args.model, config, dtype=args.dtype, **reading)
+    throughput = Throughput()
     try:
-        if interactive:
-            _converse(generator, throughput)
-            return
-        completions = complete_all(generator, prompts, out, throughput)
+        if args.chat:
+            system = [{"role": "system", "content": args.system}] if args.system else []
+            chat_lines(Chat(generator, system), sys.stdin, throughput)
+        elif given:
+            _complete(generator, prompts, args.out, throughput)
+        else:
+            continue_lines(generator, sys.stdin, throughput)
     finally:
         print(throughput, file=sys.stderr)
+
+
+def _check(args: Arguments, given: bool) -> None:
+    """Raises ValueError: arguments that contradict each other."""
+    if args.chat and (given or args.out is not None or args.special_tokens):
+        raise ValueError(
+            "--chat answers what is typed; leave out --prompt, --prompts, --out and --special-tokens, or write "
+            'conversations as "messages" into a file for --prompts'
+        )
+    if args.system is not None and not args.chat:
+        raise ValueError("--system belongs to --chat; in a file it is the first of the messages")
+    if not (args.chat or given or sys.stdin.isatty()):
+        raise ValueError("nothing to continue; give --prompt or --prompts, or type at a terminal")
+
+
+def _template_argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise ValueError(f"template argument {text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _complete(
+    generator: TextGenerator,
+    prompts: Sequence[Any],
+    path: pathlib.Path | None,
+    throughput: Throughput,
+) -> None:
+    """Writes or prints all completions; ValueError says which failed."""
+    out = None if path is None else CompletionFile(path, settings_of(generator, prompts))
+    completions = complete_all(generator, prompts, out, throughput)
     if out is None:
         print("\n\n".join(c.prompt + c.text for c in completions))
     failed = [f"prompt {i}: {c.error}" for i, c in enumerate(completions, 1) if c.error]
     if failed:
         more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise ValueError(f"{len(failed)} of {len(prompts)} failed; {'; '.join(failed[:5])}{more}")
-
-
-def _converse(generator: TextGenerator, throughput: Throughput) -> None:
-    """Continues each line of standard input as it comes, streaming; ends with the input."""
-    print("> ", end="", file=sys.stderr, flush=True)
-    for line in sys.stdin:
-        if line.strip():
-            prompt = [line.rstrip("\n")]
-            show = lambda text: print(text, end="", flush=True)  # noqa: E731
-            for done in generator.complete(prompt, throughput, on_text=show):
-                print(f"\nerror: {done[0].error}" if done[0].error else "")
-        print("> ", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

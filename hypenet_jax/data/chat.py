@@ -104,9 +104,9 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The text, with OPEN and CLOSE around what `generation` blocks render."""
-        shown = [{name: x for name, x in message.items() if x is not None} for message in messages]
-        for number, message in enumerate(shown, 1):
-            _check(message, number)
+        if not messages:
+            raise ValueError("a conversation without a message; begin with the user's")
+        shown = [_checked(message, number) for number, message in enumerate(messages, 1)]
         template = self._compiled
         given = {"tools": None, "documents": None, **self.special_tokens, **self.arguments}
         given |= {"messages": shown, "add_generation_prompt": add_generation_prompt}
@@ -191,8 +191,11 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _check(message: Message, number: int) -> None:
-    """Raises ValueError: no message that a template reads."""
+def _checked(message: Message, number: int) -> Message:
+    """The message without fields that are null; ValueError: it is none that a template reads."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f'message {number} is no object with "role" and "content"')
+    message = {name: value for name, value in message.items() if value is not None}
     role, content = message.get("role"), message.get("content", "")
     if role not in ROLES:
         raise ValueError(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
@@ -200,6 +203,7 @@ def _check(message: Message, number: int) -> None:
         raise ValueError(f'message {number}, of role {role!r}, has no text as its "content"')
     if OPEN in content or CLOSE in content:
         raise ValueError(f"message {number} holds U+FDD0 or U+FDD1, which are no characters")
+    return message
 
 
 def _marked_spans(marked: str) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
-"""Text and tokens from a model: prefill, decoding, sampling, saved contexts, batches of prompts, completions."""
+"""Text and tokens from a model: prefill, decoding, sampling, saved contexts, batches of prompts, completions, chat."""
 
+from hypenet_jax.generation.chat import Chat, Reply
 from hypenet_jax.generation.decode import Generation, Sampling, decode
 from hypenet_jax.generation.generate import (
     Continuation,
@@ -19,11 +20,13 @@ from hypenet_jax.generation.prefill import (
 from hypenet_jax.generation.text_generator import Completion, TextGenerator, open_generator
 
 __all__ = [
+    "Chat",
     "Completion",
     "Context",
     "Continuation",
     "Generation",
     "GenerationConfig",
+    "Reply",
     "Sampling",
     "TextGenerator",
     "decode",

@@ -14,7 +14,7 @@ from hypenet_jax.generation.throughput import Throughput
 
 
 def read_prompts(path: pathlib.Path) -> list[Prompt]:
-    """One prompt per line, or from a .jsonl file the "prompt" of each line; blank lines are passed over.
+    """One prompt per line, or from a .jsonl file "prompt" or "messages" of each line; blank lines are passed over.
 
     Raises:
       ValueError: the file is not UTF-8, or has no line that is not blank.
@@ -32,10 +32,15 @@ def read_prompts(path: pathlib.Path) -> list[Prompt]:
 
 
 def _prompt_of(line: str, place: str) -> Prompt:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        if isinstance(prompt := json.loads(line)["prompt"], str):
-            return prompt
-    return ValueError(f'{place}: no JSON object with a text "prompt"')
+    with contextlib.suppress(ValueError):
+        match json.loads(line):
+            case {"prompt": _, "messages": _}:
+                return ValueError(f'{place}: both "prompt" and "messages"; leave one of them out')
+            case {"prompt": str(prompt)}:
+                return prompt
+            case {"messages": [*messages]} if all(isinstance(one, dict) for one in messages):
+                return tuple(messages)
+    return ValueError(f'{place}: no JSON object with a text "prompt" or a list of "messages"')
 
 
 def complete_all(
@@ -60,9 +65,16 @@ def settings_of(generator: TextGenerator, prompts: Sequence[Prompt]) -> dict[str
     """All that the completions of these prompts depend on, as a partial file records it."""
     config = dataclasses.asdict(generator.config)
     del config["tokens_per_batch"]  # each is continued as if alone
-    words = generator.tokenizer.fingerprint
-    model = model_fingerprint(generator.decoder, generator.params, words)
-    return {"model": model, "prompts": digest([str(prompt) for prompt in prompts]), **config}
+    words, template = generator.tokenizer.fingerprint, None
+    if any(isinstance(prompt, tuple) for prompt in prompts):
+        template = digest(dataclasses.asdict(generator.template))
+    return {
+        "model": model_fingerprint(generator.decoder, generator.params, words),
+        "prompts": digest([str(prompt) for prompt in prompts]),
+        "special_tokens": generator.special_tokens,
+        "template": template,
+        **config,
+    }
 
 
 class CompletionFile:

@@ -126,7 +126,7 @@ def generate_batches(
     refused: dict[int, Continuation] = {}
     for i, prompt in enumerate(prompts):
         try:
-            _check(prompt, decoder.config.vocab_size, config)
+            check_prompt(prompt, decoder.config.vocab_size, config)
         except ValueError as error:
             refused[i] = _failed(error)
     if refused:
@@ -169,7 +169,8 @@ def generate_batches(
         }
 
 
-def _check(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> None:
+def check_prompt(prompt: TokenRow, vocabulary: int, config: GenerationConfig) -> None:
+    """Raises ValueError: a prompt that is empty, too long or of unknown token ids."""
     new, longest = config.max_new_tokens, config.max_length
     if not len(prompt):
         raise ValueError("the prompt is empty; give at least one token")

@@ -46,7 +46,7 @@ class DecodeState:
         return DecodeState(layers, self.cache_position.with_capacity(capacity))
 
     def mark(self) -> "DecodeState":
-        """What `rewound` needs to come back here: a copy of all but the cache slots, so that this one may be donated."""
+        """What `rewound` needs to come back here: a copy of all but the cache slots; this state may be donated."""
         return jax.tree.map(jnp.copy, self.with_capacity(0))
 
     def rewound(self, mark: "DecodeState") -> "DecodeState":

@@ -108,7 +108,7 @@ def test_the_state_keeps_its_types_and_shapes(model, tokens):
 
 
 def test_a_rewound_state_goes_on_as_if_nothing_had_been_read_since(model, tokens):
-    """Rows of different lengths; the longest wrote to its last cache slot since, and the mark outlives what it marks."""
+    """Rows of different lengths; the longest filled its cache since, and the mark outlives what it marks."""
     ones = np.ones_like(tokens)
     _, state = model.go_on(model.empty(), tokens, ones * (np.arange(TIME)[None] < LENGTHS[:, None]))
     mark, expected = state.mark(), model.go_on(state, tokens[:, ::-1], ones * (np.arange(TIME) < 9))
