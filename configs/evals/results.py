@@ -11,7 +11,7 @@ from typing import Any
 
 from configs.quickstart import CATALOGUE, TRAINED_LENGTH
 from hypenet_jax.evals.checks import Check
-from hypenet_jax.evals.config import Document, EvaluationConfig
+from hypenet_jax.evals.config import Document, DocumentFigure, EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.perplexity import PerplexityEvaluator
@@ -116,6 +116,10 @@ def config(run_dir: str = "runs/quickstart", out: str = "runs/results") -> Evalu
             title="Results",
             description=DESCRIPTION,
             trained_length=TRAINED_LENGTH,
-            figure="docs/figures/needle_and_speed.svg",
+            figures=(
+                DocumentFigure(
+                    path="docs/figures/needle_and_speed.svg", metrics=("needle", "decode_seconds")
+                ),
+            ),
         ),
     )

@@ -9,25 +9,39 @@ from hypenet_jax.data.sources import Source
 from hypenet_jax.evals.checks import Check
 from hypenet_jax.evals.evaluator import Evaluator
 from hypenet_jax.evals.model import HeldOut, ModelSource
+from hypenet_jax.evals.present.presentation import DRAWN
 from hypenet_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DocumentFigure:
+    """An SVG file that stands in the document under the heading of its first metric.
+
+    Attributes:
+      path: where it goes.
+      metrics: drawn side by side; those that were not measured are left out.
+    """
+
+    path: str
+    metrics: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:
-    """A Markdown file of the measured tables and what they say of the claims.
+    """A Markdown file of the measured tables, of figures and texts, and what they say of the claims.
 
     Attributes:
       path: where it goes.
       title, description: its heading, and what stands below it: which models these are and how they were made.
       trained_length: context lengths are also told as multiples of it.
-      figure: SVG file of needle accuracy and time per token by context length; None: not drawn.
+      figures: in the order in which they stand under one heading.
     """
 
     path: str
     title: str
     description: str
     trained_length: int
-    figure: str | None = None
+    figures: tuple[DocumentFigure, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +79,13 @@ class EvaluationConfig:
         labels = [source.label for source in self.models]
         if not labels or len(set(labels)) != len(labels):
             raise ValueError(f"an evaluation needs models of different labels, it has {labels}")
+        shown = (p for one in self.measurements.values() for p in one.presentations)
+        drawn = {p.metric for p in shown if p.kind in DRAWN}
+        for figure in self.document.figures if self.document else ():
+            if unknown := sorted({*figure.metrics} - drawn):
+                raise ValueError(
+                    f"no measurement draws {unknown}, of the figure {figure.path}; there are {sorted(drawn)}"
+                )
 
     @property
     def active(self) -> dict[str, Evaluator]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.legend_handler import HandlerTuple
 
-from hypenet_jax.evals.present.painters import COLORS, CSS, PAINTERS, STYLE, TIP
-from hypenet_jax.evals.present.presentation import Kind, Presentation
+from hypenet_jax.evals.present.painters import COLORS, CSS, PAINTERS, STYLE, TIP, Named
+from hypenet_jax.evals.present.presentation import DRAWN, Kind, Presentation
 from hypenet_jax.evals.report import Report, Row
 
 # In points of 1/72 inch: a panel, a line of the legend, and a cell of a heat map and what is around all of them.
@@ -84,10 +85,9 @@ def figure_of(beside: Sequence[Panel], models: Sequence[str]) -> Figure:
     )
     for part, panel in zip(parts, beside, strict=False):
         axes, (width, height) = part.add_subplot(), panel.size
-        PAINTERS[panel.presentation.kind](axes, panel.presentation, panel.rows, models)
-        axes.set_title(panel.whole_title if several else panel.title, y=1)
-        handles, names = axes.get_legend_handles_labels()
-        named = dict(zip(names, handles, strict=True))
+        p = panel.presentation
+        named = PAINTERS[p.kind](axes, p, panel.rows, models)
+        axes.set_title(panel.whole_title if several else panel.title)
         legend |= named if shared else {}
         heights.append(height + (0 if shared else _add_legend(part, named, width)))
     width = max(sum(panel.size[0] for panel in line) for line in lines)
@@ -98,13 +98,15 @@ def figure_of(beside: Sequence[Panel], models: Sequence[str]) -> Figure:
     return figure
 
 
-def _add_legend(figure: FigureBase, named: Mapping[str, Any], width: int) -> int:
+def _add_legend(figure: FigureBase, named: Named, width: int) -> int:
     """Draws it above all else, where there is something to name; returns its height."""
     if not named:
         return 0
     columns = int(width / (45 + 6 * max(map(len, named)))) or 1
-    place = {"loc": "outside upper left", "ncols": columns}
-    figure.legend(named.values(), named.keys(), **place)
+    look: Any = {"loc": "outside upper left", "ncols": columns}
+    if any(type(artist) is tuple for artist in named.values()):
+        look |= {"handlelength": 6, "handler_map": {tuple: HandlerTuple(ndivide=None, pad=0)}}
+    figure.legend(named.values(), named.keys(), **look)
     return LEGEND_LINE * -(-len(named) // columns)
 
 
@@ -142,7 +144,7 @@ def _svg(figure: Figure) -> str:
 
 def _drawable(p: Presentation, report: Report) -> list[Row]:
     """The rows that have a place in a figure."""
-    rows = [row for row in p.rows(report) if p.kind in PAINTERS and math.isfinite(row.value)]
+    rows = [row for row in p.rows(report) if p.kind in DRAWN and math.isfinite(row.value)]
     if p.kind in ("lines", "heat map"):
         rows = [row for row in rows if row.length]
     return [row for row in rows if row.value > 0 or p.unit not in ("seconds", "bytes")]

@@ -1,13 +1,17 @@
-"""What is drawn into one pair of axes: a painter for each kind of presentation that has figures."""
+"""What is drawn into one pair of axes: a painter for each kind of presentation that has figures.
+
+Each returns what a legend says of it.
+"""
 
 import collections
 import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 
 from hypenet_jax.evals.present.presentation import (
@@ -18,6 +22,9 @@ from hypenet_jax.evals.present.presentation import (
     length_text,
 )
 from hypenet_jax.evals.report import Row
+
+Named: TypeAlias = Mapping[str, Any]
+"""What a legend says, and the artist, or several side by side, that it says it of."""
 
 STYLE = pathlib.Path(__file__).with_name("figures.mplstyle")
 # The page's colours, light or dark as the device is. No two light ones are equal: by them those of figures are found.
@@ -30,7 +37,7 @@ MOST_MARKERS = 16  # on a line
 FAR_APART = 30.0  # largest error over smallest, from which the scale is logarithmic
 
 
-def lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
+def lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> Named:
     """A line per model; whiskers where every number has a finite interval, but not on a logarithmic scale."""
     for model in models:
         line = sorted((row for row in rows if row.model == model), key=lambda row: row.key)
@@ -50,9 +57,10 @@ def lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str
         axes.text(0.01, height, name, transform=axes.get_yaxis_transform(), va="bottom")
     length_axis(axes, [row.length or 0 for row in rows])
     value_axis(axes, p.unit, rows)
+    return _named(axes)
 
 
-def bars(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
+def bars(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> Named:
     """Groups of bars side by side, one per label; the task with fewer bars has the stronger colour.
 
     A bar starts at 0, which no logarithmic scale has: there a group is dots above each other.
@@ -79,9 +87,10 @@ def bars(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]
     axes.set_xticks(ticks, [names[i] for i in ticks])
     axes.set_xlabel(kind)
     value_axis(axes, p.unit, rows)
+    return _named(axes)
 
 
-def curves(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
+def curves(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> Named:
     """A line per stage, or per label in the colour of its place; points are marked where they are few."""
     labels, named = list(dict.fromkeys(row.label for row in rows)), rows[0].label is not None
     line_of: dict[str, list[Row]] = {}
@@ -98,17 +107,19 @@ def curves(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[st
         for row in line if few else ():
             where = f"after {count_text(row.tokens or 0)} tokens"
             _spot(axes, row.tokens or 0, row.value, f"{name}, {where}: {p.told(row)}")
-    if named:
-        _color_key(axes, [label or "" for label in labels])
     longest = max(row.tokens or 0 for row in rows)
     axes.set_xlim(-0.03 * longest, 1.03 * longest)
     axes.set_xlabel("tokens read by the stage")
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(lambda value, _: count_text(value))
     value_axis(axes, p.unit, rows)
+    if not named:
+        return _named(axes)
+    last = _kind_and_names([label or "" for label in labels])[1][-1]
+    return {f"{labels[0]} to {last}": tuple(Rectangle((0, 0), 1, 1, color=color) for color in RAMP)}
 
 
-def cells(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> None:
+def cells(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> Named:
     """A cell per context length (to the right) and depth (downwards, towards the question); full colour is 1."""
     lengths = sorted({row.length or 0 for row in rows})
     depths = sorted({row.depth or 0.0 for row in rows})
@@ -124,9 +135,10 @@ def cells(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str
     axes.set_xticks(range(len(lengths)), map(length_text, lengths))
     axes.set_yticks(range(len(depths)), [f"{100 * d:g}%" for d in depths])
     axes.set_xlabel("context length in tokens")
+    return {}
 
 
-PAINTERS: Mapping[str, Callable[[Axes, Presentation, Sequence[Row], Sequence[str]], None]] = {
+PAINTERS: Mapping[str, Callable[[Axes, Presentation, Sequence[Row], Sequence[str]], Named]] = {
     "lines": lines,
     "bars": bars,
     "curves": curves,
@@ -175,6 +187,11 @@ def logarithm(unit: Unit, rows: Sequence[Row]) -> int | None:
     return {"seconds": 10, "bytes": 2, "error": 10}.get(unit)
 
 
+def _named(axes: Axes) -> Named:
+    handles, names = axes.get_legend_handles_labels()
+    return dict(zip(names, handles, strict=True))
+
+
 def _spot(axes: Axes, x: int, y: float, tip: str) -> None:
     """Where pointing says something; it is not seen."""
     look: Any = {"color": COLORS["ink"], "markersize": 13, "alpha": 0, "gid": TIP + tip}
@@ -190,16 +207,3 @@ def _kind_and_names(labels: Sequence[str]) -> tuple[str, list[str]]:
 
 def _ramp(place: int, count: int) -> str:
     return RAMP[round(place / max(count - 1, 1) * (len(RAMP) - 1))]
-
-
-def _color_key(axes: Axes, labels: Sequence[str]) -> None:
-    """Colours from the first to the last label, at the right of the title."""
-    kind, names = _kind_and_names(labels)
-    key = axes.inset_axes((0.7, 1.035, 0.22, 0.05))
-    shown = range(min(len(labels), len(RAMP)))
-    key.bar(shown, 1, 1, color=[_ramp(i, len(shown)) for i in shown])
-    key.set(xlim=(-0.5, len(shown) - 0.5), ylim=(0, 1), xticks=[], yticks=[])
-    key.grid(False)
-    look: Any = {"transform": key.transAxes, "va": "center", "color": COLORS["soft"]}
-    key.text(-0.04, 0.5, f"{kind} {names[0]}", ha="right", **look)
-    key.text(1.04, 0.5, names[-1], ha="left", **look)

@@ -9,6 +9,8 @@ from typing import Literal
 from hypenet_jax.evals.report import Report, Row
 
 Kind = Literal["lines", "table", "list", "bars", "heat map", "curves", "texts", "answers"]
+DRAWN: tuple[Kind, ...] = ("lines", "bars", "heat map", "curves")
+"""Kinds that have figures."""
 Number = int | float
 Unit = Literal["number", "share", "seconds", "bytes", "count", "error"]
 

@@ -69,6 +69,18 @@ def texts(p: Presentation, report: Report) -> list[Row]:
     return sorted(rows, key=lambda row: prompts.index(row.task))
 
 
+def side_by_side(p: Presentation, report: Report) -> Table | None:
+    """What each model wrote after each prompt, a column per model."""
+    rows = texts(p, report)
+    models = list(dict.fromkeys(row.model for row in rows))
+    written = {(row.task, row.model): Cell(row.label or "") for row in rows}
+    lines = [
+        [Cell(prompt or ""), *(written.get((prompt, model), Cell("\u2013")) for model in models)]
+        for prompt in dict.fromkeys(row.task for row in rows)
+    ]
+    return Table("", ("prompt", *models), lines) if rows else None
+
+
 def failures(report: Report) -> Table | None:
     """What could not be measured, and why."""
     rows = report.select("failed").rows

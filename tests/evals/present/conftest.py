@@ -3,7 +3,7 @@ import pathlib
 import pytest
 
 from hypenet_jax.evals.checks import Check
-from hypenet_jax.evals.config import Document, EvaluationConfig
+from hypenet_jax.evals.config import Document, DocumentFigure, EvaluationConfig
 from hypenet_jax.evals.evaluator import Evaluator
 from hypenet_jax.evals.model import HeldOut, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
@@ -38,6 +38,7 @@ SHOWN = (
     Presentation(metric="error", title="Error", kind="bars", label="error", section="Conversion"),
     Presentation(metric="tokens", title="Tokens", unit="count", kind="list", section="Conversion"),
     Presentation(metric="sample", title="Samples", kind="texts"),
+    Presentation(metric="answer", title="Answers", kind="answers"),
     Presentation(metric="absent", title="Never measured"),
 )
 
@@ -71,6 +72,7 @@ def results(folder) -> Results:
         report = report.add(
             share("harness/acc", model, hits, 10, task="arc"),
             Row("sample", model, 3.0, 1, label="<i>and</i> so on", task="Once"),
+            Row("answer", model, 3.0, 1, label="if *x* | y:\n    >>> 1", task="def `f`?"),
         )
     report = report.add(
         Row("decode_speedup", MODELS[1], 7.0, 3, 2048),
@@ -97,7 +99,16 @@ def results(folder) -> Results:
             title="Results",
             description="These models.",
             trained_length=128,
-            figure=str(folder / "docs" / "figures" / "figure.svg"),
+            figures=(
+                DocumentFigure(
+                    path=str(folder / "docs" / "figures" / "figure.svg"),
+                    metrics=("needle", "decode_seconds"),
+                ),
+                DocumentFigure(
+                    path=str(folder / "docs" / "training.svg"), metrics=("absent", "loss", "error")
+                ),
+                DocumentFigure(path=str(folder / "docs" / "absent.svg"), metrics=("absent",)),
+            ),
         ),
     )
     return Results(config, report)

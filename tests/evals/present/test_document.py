@@ -1,9 +1,12 @@
 """The Markdown document, its figure, and the tables that the page shares with it."""
 
+import dataclasses
+import html
 import re
 
 import pytest
 
+from hypenet_jax.evals.config import DocumentFigure
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.present.tables import tables
 from hypenet_jax.evals.report import Report, Row, share
@@ -25,7 +28,40 @@ def test_the_document_has_the_tables_checks_and_failures(written):
     assert "\n\n\n" not in text
 
 
-def test_the_figure_of_the_document_is_needle_accuracy_beside_time_per_token(written):
+def test_figures_stand_below_the_heading_of_their_first_metric_that_was_measured(written):
+    docs = written / "docs"
+    text = (docs / "results.md").read_text(encoding="utf-8")
+    assert re.findall(r"^(#+ .*|!.*)$", text, re.M) == [
+        *("# Results", "## Needles", "![Needles, Decode](figures/figure.svg)", "## Tasks"),
+        *("## Harness", "## Decode", "## Conversion", "### Loss", "![Loss, Error](training.svg)"),
+        *("### Tokens", "## Samples", "## Answers", "## What reproduces", "## Not measured"),
+    ]
+    svg = (docs / "training.svg").read_text(encoding="utf-8")
+    assert re.findall(">(Loss: KL|Error: align)<", svg) == ["Loss: KL", "Error: align"]
+    assert not (docs / "absent.svg").exists()
+
+
+def test_figures_of_what_no_measurement_draws_are_refused(results):
+    for metric in ("sample", "ruler", "nedle"):
+        figure = DocumentFigure(path="docs/x.svg", metrics=("needle", metric))
+        document = dataclasses.replace(results.config.document, figures=(figure,))
+        with pytest.raises(
+            ValueError, match=rf"draws \['{metric}'\], of the figure docs/x.svg; there"
+        ):
+            dataclasses.replace(results.config, document=document)
+
+
+def test_what_models_wrote_stands_side_by_side_and_none_of_it_is_markup(written):
+    text = (written / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "| prompt | teacher &lt;RoPE> | student & co |" in text.splitlines()
+    (line,) = [line for line in text.splitlines() if line.startswith("| def ")]
+    asked, *answers = (html.unescape(cell.strip()) for cell in line.strip("|").split("|"))
+    assert asked == "def `f`?"
+    assert answers == ["if *x* | y:<br>\xa0\xa0\xa0\xa0>>> 1"] * 2
+    assert not re.search(r"[`*>]", line.replace("<br>", ""))
+
+
+def test_the_first_figure_of_the_document_is_needle_accuracy_beside_time_per_token(written):
     svg = (written / "docs" / "figures" / "figure.svg").read_text(encoding="utf-8")
     assert svg.startswith("<svg")
     assert 'xmlns="http://www.w3.org/2000/svg"' in svg

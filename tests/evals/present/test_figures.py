@@ -135,9 +135,9 @@ def test_curves_of_layers_have_a_figure_per_stage_and_a_key_to_their_colours():
     colors = [line.get_color() for line in axes.lines if len(line.get_xdata()) == 2]
     assert len(colors) == 30
     assert list(dict.fromkeys(colors)) == RAMP
-    assert not figures["a"].legends
-    (key,) = axes.child_axes
-    assert [text.get_text() for text in key.texts] == ["layer 0", "29"]
+    (key,) = figures["a"].legends
+    assert [text.get_text() for text in key.get_texts()] == ["layer 0 to 29"]
+    assert len(key.legend_handles) == 1
     box, size = figures["a"].get_tightbbox(), figures["a"].get_size_inches()
     assert box.x1 <= size[0]
     assert box.y1 <= size[1]

@@ -33,7 +33,7 @@ def test_every_measurement_has_its_section_and_what_was_not_measured_has_none(pa
     titles = re.findall(r"<h[23]>([^<]*)", page)
     assert titles == [
         *("Needles", "Depth", "Tasks", "Harness", "Decode"),
-        *("Conversion", "Loss", "Error", "Tokens", "Samples", "Checks", "Not measured"),
+        *("Conversion", "Loss", "Error", "Tokens", "Samples", "Answers", "Checks", "Not measured"),
     ]
 
 
