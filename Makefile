@@ -77,14 +77,11 @@ test: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # For while one writes: one device, the forms of ops that run everywhere, everything compiled with little optimisation;
-# without files of other families and formats, damaged files, killed runs, and second forms or types of the same.
+# without what is marked `extended`.
 FAST := $(addprefix tests/pallas_kernels/test_,attention.py decode_attention.py lightning_attention.py linear_loss.py)
 FAST += tests/test_losses.py tests/test_testing.py tests/model tests/weights tests/train tests/halo
-BEYOND := gguf or families or other_teachers or refit or bfloat16 or temperature or harm or flipped or killed or recomputing or scanned or muon or tied_head
-SEVERAL_DEVICES := mesh or devices or and_eight or cut_cache or parameter_shards or two_processes
 test-fast: install-test
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) \
-		-k 'not (tpu or gpu or splash or associative or $(SEVERAL_DEVICES) or $(BEYOND) or prefill or add_a_mixer)' $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(FAST) -k 'not extended' $(ARGS)
 
 # What needs PyTorch: our logits against transformers'.
 test-torch: install-torch

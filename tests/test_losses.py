@@ -112,6 +112,7 @@ def test_the_relative_gap_knows_no_unit(draw, weights):
     assert float(plain) == pytest.approx(float(scaled), rel=1e-5)
 
 
+@pytest.mark.extended
 def test_gaps_of_bfloat16_are_summed_in_float32(draw, weights):
     ours, target = draw(B, T, D).astype(jnp.bfloat16), draw(B, T, D).astype(jnp.bfloat16)
     for gap in GAPS:

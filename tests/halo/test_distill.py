@@ -63,6 +63,7 @@ def test_the_loss_is_the_mean_divergence_over_all_real_tokens(teacher, student, 
     assert metrics["kl"].total == loss.total
 
 
+@pytest.mark.extended
 def test_temperature_softens_both_sides_and_its_square_multiplies(teacher, student, batch, run):
     (_, metrics), _ = run(WARM, batch)
     real = np.asarray(batch.segment_ids) > 0
@@ -70,6 +71,7 @@ def test_temperature_softens_both_sides_and_its_square_multiplies(teacher, stude
     assert float(metrics["kl"].value()) == pytest.approx(wanted, rel=1e-4)
 
 
+@pytest.mark.extended
 def test_hidden_weight_adds_the_mean_gap_of_the_streams_per_token(teacher, student, batch, run):
     (loss, metrics), _ = run(WARM, batch)
     expected, actual = (

@@ -23,6 +23,8 @@ from hypenet_jax.train.optimizer import Optimizer, OptimizerConfig
 from hypenet_jax.train.state import abstract_state
 from hypenet_jax.train.step import make_train_step
 
+pytestmark = pytest.mark.extended
+
 # An array's size tells what it is: multiples of 5 or 7 have a width of the teacher, of 9 a row's tokens, and of 11 the
 # vocabulary.
 MIXER = SoftmaxSpec(num_heads=4, num_kv_heads=2, head_dim=16, rope_theta=1e4)

@@ -20,7 +20,7 @@ from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.testing import random_params, tiny_teacher
 from hypenet_jax.weights import read_hf, save_hf
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 KEY = jax.random.key(0)
 
 

@@ -10,7 +10,7 @@ from hypenet_jax.halo.transfer import with_neutral_gates
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.sharding import MeshConfig, on_mesh
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 
 REFIT = RefitConfig(start_from="align", batches=1)
 MIXED = {"devices": 8, "mesh_config": MeshConfig(fsdp=2, sequence=2, tensor=2)}

@@ -74,12 +74,14 @@ def test_what_stands_at_padding_changes_nothing(batches, kernel):
     assert np.array_equal(fitted(batches, kernel)[0], fitted(changed, kernel)[0])
 
 
+@pytest.mark.extended
 def test_eight_devices_fit_the_kernel_of_one(batches, kernel):
     (alone, errors), (shared, others) = (fitted(batches, kernel, m) for m in (ALONE, MIXED))
     np.testing.assert_allclose(shared, alone, rtol=1e-5, atol=1e-6)
     assert others == pytest.approx(errors, rel=1e-5)
 
 
+@pytest.mark.extended
 def test_the_sums_of_a_batch_are_added_over_no_devices(batches):
     with on_mesh(MIXED):
         text = sums_of.lower(*map(jnp.asarray, batches[0])).compile().as_text()

@@ -71,6 +71,7 @@ def test_gates_differ_between_layers_and_follow_the_key(teacher):
     assert not np.array_equal(first[0], first[1])
 
 
+@pytest.mark.extended
 def test_a_bfloat16_teacher_gives_a_float32_student_of_the_same_values(teacher):
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), teacher.single)
     config = hypenet(teacher.config, ())

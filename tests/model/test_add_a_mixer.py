@@ -26,7 +26,7 @@ from hypenet_jax.sharding import MeshConfig, make_mesh
 from hypenet_jax.testing import random_params, tiny_teacher
 from hypenet_jax.weights import read_hf, save_hf
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 KEPT = (1,)
 KEY = jax.random.key(0)
 FILE = pathlib.Path(__file__).with_name("average.py")

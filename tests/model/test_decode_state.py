@@ -47,6 +47,7 @@ def test_rows_of_different_lengths_in_pieces_are_as_the_whole(cuts, side, model,
     np.testing.assert_array_equal(state.lengths, LENGTHS)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prefill_and_single_steps_are_as_the_whole(side, model, tokens):
     prefill = np.asarray([15, 8, 2])

@@ -32,6 +32,7 @@ def differentiated(hybrid, tokens):
     return {remat: run(remat) for remat in ("none", "full")}
 
 
+@pytest.mark.extended
 def test_scanned_layers_are_as_single_ones_in_outputs_and_taps(hybrid, tokens, differentiated):
     run = lambda params: hybrid.decoder.apply({"params": params}, jnp.asarray(tokens), taps=True)  # noqa: E731
     single, scanned = jax.jit(run)(hybrid.params), differentiated["none"][1]
@@ -42,6 +43,7 @@ def test_scanned_layers_are_as_single_ones_in_outputs_and_taps(hybrid, tokens, d
     np.testing.assert_allclose(single.hidden, hybrid.hidden(tokens), atol=1e-5)
 
 
+@pytest.mark.extended
 def test_recomputing_layers_changes_neither_loss_nor_gradients(differentiated):
     (loss, _, gradients), (again, _, recomputed) = differentiated["none"], differentiated["full"]
     np.testing.assert_allclose(again, loss, rtol=1e-6, atol=1e-7)
@@ -49,6 +51,7 @@ def test_recomputing_layers_changes_neither_loss_nor_gradients(differentiated):
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.extended
 def test_scanned_layers_decode_as_single_ones(hybrid, tokens):
     decoder = Decoder(hybrid.config, jnp.float32, scan=True)
     params = stack_layers(hybrid.params, hybrid.config)
@@ -82,6 +85,7 @@ def test_initial_parameters_have_the_grouping_of_the_decoder(scan, key):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.extended
 def test_a_tied_head_is_an_untied_one_with_the_embedding_copied(key):
     hidden = jax.random.normal(key, (BATCH, TIME, 32))
     tied, untied = (
@@ -99,6 +103,7 @@ def test_a_tied_head_is_an_untied_one_with_the_embedding_copied(key):
     assert "head" in random_params(untied)
 
 
+@pytest.mark.extended
 def test_in_bfloat16_only_activations_and_caches_are_narrow(hybrid, tokens):
     decoder = Decoder(hybrid.config, jnp.bfloat16, scan=False)
     state = decode_state(hybrid.config, BATCH, CAPACITY)
@@ -119,6 +124,7 @@ def test_in_bfloat16_only_activations_and_caches_are_narrow(hybrid, tokens):
     ]
 
 
+@pytest.mark.extended
 def test_bfloat16_stays_near_float32(hybrid, tokens):
     decoder = Decoder(hybrid.config, jnp.bfloat16, scan=False)
     run = jax.jit(lambda params: decoder.apply({"params": params}, jnp.asarray(tokens)).hidden)

@@ -23,7 +23,7 @@ from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import MESH_AXES, MeshConfig, constrain, make_mesh, on_mesh
 from hypenet_jax.testing import random_params
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 

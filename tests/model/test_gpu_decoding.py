@@ -13,7 +13,10 @@ from hypenet_jax.model.decoder import Decoder, decode_state
 from pallas_kernels import dispatch
 
 # JAX 0.11 says at every lowering that Pallas for Triton will go; the kernels' files say why it is used.
-pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+pytestmark = [
+    pytest.mark.extended,
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated"),
+]
 H200 = AbstractMesh((), (), abstract_device=AbstractDevice("NVIDIA H200", 1, "cuda"))
 
 

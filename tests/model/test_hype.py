@@ -68,6 +68,7 @@ def test_products_of_rotated_vectors_depend_on_the_distance_alone(key):
     assert abs(product(9, 4) - product(9, 5)) > 1e-3
 
 
+@pytest.mark.extended
 def test_bfloat16_heads_turn_in_bfloat16_by_angles_of_float32(key):
     x = jax.random.normal(key, (1, 7, 1, 16), jnp.bfloat16)
     angles = rotary_angles(jnp.asarray(POSITIONS), 16, 1e6)

@@ -11,6 +11,8 @@ from hypenet_jax.model import presets
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.sharding import MESH_AXES, shardings_of
 
+pytestmark = pytest.mark.extended
+
 FSDP, TENSOR = 4, 8
 MESH = AbstractMesh((2, FSDP, 2, TENSOR), MESH_AXES)
 MODELS = (

@@ -1,10 +1,30 @@
-"""Definitions in float64, written from the sums themselves, and how far results are from them."""
+"""Definitions in float64, written from the sums themselves; how far results are from them, and whose they may be."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 TOLERANCE = {"float32": 5e-6, "bfloat16": 1e-2}
+PLAIN = ("reference", "recurrent", "dense", "chunked")
+"""Definitions, and the forms that run on every device."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    """Implementations to parametrize a test with; those that are not plain, kernels above all, are extended."""
+    return [_case(name, name) for name in names]
+
+
+def each_of(tables: dict[str, dict[str, Any]]) -> list[Any]:
+    """The same of several ops: their names, and their implementations by name."""
+    return [_case(name, op, name) for op, names in tables.items() for name in names]
+
+
+def _case(name: str, *values: str) -> Any:
+    return pytest.param(*values, marks=() if name in PLAIN else pytest.mark.extended)
 
 
 def with_gradients(function, *arrays):

@@ -83,6 +83,7 @@ def test_outputs_and_gradients_match_float64(implementation, case):
     oracles.assert_close((got, got_grads), (out, grads), oracles.TOLERANCE["float32"])
 
 
+@pytest.mark.extended
 @every
 def test_bfloat16_gives_bfloat16_close_to_float64(implementation):
     arrays = inputs(dtype=jnp.bfloat16)
@@ -181,6 +182,7 @@ def test_memory_of_the_chunked_form_grows_with_the_length_alone():
     assert temporaries(4096) < 4 * 4096**2 / 2
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("case", ["causal", "segments"])
 def test_splash_under_this_contract_matches_float64(case):
     """Interpreted; three blocks of 128, and two query heads for each of three key/value heads."""
@@ -200,6 +202,7 @@ def test_splash_under_this_contract_matches_float64(case):
         assert not np.any(np.asarray(out)[visible["segment_ids"] == 0])
 
 
+@pytest.mark.extended
 def test_on_a_tpu_splash_is_chosen_where_it_can_run():
     def kernels(length=640, dtype=jnp.bfloat16, devices=1):
         q = jax.ShapeDtypeStruct((1, length, 4, 128), dtype)

@@ -68,7 +68,7 @@ def float64(arrays, slots, segment_ids=None, key_segment_ids=None):
         )[:, 0]
 
 
-@pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
+@pytest.mark.parametrize("implementation", oracles.each(IMPLEMENTATIONS))
 class TestEveryImplementation:
     @pytest.mark.parametrize(
         "visible", [1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK, SLOTS - 1, SLOTS]
@@ -111,6 +111,7 @@ class TestEveryImplementation:
         got = run(arrays, [slots - 1] * 3, implementation)
         oracles.assert_close(got, float64(arrays, [slots - 1] * 3), TOLERANCE["float32"])
 
+    @pytest.mark.extended
     def test_a_bfloat16_cache_gives_bfloat16_close_to_float64(self, implementation):
         arrays, slots = inputs(dtype=jnp.bfloat16), [40, 2, 68]
         got = run(arrays, slots, implementation, **documents())
@@ -168,6 +169,7 @@ def collectives(hlo):
     return found
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("data", [1, 2])
 def test_no_key_or_value_of_a_cut_cache_moves(data):
     def moved(slots):
@@ -190,6 +192,7 @@ def test_no_key_or_value_of_a_cut_cache_moves(data):
     assert short == long == {"all-reduce": 4 * numbers}
 
 
+@pytest.mark.extended
 def test_a_cache_the_mesh_cannot_cut_is_refused():
     with mesh(8), pytest.raises(ValueError, match=r"cache of 69 slots .* use 72 slots"):
         run(inputs(), [1, 2, 3], "chunked", mesh_axes=OVER_SLOTS)

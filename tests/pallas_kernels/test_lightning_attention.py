@@ -15,7 +15,7 @@ from pallas_kernels.lightning_attention import IMPLEMENTATIONS, TAKE_PRECISION
 pytestmark = pytest.mark.brief
 
 SCALE = 0.25
-every = pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
+every = pytest.mark.parametrize("implementation", oracles.each(IMPLEMENTATIONS))
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,7 @@ def test_outputs_state_and_gradients_match_float64(implementation, packed):
     oracles.assert_close(gradients(*arrays, log_decay, segments, implementation), grads, tolerance)
 
 
+@pytest.mark.extended
 @every
 def test_bfloat16_loses_only_the_rounding_of_its_output(implementation):
     arrays, log_decay, segments = inputs(dtype=jnp.bfloat16), decays(), documents()

@@ -19,14 +19,13 @@ from pallas_kernels import (
 from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K, chunked
 
 pytestmark = pytest.mark.brief
+EXTENDED = pytest.mark.extended
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K = 77, 24, 12, 97, 5
 TABLES = {"cross entropy": CROSS_ENTROPY, "kl": KL, "top-k kl": KL_TOP_K}
-every = pytest.mark.parametrize(
-    ("loss", "implementation"), [(loss, name) for loss in TABLES for name in TABLES[loss]]
-)
-every_kl = pytest.mark.parametrize("implementation", list(KL))
-every_top_k = pytest.mark.parametrize("implementation", list(KL_TOP_K))
+every = pytest.mark.parametrize(("loss", "implementation"), oracles.each_of(TABLES))
+every_kl = pytest.mark.parametrize("implementation", oracles.each(KL))
+every_top_k = pytest.mark.parametrize("implementation", oracles.each(KL_TOP_K))
 every_loss = pytest.mark.parametrize("loss", list(TABLES))
 
 
@@ -119,7 +118,10 @@ def got(function, arrays):
 
 
 @every
-@pytest.mark.parametrize(("tokens", "temperature"), [(TOKENS, 1.0), (64, 2.5), (1, 1.0)])
+@pytest.mark.parametrize(
+    ("tokens", "temperature"),
+    [(TOKENS, 1.0), *(pytest.param(*case, marks=EXTENDED) for case in ((64, 2.5), (1, 1.0)))],
+)
 def test_value_and_gradients_match_float64(implementation, loss, tokens, temperature):
     temperature = 1.0 if loss == "cross entropy" else temperature
     hidden, head, _, _, _, weights = inputs(tokens=tokens)
@@ -130,6 +132,7 @@ def test_value_and_gradients_match_float64(implementation, loss, tokens, tempera
     oracles.assert_close(jax.jit(function)(*arrays), expected[:2], oracles.TOLERANCE["float32"])
 
 
+@pytest.mark.extended
 @every
 def test_bfloat16_hidden_keeps_float32_losses(implementation, loss):
     hidden, head, _, _, _, weights = inputs(jnp.bfloat16)
@@ -200,6 +203,7 @@ def test_a_student_equal_to_its_teacher_has_no_loss(implementation):
     assert np.max(np.abs(numbers)) < 1e-6
 
 
+@pytest.mark.extended
 @every
 def test_a_tied_head_gets_the_gradients_of_both_uses(implementation, loss):
     _, embedding, teacher, teacher_head, labels, weights = inputs()

@@ -26,6 +26,7 @@ def state_of(optimizer, mesh=None):
     return create_state(params, STAGE.trainable, optimizer, shardings)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_cut_off_goes_on_with_the_same_bits_and_on_a_mesh_with_the_same_numbers(
     name, tmp_path

@@ -87,6 +87,7 @@ def test_only_the_last_ones_are_kept(tmp_path, opened):
     assert checkpoints.steps() == [3, 4, 5]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fsdp", [8, 2])
 def test_a_checkpoint_moves_to_another_mesh_bit_for_bit(tmp_path, opened, fsdp):
     filled(opened, tmp_path)
@@ -98,6 +99,7 @@ def test_a_checkpoint_moves_to_another_mesh_bit_for_bit(tmp_path, opened, fsdp):
     assert jax.tree.map(lambda x: x.sharding, state) == jax.tree.map(lambda x: x.sharding, like)
 
 
+@pytest.mark.extended
 def test_through_4_8_2_and_1_devices_the_state_keeps_its_bits_and_the_next_loss_agrees(
     tmp_path, opened
 ):
@@ -117,6 +119,7 @@ def test_through_4_8_2_and_1_devices_the_state_keeps_its_bits_and_the_next_loss_
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
 def test_a_flipped_bit_in_array_data_is_noticed_and_the_step_before_is_taken(
     tmp_path, opened, caplog, place
@@ -145,6 +148,7 @@ def test_after_a_corrupt_step_its_number_can_be_saved_again(tmp_path, opened):
     assert len(list(tmp_path.glob("corrupt-2-*"))) == 1
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("harm", ["flip", "truncate", "empty", "delete"])
 def test_harm_to_any_file_is_noticed_or_harmless(tmp_path, opened, harm, subtests):
     """Every file of a checkpoint in turn: the state restored is one that was saved, whole."""

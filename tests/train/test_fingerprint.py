@@ -22,6 +22,7 @@ def flipped(array: np.ndarray, bit: int) -> np.ndarray:
     return np.frombuffer(bytes(raw), array.dtype).reshape(array.shape)
 
 
+@pytest.mark.extended
 def test_every_single_flipped_bit_changes_the_fingerprint():
     array = TREE["a"]["kernel"]
     before = leaf_specs({"x": array})["x"]["fingerprint"]
@@ -35,6 +36,7 @@ def test_exchanged_elements_change_the_fingerprint():
     assert len({leaf["fingerprint"] for leaf in specs.values()}) == 3
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (2, 4), (1, 2)])
 def test_the_fingerprint_does_not_depend_on_the_mesh(fsdp, tensor):
     mesh = make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])

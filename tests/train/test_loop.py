@@ -50,6 +50,7 @@ class Dying(Stream):
         return super().__next__()
 
 
+@pytest.mark.extended
 def test_a_run_killed_anywhere_and_started_again_gives_the_same_bits(tmp_path, uninterrupted):
     for death in (2, 6, 9):
         with pytest.raises(Killed):
@@ -143,6 +144,7 @@ def test_the_checkpoint_of_other_settings_is_refused(tmp_path):
         run(tmp_path, config={"width": 9})
 
 
+@pytest.mark.extended
 def test_a_run_on_a_mesh_resumes_bit_for_bit_and_agrees_with_one_device(tmp_path, uninterrupted):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2), jax.devices()[:4])
 

@@ -175,6 +175,7 @@ def test_a_kernel_is_a_matrix_between_the_width_and_all_its_other_axes(names, si
     assert matrix_axes(names) == (sides and optax.contrib.MuonDimensionNumbers(*sides))
 
 
+@pytest.mark.extended
 def test_muon_makes_the_update_of_every_layer_and_head_axis_an_orthogonal_matrix():
     names = {
         "q": {"kernel": ("layers", "embed", "heads", "head_dim")},

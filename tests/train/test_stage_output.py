@@ -39,6 +39,7 @@ def test_weights_come_back_bit_for_bit_with_their_origin(tmp_path, params):
     assert metadata == read_stage_output(tmp_path / "final", "align")
 
 
+@pytest.mark.extended
 def test_weights_load_onto_a_mesh(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     mesh = make_mesh(MeshConfig(fsdp=8))
@@ -68,6 +69,7 @@ def test_other_shapes_are_refused_by_path(tmp_path, params):
         load_params(tmp_path / "final", "align", like=wanted)
 
 
+@pytest.mark.extended
 def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path, params):
     save_params(tmp_path / "final", params, ORIGIN)
     data = [path for path in (tmp_path / "final").rglob("d/*") if path.is_file()]

@@ -104,6 +104,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_skipped_too():
     assert bits(state.params) == before
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("data", "accumulate"), [(1, 1), (2, 2), (8, 2)])
 def test_one_device_and_eight_take_the_same_step(data, accumulate):
     rows = 8 * accumulate
@@ -122,6 +123,7 @@ def test_one_device_and_eight_take_the_same_step(data, accumulate):
     assert moment.sharding == state.params["head"]["kernel"].sharding
 
 
+@pytest.mark.extended
 def test_micro_batches_are_cut_without_moving_rows_between_devices():
     mesh = make_mesh(MeshConfig(data=8, fsdp=1))
     shardings = shardings_of(init(jax.random.key(0)), AXES, mesh)

@@ -15,7 +15,7 @@ from hypenet_jax.testing import random_params, tiny_teacher
 from hypenet_jax.weights import FAMILIES, CheckpointError, read_hf, save_hf
 from hypenet_jax.weights.hf_config import from_hf, to_hf
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 BARE = {"qk_norm": False}
 COMMON = {
     "hidden_act": "silu",

@@ -22,6 +22,8 @@ from hypenet_jax.weights.verify import our_logits, their_logits
 
 pytest.importorskip("gguf", reason="reads GGUF files: pip install gguf")
 
+pytestmark = pytest.mark.extended
+
 QWEN3 = tiny_teacher(280, layers=1, tie_embeddings=False)
 NOTHING = Unsaid()
 QUANTIZED = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

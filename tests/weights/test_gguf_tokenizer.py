@@ -16,6 +16,8 @@ from hypenet_jax.weights import CheckpointError
 
 pytest.importorskip("gguf", reason="reads GGUF files: pip install gguf")
 
+pytestmark = pytest.mark.extended
+
 TEXTS = (
     "The quick brown fox isn't 12345 lazy dogs.",
     "def add(a, b):\n    return a + b  # ok\r\n\n\n\tdone",

@@ -79,6 +79,7 @@ def test_official_names_of_a_lightning_layer():
     assert names == {f"model.layers.0.self_attn.{key}.weight" for key in keys}
 
 
+@pytest.mark.extended
 def test_merged_axes_split_over_the_mesh_as_their_first_letter():
     query, norm = (
         next(t for t in tensors(HYPENET) if t.ours == f"layer_0/mixer/{name}")

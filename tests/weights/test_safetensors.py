@@ -71,6 +71,7 @@ def test_a_type_that_no_folder_holds_is_refused_by_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("mesh_config", [MeshConfig(fsdp=4, tensor=2), MeshConfig(fsdp=8)])
 def test_parameters_are_read_to_where_they_live(tmp_path, mesh_config):
     params = random_params(HYPENET)

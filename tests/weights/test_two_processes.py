@@ -15,6 +15,8 @@ from hypenet_jax.testing import random_params
 from hypenet_jax.weights import read_hf, save_hf
 from hypenet_jax.weights.names import flatten
 
+pytestmark = pytest.mark.extended
+
 SCRIPT = pathlib.Path(__file__).with_name("two_processes.py")
 ROOT = pathlib.Path(__file__).parents[2]
 
