@@ -35,8 +35,7 @@ def train(
     """Trains, or goes on training from the last checkpoint of the same provenance.
 
     Args:
-      start: what makes the parameters before the first step of the initial weights, which None leaves as they are. A
-        stage that evaluates while it trains then evaluates these too, as step 0.
+      start: what makes the parameters before the first step of the initial weights, which None leaves as they are.
       first_batch: of the text that is trained on.
     Raises:
       CheckpointError: the checkpoints are of another provenance.
@@ -74,7 +73,6 @@ def train(
             metrics=metrics,
             mesh=mesh,
             evaluate=heldout_loss(stage, inputs) if evaluates else None,
-            evaluate_first=start is not None,
             stop=stop,
         ).params
 

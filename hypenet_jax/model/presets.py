@@ -1,6 +1,7 @@
 """Published models as values. Each number is the one of the model's own `config.json`.
 
-Teachers: the Qwen3 family (arXiv 2505.09388). Students: the released HypeNet models (arXiv 2601.22156).
+Teachers: the Qwen3 family (arXiv 2505.09388), SmolLM2 (arXiv 2502.02737). Students: the released HypeNet
+models (arXiv 2601.22156).
 """
 
 import functools
@@ -39,6 +40,19 @@ qwen3_14b = functools.partial(qwen3, 40, 5120, 17408, 40, tie_embeddings=False)
 """Qwen3-14B, a head of its own."""
 qwen3_32b = functools.partial(qwen3, 64, 5120, 25600, 64, tie_embeddings=False)
 """Qwen3-32B, a head of its own."""
+
+
+def smollm2_135m() -> ModelConfig:
+    """SmolLM2-135M, base and Instruct: a Llama without q/k norms."""
+    mixer = SoftmaxSpec(9, num_kv_heads=3, head_dim=64, rope_theta=1e5, qk_norm=False)
+    return ModelConfig(
+        vocab_size=49_152,
+        d_model=576,
+        d_mlp=1536,
+        mixers=(mixer,) * 30,
+        tie_embeddings=True,
+        norm_eps=1e-5,
+    )
 
 
 def hypenet_2b() -> ModelConfig:

@@ -40,7 +40,7 @@ class LoopConfig:
       steps: of the whole run.
       accumulate: micro-batches per step.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      evaluate_every: steps between evaluations on held-out text, also done after the last step;
+      evaluate_every: steps between evaluations on held-out text, also done before the first step and after the last;
         None for no evaluation.
       max_skips: number of consecutive non-finite updates that ends the run.
       roll_back_to: resume from this step's checkpoint and move newer ones aside, once.
@@ -70,7 +70,6 @@ def fit(
     metrics: Metrics,
     mesh: Mesh | None = None,
     evaluate: Callable[[Params], Mapping[str, float]] | None = None,
-    evaluate_first: bool = False,
     stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Trains to `config.steps`, resuming from the newest checkpoint if there is one.
@@ -80,8 +79,7 @@ def fit(
 
     Args:
       frozen: the teacher's parameters, already placed; read by the loss, never saved.
-      evaluate: student parameters to metrics, recorded beside those of training.
-      evaluate_first: also before the first step, as step 0.
+      evaluate: student parameters to metrics, recorded beside those of training; those before the first step as step 0.
       stop: called with every step's number, the last one too; True saves and raises Preempted.
     Raises:
       Preempted: `stop` returned True; the state is saved and the same call resumes.
@@ -97,7 +95,7 @@ def fit(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         step = make_train_step(stage, optimizer, accumulate=config.accumulate, shardings=shardings)
         recorder = _Recorder(metrics, config.max_skips)
-        if evaluate is not None and evaluate_first and first == 0:
+        if evaluate is not None and first == 0:
             metrics.write(0, "evaluation", evaluate(state.params))
         for number in range(first + 1, config.steps + 1):
             began = time.monotonic()

@@ -72,7 +72,7 @@ def test_every_step_and_every_evaluation_is_recorded_once(uninterrupted):
 def test_a_run_can_evaluate_before_its_first_step_and_records_it_once(tmp_path):
     for death in (2, 7):
         with pytest.raises(Killed):
-            run(tmp_path, batches=Dying(death=death), evaluate_first=True)
+            run(tmp_path, batches=Dying(death=death))
     evaluations = [r["step"] for r in records(tmp_path) if r["kind"] == "evaluation"]
     assert evaluations == [0, 3, 6]
 
