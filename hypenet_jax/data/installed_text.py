@@ -30,7 +30,6 @@ ENGLISH = re.compile(
     r"\b(?:the|of|and|to|in|a|is|that|for|it|as|be|with|on|by|this|are|or|an|if|from|at|not|can|which|when|will|have"
     r"|has|was|but|its|all|you|we|they|their|one|may|there|than|into|used|using|only)\b"
 )
-)
 
 Kind = Literal["documentation", "source"]
 

@@ -66,7 +66,7 @@ def test_every_step_and_every_evaluation_is_recorded_once(uninterrupted):
         for kind in ("train", "evaluation")
     }
     assert steps["train"] == list(range(1, 13))
-    assert steps["evaluation"] == [3, 6, 9, 12]
+    assert steps["evaluation"] == [0, 3, 6, 9, 12]
 
 
 def test_a_run_can_evaluate_before_its_first_step_and_records_it_once(tmp_path):
