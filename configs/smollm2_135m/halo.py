@@ -85,27 +85,33 @@ def config(
     budget: Literal["cpu", "gpu"] = "cpu",
     controls: bool = False,
     seed: int = 0,
+    teacher: str = "runs/smollm2_135m/teacher",
+    data: str = "runs/smollm2_135m/text",
 ) -> HaloConfig:
     """The conversion of a real language model.
 
     Args:
-      run_dir: where everything goes; the teacher and the text lie there already.
+      run_dir: where everything goes.
       budget: what the machine can do.
       controls: also convert with half of the layers kept, with evenly spaced ones, and from the published starts.
       seed: of the order of the text and of the gates.
+      teacher: Hugging Face folder of SmolLM2-135M-Instruct.
+      data: folder that `launch.collect_text` wrote.
     """
-    made = conversion(run_dir, BUDGETS[budget], seed)
+    made = conversion(run_dir, teacher, data, BUDGETS[budget], seed)
     if controls:
         made += controls_of(made, BUDGETS[budget])
     return HaloConfig(run_dir=run_dir, stages=made)
 
 
-def conversion(run_dir: str, budget: Budget, seed: int) -> tuple[StageConfig, ...]:
+def conversion(
+    run_dir: str, teacher: str, text: str, budget: Budget, seed: int
+) -> tuple[StageConfig, ...]:
     """Stages 1, selection, refit, 2 and 3."""
     corpus = CorpusConfig(
         folder=f"{run_dir}/data",
-        source=JsonLines(f"{run_dir}/text", (FILE,), FIELD),
-        tokenizer=TokenizerFile(f"{run_dir}/teacher"),
+        source=JsonLines(text, (FILE,), FIELD),
+        tokenizer=TokenizerFile(teacher),
         block_length=max(budget.long, 2048),
         heldout_fraction=0.03,
         seed=0,
@@ -125,7 +131,7 @@ def conversion(run_dir: str, budget: Budget, seed: int) -> tuple[StageConfig, ..
             name=name,
             run_dir=run_dir,
             teacher=smollm2_135m(),
-            teacher_folder=f"{run_dir}/teacher",
+            teacher_folder=teacher,
             student=student,
             method=method,
             data=data,
