@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+from configs.smollm2_135m.report import evaluation
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.installed_text import FIELD, FILE
@@ -101,7 +102,8 @@ def config(
     made = conversion(run_dir, teacher, data, BUDGETS[budget], seed)
     if controls:
         made += controls_of(made, BUDGETS[budget])
-    return HaloConfig(run_dir=run_dir, stages=made)
+    measured = evaluation(run_dir, teacher, long=budget == "gpu", controls=controls, seed=seed)
+    return HaloConfig(run_dir=run_dir, stages=made, evaluation=measured)
 
 
 def conversion(
