@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from typing import Literal
 
-from configs.smollm2_135m.report import evaluation
+from configs.evals.smollm2 import config as evaluation
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.installed_text import FIELD, FILE
@@ -102,7 +102,7 @@ def config(
     made = conversion(run_dir, teacher, data, BUDGETS[budget], seed)
     if controls:
         made += controls_of(made, BUDGETS[budget])
-    measured = evaluation(run_dir, teacher, long=budget == "gpu", controls=controls, seed=seed)
+    measured = evaluation(run_dir, teacher, budget == "gpu", controls, seed)
     return HaloConfig(run_dir=run_dir, stages=made, evaluation=measured)
 
 

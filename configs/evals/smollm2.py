@@ -1,4 +1,4 @@
-"""What `make smollm2` measures of its models, and the statements that it checks."""
+"""What `make smollm2` measures of its models at its end, and the statements that it checks; writes docs/smollm2.md."""
 
 import functools
 
@@ -39,14 +39,21 @@ INSTRUCTIONS = (
 )
 
 
-def evaluation(
-    run_dir: str, teacher: str, *, long: bool, controls: bool, seed: int
+def config(
+    run_dir: str = "runs/smollm2_135m",
+    teacher: str = "runs/smollm2_135m/teacher",
+    long: bool = False,
+    controls: bool = False,
+    seed: int = 0,
 ) -> EvaluationConfig:
-    """The measurements.
+    """Everything in docs/smollm2.md.
 
     Args:
-      long: as much as a GPU does in minutes; else what two CPU cores do in about 40.
+      run_dir: of the conversion.
+      teacher: its teacher's folder.
+      long: measure as much as a GPU does in minutes; else what two CPU cores do in about 40.
       controls: the conversions beside the main one are there too.
+      seed: of questions.
     """
     student, data, few = f"{run_dir}/finetune/hf", f"{run_dir}/data", 20 if long else 4
     sources = [
