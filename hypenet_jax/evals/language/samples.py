@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
-from hypenet_jax.data.chat import chat_template
-from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hypenet_jax.data.chat import Message, chat_template
+from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.evals.evaluator import Evaluator, Session, check_positive
 from hypenet_jax.evals.model import EvalModel, ModelSource
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, failure
 from hypenet_jax.generation.completions import complete_all
-from hypenet_jax.generation.generate import GenerationConfig, generate_batches
+from hypenet_jax.generation.generate import GenerationConfig
 from hypenet_jax.generation.text_generator import Completion, TextGenerator
 from hypenet_jax.model.decoder import Decoder
 
@@ -46,7 +46,9 @@ class SamplesEvaluator(Evaluator):
         """Refuses instructions to a model whose tokenizer has no chat template, or one that cannot read them."""
         for source in models if self.instructions else ():
             try:
-                _rendered(load_tokenizer(source.folder), self.instructions)
+                template = chat_template(load_tokenizer(source.folder))
+                for instruction in self.instructions:
+                    template.render(_asked(instruction), add_generation_prompt=True)
             except ValueError as error:
                 raise ValueError(f"{source.label!r}: {error}") from error
 
@@ -62,32 +64,19 @@ class SamplesEvaluator(Evaluator):
         generator = TextGenerator(
             decoder=model.decoder, params=model.params, tokenizer=model.tokenizer, config=config
         )
-        done = complete_all(generator, self.prompts)
-        rows = [_row("sample", model.name, *each) for each in zip(self.prompts, done, strict=True)]
-        if self.instructions:
-            done = _answers(generator, self.instructions)
-            pairs = zip(self.instructions, done, strict=True)
-            rows += [_row("answer", model.name, *pair) for pair in pairs]
+        done = complete_all(generator, [*self.prompts, *map(_asked, self.instructions)])
+        shown = [("sample", prompt) for prompt in self.prompts]
+        shown += [("answer", instruction) for instruction in self.instructions]
+        rows = (
+            _row(metric, model.name, text, one)
+            for (metric, text), one in zip(shown, done, strict=True)
+        )
         return Report(tuple(rows))
 
 
-def _rendered(words: Tokenizer, instructions: Sequence[str]) -> list[str]:
-    """Each as a conversation that its answer follows; ValueError: it cannot be rendered."""
-    template = chat_template(words)
-    asked = ([{"role": "user", "content": one}] for one in instructions)
-    return [template.render(messages, add_generation_prompt=True) for messages in asked]
-
-
-def _answers(generator: TextGenerator, instructions: Sequence[str]) -> list[Completion]:
-    """In their order; the special tokens that the template writes are tokens."""
-    texts = _rendered(generator.tokenizer, instructions)
-    tokens = generator.tokenizer.encode_all(texts, special_tokens=True)
-    done: dict[int, Completion] = {}
-    for batch in generate_batches(generator.decoder, generator.params, tokens, generator.config):
-        for i, result in batch.items():
-            text, error = generator.text(result.tokens.tolist()), result.error and str(result.error)
-            done[i] = Completion(texts[i], text, len(result.tokens), error=error)
-    return [done[i] for i in sorted(done)]
+def _asked(instruction: str) -> tuple[Message, ...]:
+    """The conversation that its answer follows."""
+    return ({"role": "user", "content": instruction},)
 
 
 def _row(metric: str, model: str, prompt: str, done: Completion) -> Row:
