@@ -20,11 +20,12 @@ import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.chat import ChatTemplate, Message
-from hypenet_jax.generation.batching import SHORTEST, power_of_two
+from hypenet_jax.generation.batching import power_of_two
 from hypenet_jax.generation.decode import Generation, decode, fold_rows
 from hypenet_jax.generation.generate import check_prompt
 from hypenet_jax.generation.model import check_memory, model_fingerprint
 from hypenet_jax.generation.prefill import (
+    PREFILL_PART,
     Context,
     TokenRow,
     left_padded,
@@ -39,8 +40,9 @@ from hypenet_jax.generation.throughput import Throughput
 
 OnText: TypeAlias = Callable[[str], None]
 FILE = "conversation.json"
-# Tokens that a state has room for at first: with every doubling all programs are compiled anew.
+# Few shapes, as each compiles a program: tokens that a state has room for at first (it doubles), and of a call.
 ROOM = 2048
+WIDTHS = (32, 256, PREFILL_PART)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,10 +210,11 @@ class Chat:
         return 0, None
 
     def _prefill(self, context: Context, tokens: TokenRow) -> Context:
-        """Reads tokens, in one of a few shapes."""
+        """Reads tokens, padded to one of a few widths."""
         if not len(tokens):
             return context
-        rows, segment_ids = left_padded([tokens], power_of_two(max(len(tokens), SHORTEST)))
+        width = next((width for width in WIDTHS if width >= len(tokens)), WIDTHS[-1])
+        rows, segment_ids = left_padded([tokens], -(-len(tokens) // width) * width)
         decoder, params = self.generator.decoder, self.generator.params
         return prefill(decoder, params, context, rows, segment_ids=segment_ids)
 

@@ -1,6 +1,7 @@
 """A tiny model that writes capital letters and ends of turns alone, so that answers are read as written."""
 
 import dataclasses
+import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,11 +10,12 @@ from hypenet_jax.generation import GenerationConfig, Sampling, TextGenerator
 from hypenet_jax.model.config import hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.testing import CHATML, random_params, tiny_chat_tokenizer, tiny_teacher
+from hypenet_jax.weights import save_hf
 
 TOKENIZER = tiny_chat_tokenizer()
 CONFIG = hypenet(tiny_teacher(TOKENIZER.vocab_size, tie_embeddings=False), softmax_layers=(1,))
 SYSTEM = {"role": "system", "content": "Be brief."}
-# What is new fits into 32 tokens and the whole into 128: two programs read, and one writes.
+# What is new fits into 32 tokens and the whole into 256: two programs read, and one writes.
 SAID = ["a fox jumps over the lazy dog, then it eats", "so", "?"]
 NEW, SEED = 5, 5
 
@@ -26,6 +28,13 @@ def speller():
     rows = np.zeros_like(head)
     rows[letters], rows[TOKENIZER.end_id] = 10 * head[letters], 18 * head[TOKENIZER.end_id]
     return {**params, "head": {"kernel": jnp.asarray(rows)}}
+
+
+def letters_folder(path: pathlib.Path) -> pathlib.Path:
+    """The model and its tokenizer as a Hugging Face folder."""
+    save_hf(path, CONFIG, speller(), dtype="float32")
+    TOKENIZER.save(path)
+    return path
 
 
 def generator_of(template=CHATML, params=None, arguments=None, **config) -> TextGenerator:

@@ -7,9 +7,19 @@ import time
 
 import jax.numpy as jnp
 import pytest
-from chatty import CONFIG, SAID, SYSTEM, TOKENIZER, count, generator_of, speller
+from chatty import (
+    CONFIG,
+    NEW,
+    SAID,
+    SYSTEM,
+    TOKENIZER,
+    count,
+    generator_of,
+    letters_folder,
+    speller,
+)
 
-from hypenet_jax.generation import Chat
+from hypenet_jax.generation import Chat, GenerationConfig, open_generator
 from hypenet_jax.generation.throughput import Throughput
 from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder
@@ -174,3 +184,23 @@ def test_the_first_token_after_8k_of_history_comes_ten_times_sooner_than_by_read
     again = Chat(chat.generator, chat.messages)
     assert count(chat.generator.template.render(chat.messages)) > 8192
     assert seconds_to_first_token(again) > 10 * going_on
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_chat_is_what_transformers_answers_turn_by_turn(tmp_path):
+    import torch
+    import transformers
+
+    folder = letters_folder(tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    words = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    chat = Chat(open_generator(folder, GenerationConfig(max_new_tokens=NEW)), [SYSTEM])
+    ends = {"eos_token_id": TOKENIZER.end_id, "pad_token_id": TOKENIZER.end_id}
+    for content in SAID:
+        asked = [*chat.messages, {"role": "user", "content": content}]
+        tokens = words.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+        with torch.no_grad():
+            whole = theirs.generate(**tokens, max_new_tokens=NEW, do_sample=False, **ends)
+        new = whole[0, tokens["input_ids"].shape[1] :]
+        assert chat.say(content).text == words.decode(new, skip_special_tokens=True)

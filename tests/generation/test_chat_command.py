@@ -5,13 +5,12 @@ import json
 import sys
 
 import pytest
-from chatty import CONFIG, NEW, SAID, SEED, SYSTEM, TOKENIZER, generator_of, speller
+from chatty import NEW, SAID, SEED, SYSTEM, TOKENIZER, generator_of, letters_folder
 
 from hypenet_jax.data.tokenizer import load_tokenizer
 from hypenet_jax.generation import Chat, Continuation, TextGenerator
 from hypenet_jax.generation.completions import read_prompts, settings_of
 from hypenet_jax.testing import CHATML, tiny_tokenizer
-from hypenet_jax.weights import save_hf
 from launch import generate
 
 pytestmark = pytest.mark.brief
@@ -22,10 +21,7 @@ HINTED = CHATML + "{% if add_generation_prompt and hint is true %}So{% endif %}"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("chat") / "model"
-    save_hf(path, CONFIG, speller(), dtype="float32")
-    TOKENIZER.save(path)
-    return path
+    return letters_folder(tmp_path_factory.mktemp("chat") / "model")
 
 
 @pytest.fixture
