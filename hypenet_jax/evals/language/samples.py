@@ -55,6 +55,8 @@ class SamplesEvaluator(Evaluator):
     def run(self, model: EvalModel, session: Session) -> Report:
         """Rows "sample" and "answer": the task is the prompt or the instruction, the label what the model wrote, the
         value how many tokens that has."""
+        assert model.tokenizer is not None
+        session = session.part(f"chat template {model.tokenizer.config.get('chat_template')}")
         return session.keep("samples", lambda: self._written(model))
 
     def _written(self, model: EvalModel) -> Report:
