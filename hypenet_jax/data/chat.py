@@ -80,13 +80,14 @@ class ChatTemplate:
         encoding = tokenizer.with_special_tokens.encode(text, add_special_tokens=False)
         first = len(messages) - 1 if last_answer_alone else 0
         spans = _marked_spans(marked) if OPEN in marked else self._answers(messages, text, first)
-        from_assistant = np.zeros(len(encoding.ids), bool)
+        ids = np.asarray(encoding.ids, np.int32)
+        from_assistant = np.zeros(len(ids), bool)
         for start, end in list(spans)[-1:] if last_answer_alone else spans:
             tokens = _tokens_between(encoding, start, end)
             if OPEN not in marked:
-                tokens = _without_space_after_end(tokenizer, encoding, tokens)
+                tokens = _without_space_after_end(tokenizer, ids, tokens)
             from_assistant[tokens] = True
-        return ChatTokens(tokens=np.asarray(encoding.ids, np.int32), from_assistant=from_assistant)
+        return ChatTokens(tokens=ids, from_assistant=from_assistant)
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
@@ -229,10 +230,10 @@ def _tokens_between(encoding: tokenizers.Encoding, start: int, end: int) -> Int[
 
 
 def _without_space_after_end(
-    tokenizer: Tokenizer, encoding: tokenizers.Encoding, tokens: Int[np.ndarray, " _"]
+    tokenizer: Tokenizer, ids: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " _"]
 ) -> Int[np.ndarray, " _"]:
     """Without the white space that a template adds after the last special token, which nobody generates."""
-    special = [i for i, token in enumerate(tokens) if encoding.ids[token] in tokenizer.special_ids]
-    after = tokens[special[-1] + 1 :] if special else tokens[:0]
-    blank = not tokenizer.decode([encoding.ids[token] for token in after]).strip()
+    special = np.flatnonzero(np.isin(ids[tokens], [*tokenizer.special_ids]))
+    after = tokens[special[-1] + 1 :] if special.size else tokens[:0]
+    blank = not tokenizer.decode(ids[after]).strip()
     return tokens[: len(tokens) - len(after)] if blank else tokens
