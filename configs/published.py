@@ -12,7 +12,7 @@ from typing import Literal
 from configs.evals.model import config as evaluation
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
-from hypenet_jax.data.sources import JsonLines
+from hypenet_jax.data.sources import Conversations, JsonLines
 from hypenet_jax.data.tokenizer import TokenizerFile
 from hypenet_jax.evals.model import HeldOut
 from hypenet_jax.halo.align import AlignConfig
@@ -91,7 +91,8 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
         last = made["finetune"]
         folders, out = (str(last.hf_folder), last.teacher_folder), f"{last.run_dir}/report"
         measured = evaluation(*folders, lengths=EVALUATED_LENGTHS, out=out)
-        measured = dataclasses.replace(measured, text=HeldOut(last.data.corpus.folder))
+        text = HeldOut(made["align"].data.corpus.folder)
+        measured = dataclasses.replace(measured, text=text)
         return HaloConfig(run_dir=last.run_dir, stages=tuple(made.values()), evaluation=measured)
 
     return config
@@ -102,6 +103,7 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
         teacher: str = f"models/{recipe.teacher_name}",
         data: str = "data/fineweb-edu",
         run_dir: str = f"runs/{recipe.name}",
+        conversations: str | None = None,
         upstream_parity: bool = False,
     ) -> dict[str, StageConfig]:
         """A published conversion, or one stage of it.
@@ -110,17 +112,24 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
           teacher: Hugging Face folder of the teacher.
           data: folder of JSON lines.
           run_dir: where everything goes.
+          conversations: folder of JSON lines or Parquet with `messages`, which stage 3 reads in place of `data`.
           upstream_parity: as the official code does it, to compare with the released models: rows cross documents (one
             segment, one count of positions), and the first update has learning rate 0.
         """
-        made = _stages(recipe, teacher, data, run_dir, upstream=upstream_parity)
+        made = _stages(recipe, teacher, data, conversations, run_dir, upstream=upstream_parity)
         return {stage.name: stage for stage in made}
 
     return config
 
 
 def _stages(
-    recipe: Recipe, teacher: str, text: str, run_dir: str, *, upstream: bool
+    recipe: Recipe,
+    teacher: str,
+    text: str,
+    conversations: str | None,
+    run_dir: str,
+    *,
+    upstream: bool,
 ) -> tuple[StageConfig, ...]:
     """Stages 1 to 3 and, after the first, the choice of layers.
 
@@ -174,16 +183,32 @@ def _stages(
     )
     # The next token at 16,384; constant learning rate after the warm-up.
     first = tokens_after(distill.data, DISTILL_STEPS)
+    last = rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first)
+    if conversations is not None:
+        chats = _chats(corpus, conversations)
+        last = dataclasses.replace(last, corpus=chats, first_token=0)
     finetune = dataclasses.replace(
         align,
         name="finetune",
         student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
         method=FinetuneConfig(start_from="distill"),
-        data=rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first),
+        data=last,
         training=training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
         export="bfloat16",
     )
     return align, select, distill, finetune
+
+
+def _chats(corpus: CorpusConfig, folder: str) -> CorpusConfig:
+    """Conversations read by the same tokenizer, into rows as long."""
+    patterns = ("**/*.jsonl", "**/*.jsonl.gz", "**/*.parquet")
+    return dataclasses.replace(
+        corpus,
+        folder=f"{folder}/prepared",
+        # Qwen3's template drops the thoughts of earlier turns.
+        source=Conversations(folder, patterns, last_answer_alone=True),
+        heldout_fraction=0.01,
+    )
 
 
 def _training(

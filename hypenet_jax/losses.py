@@ -32,6 +32,12 @@ class Mean:
         return jnp.where(self.weight > 0, self.total / jnp.maximum(self.weight, 1e-30), 0.0)
 
 
+def predicting(weights: Weights) -> Weights:
+    """At each position the loss weight of the token that it predicts, which is the next one."""
+    # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
+    return jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
+
+
 def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights) -> Mean:
     """Cross entropy of each token given those before it: sum_t w_t (-log p(x_t | x_<t)), in nats.
 
@@ -41,8 +47,7 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
       tokens: token ids; shifted here.
       weights: loss weight of predicting each token; the first token of a row is never predicted.
     """
-    # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
-    targets, counted = jnp.roll(tokens, -1, axis=1), jnp.pad(weights[:, 1:], ((0, 0), (0, 1)))
+    targets, counted = jnp.roll(tokens, -1, axis=1), predicting(weights)
     sharded = _op_axes(tokens, head)
     sources, targets, flat_counted = _flat(sharded, hidden, targets, counted)
     total, _ = linear_cross_entropy(sources, head, targets, flat_counted, mesh_axes=sharded)
@@ -60,7 +65,7 @@ def distillation(
 ) -> Mean:
     """KL(teacher || student) of the next-token distributions, summed over tokens with weights, in nats.
 
-    Every real position counts, without a shift, as in the official stage 2 (arXiv 2601.22156).
+    Weights are those of positions, without a shift: in the official stage 2 (arXiv 2601.22156) every real one counts.
     """
     sharded = _op_axes(weights, student_head)
     flat_student, flat_teacher, counted = _flat(sharded, student, teacher, weights)

@@ -126,6 +126,18 @@ def batches_read(run) -> int:
     return fitted + (run.training.loop.steps if run.training else 0)
 
 
+def test_stage_three_alone_reads_conversations_where_they_are_named():
+    plain, chats = (
+        load("configs/halo_2b/halo.py", HaloConfig, arguments)
+        for arguments in ([], ["--conversations", "chats"])
+    )
+    *before, last = chats.stages
+    assert tuple(before) == plain.stages[:-1]
+    assert last.data.corpus.source.folder == "chats"
+    assert last.data.corpus.block_length == last.data.context_length
+    assert chats.evaluation.text == plain.evaluation.text
+
+
 @pytest.mark.parametrize("path", FILES)
 def test_learning_rates_end_with_the_loop(path):
     for run in stages(path):

@@ -10,6 +10,7 @@ from hypenet_jax.losses import (
     distillation,
     next_token,
     norm_gap,
+    predicting,
     real_tokens,
     relative_gap,
     squared_gap,
@@ -53,6 +54,16 @@ def test_the_first_token_of_a_row_is_never_predicted(draw, weights):
     plain = next_token(hidden, head, tokens, weights)
     heavy = next_token(hidden, head, tokens.at[:, 0].set(3), weights.at[:, 0].set(9.0))
     assert (plain.total, plain.weight) == (heavy.total, heavy.weight)
+
+
+def test_no_gradient_depends_on_a_token_of_weight_zero_as_a_target(draw, weights):
+    hidden, head, tokens = draw(B, T, D), draw(V, D), jnp.arange(B * T).reshape(B, T)
+    gradient = jax.jit(jax.grad(lambda h, w, x: next_token(h, w, x, weights).total, (0, 1)))
+    plain = gradient(hidden, head, tokens)
+    other = gradient(hidden, head, jnp.where(weights == 0, V - 1 - tokens, tokens))
+    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    predicted = np.asarray(predicting(weights)) > 0
+    assert (np.abs(plain[0]).max(-1) > 0).tolist() == predicted.tolist()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])

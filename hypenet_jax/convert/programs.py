@@ -49,7 +49,8 @@ def models_of(config: StageConfig) -> Models:
         dtype = jnp.dtype(config.training.dtype)
         student = student.clone(dtype=dtype, remat=config.training.remat)
     teacher = student.clone(config=config.teacher, remat="none")
-    return Models(teacher=teacher, student=student, mixer=config.mixer)
+    chats = config.data.corpus.holds_conversations
+    return Models(teacher=teacher, student=student, mixer=config.mixer, answers_only=chats)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

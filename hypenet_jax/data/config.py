@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from hypenet_jax.data.sources import Source
+from hypenet_jax.data.sources import Conversations, Source
 from hypenet_jax.data.synthetic import NeedleRows
 from hypenet_jax.data.tokenizer import TokenizerFile, TrainedTokenizer
 
@@ -17,15 +17,16 @@ class CorpusConfig:
 
     Attributes:
       folder: of the prepared text.
-      source: of the text.
-      tokenizer: an existing one, or how to train one.
-      block_length: tokens that are shuffled as one; a multiple of the context length of every stage.
+      source: of the text, or of the conversations.
+      tokenizer: an existing one, or how to train one; conversations need one with a chat template.
+      block_length: tokens that are shuffled as one; a multiple of the context length of every stage, and of
+        conversations the context length itself.
       heldout_fraction: probability that a document is held out of training.
       seed: decides which documents are held out.
     """
 
     folder: str
-    source: Source
+    source: Source | Conversations
     tokenizer: TokenizerFile | TrainedTokenizer
     block_length: int
     heldout_fraction: float
@@ -37,6 +38,15 @@ class CorpusConfig:
                 f"block_length {self.block_length} must be at least 2, heldout_fraction "
                 f"{self.heldout_fraction} in [0, 1)"
             )
+        if self.holds_conversations and not isinstance(self.tokenizer, TokenizerFile):
+            raise ValueError(
+                "conversations are read by the chat template of an existing tokenizer: name its TokenizerFile"
+            )
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether the source is one of conversations, not of text."""
+        return isinstance(self.source, Conversations)
 
     @property
     def window_tokens(self) -> int:
@@ -74,6 +84,8 @@ class DataConfig:
                 f"context_length {self.context_length} must be at least 2 and divide block_length "
                 f"{self.corpus.block_length}; change one of them"
             )
+        if self.corpus.holds_conversations:
+            self._check_conversations()
         if self.sequences_per_step < 1 or not 0 <= self.seed < 2**32:
             raise ValueError(
                 f"sequences_per_step {self.sequences_per_step} must be at least 1, seed {self.seed} "
@@ -88,6 +100,15 @@ class DataConfig:
             )
         if self.needles is not None:
             self.needles.check(self.context_length)
+
+    def _check_conversations(self) -> None:
+        if self.context_length != self.corpus.block_length:
+            raise ValueError(
+                f"rows of {self.context_length} tokens would cut conversations, which are packed whole into blocks of "
+                f"{self.corpus.block_length}; give the corpus this block_length, and a folder of its own"
+            )
+        if self.needles is not None:
+            raise ValueError("needles are planted in text, not in conversations; leave needles out")
 
 
 def tokens_after(config: DataConfig, steps: int) -> int:

@@ -142,6 +142,11 @@ def heldout_batches(
     """All held-out rows once, in stored order; the last batch is padded with empty rows."""
     blocks = prepared.blocks("heldout")
     parts, remainder = divmod(prepared.block_length, context_length)
+    if prepared.holds_conversations and parts != 1:
+        raise ValueError(
+            f"rows of {context_length} tokens would cut the conversations of {prepared.folder}, which lie in blocks of "
+            f"{prepared.block_length}; use rows of as many"
+        )
     if remainder:
         raise ValueError(
             f"context_length {context_length} does not divide the blocks of "

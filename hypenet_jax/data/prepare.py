@@ -1,4 +1,4 @@
-"""Tokenise a corpus once: documents to a file of tokens for each split, described by a manifest.
+"""Tokenise a corpus once: text or conversations to a file of tokens for each split, described by a manifest.
 
 A folder appears complete or not at all (it is written under another name, then renamed), is reused
 if its manifest matches the config, and is never overwritten.
@@ -6,6 +6,7 @@ if its manifest matches the config, and is never overwritten.
 
 import collections
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,20 +14,36 @@ import os
 import shutil
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import tokenizers
 
+from hypenet_jax.data.chat import chat_template
 from hypenet_jax.data.config import CorpusConfig
-from hypenet_jax.data.prepared import FORMAT_VERSION, SPLITS, Prepared, open_prepared
-from hypenet_jax.data.sources import documents, source_fingerprint
+from hypenet_jax.data.conversations import conversation_words
+from hypenet_jax.data.packing import BestFit, EndToEnd, Packing
+from hypenet_jax.data.prepared import (
+    CONVERSATIONS_FORMAT,
+    SPLITS,
+    TEXT_FORMAT,
+    Prepared,
+    open_prepared,
+)
+from hypenet_jax.data.sources import Conversations, Source, documents, source_fingerprint
 from hypenet_jax.data.tokenizer import Tokenizer, TokenizerFile, make_tokenizer
-from hypenet_jax.fingerprint import differences
+from hypenet_jax.fingerprint import differences, digest
 
 _CHARACTERS_AT_ONCE = 1 << 22
+
+# Which documents are counted and reported; of text, only the first kind.
+_REPORTED = {
+    "not_utf8": "are not UTF-8 and were left out",
+    "cut": "are longer than block_length and were cut there",
+    "unanswered": "have no token of the assistant before block_length and were left out",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +94,7 @@ def _recipe(corpus: CorpusConfig) -> dict[str, Any]:
     tokenizer: Any = corpus.tokenizer
     is_file = isinstance(tokenizer, TokenizerFile)
     recipe = {
-        "format_version": FORMAT_VERSION,
+        "format_version": CONVERSATIONS_FORMAT if corpus.holds_conversations else TEXT_FORMAT,
         "source": {"kind": type(corpus.source).__name__, **source},
         "source_fingerprint": source_fingerprint(corpus.source),
         "tokenizer": make_tokenizer(tokenizer, ()).fingerprint if is_file else vars(tokenizer),
@@ -85,6 +102,9 @@ def _recipe(corpus: CorpusConfig) -> dict[str, Any]:
         "heldout_fraction": corpus.heldout_fraction,
         "seed": corpus.seed,
     }
+    if corpus.holds_conversations:
+        template = chat_template(make_tokenizer(tokenizer, ()))
+        recipe["chat_template"] = digest(dataclasses.asdict(template))
     return json.loads(json.dumps(recipe))
 
 
@@ -113,20 +133,28 @@ def _is_another(process: int) -> bool:
 
 def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Writes tokenizer and tokens; returns the manifest."""
-    rejected: list[str] = []
-    tokenizer = make_tokenizer(corpus.tokenizer, (text for _, text in _texts(corpus, [])))
+    source = corpus.source
+    reported: dict[str, list[str]] = {"not_utf8": []}
+    if isinstance(source, Conversations):
+        reported |= {reason: [] for reason in _REPORTED}
+        tokenizer = make_tokenizer(corpus.tokenizer, ())
+        found = conversation_words(source, tokenizer, corpus.block_length, reported)
+        packing = {split: BestFit(corpus.block_length) for split in SPLITS}
+    else:
+        tokenizer = make_tokenizer(corpus.tokenizer, (text for _, text in _texts(source, [])))
+        found = _tokenised(source, tokenizer, reported["not_utf8"])
+        packing = {split: EndToEnd() for split in SPLITS}
     tokenizer.save(folder)
-    splits = _write_splits(corpus, tokenizer, folder, rejected)
+    splits = _write_splits(corpus, folder, found, packing)
     if not splits["train"]["tokens"]:
-        raise ValueError(f"{corpus.source} holds no text for training; name a source with text")
-    if rejected:
-        logger.warning(
-            "%d documents are not UTF-8 and were left out, first %s", len(rejected), rejected[:5]
-        )
+        raise ValueError(f"{source} holds no text for training; name a source with text")
+    for reason, names in reported.items():
+        if names:
+            logger.warning("%d documents %s, first %s", len(names), _REPORTED[reason], names[:5])
     return {
         "recipe": recipe,
         "splits": splits,
-        "not_utf8": {"count": len(rejected), "first": rejected[:20]},
+        **{why: {"count": len(names), "first": names[:20]} for why, names in reported.items()},
         "end_token": tokenizer.end_token,
         "end_id": tokenizer.end_id,
         "vocab_size": tokenizer.vocab_size,
@@ -135,38 +163,53 @@ def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[s
 
 
 def _write_splits(
-    corpus: CorpusConfig, tokenizer: Tokenizer, folder: Path, rejected: list[str]
+    corpus: CorpusConfig,
+    folder: Path,
+    found: Iterable[tuple[str, np.ndarray]],
+    packing: Mapping[str, Packing],
 ) -> dict[str, dict[str, int]]:
+    """Writes the tokens of named documents; returns what each split holds."""
     counts: collections.Counter[str] = collections.Counter()
     with contextlib.ExitStack() as until_end:
         paths = {split: folder / f"{split}.tokens" for split in SPLITS}
         files = {split: until_end.enter_context(path.open("w+b")) for split, path in paths.items()}
-        for name, tokens in _tokenised(corpus, tokenizer, rejected):
+        for name, tokens in found:
             held_out = is_held_out(name, corpus.heldout_fraction, corpus.seed)
             split = "heldout" if held_out else "train"
             counts[split] += 1
-            files[split].write(tokens.astype("<i4").tobytes())
+            _append(files[split], packing[split].add(tokens))
+        for split, file in files.items():
+            _append(file, packing[split].rest())
         return {
-            split: {"documents": counts[split], "tokens": _checked(file, corpus.block_length)}
+            split: {
+                "documents": counts[split],
+                "tokens": _checked(file, corpus.block_length),
+                **packing[split].counts,
+            }
             for split, file in files.items()
         }
 
 
-def _texts(corpus: CorpusConfig, rejected: list[str]) -> Iterator[tuple[str, str]]:
-    """Non-empty documents; the names of those that are not UTF-8 are appended to `rejected`."""
-    for name, text in documents(corpus.source):
+def _append(file: BinaryIO, pieces: Iterable[np.ndarray]) -> None:
+    for piece in pieces:
+        file.write(piece.astype("<i4").tobytes())
+
+
+def _texts(source: Source, not_utf8: list[str]) -> Iterator[tuple[str, str]]:
+    """Non-empty documents; the names of those that are not UTF-8 are appended to `not_utf8`."""
+    for name, text in documents(source):
         if text is None:
-            rejected.append(name)
+            not_utf8.append(name)
         elif text:
             yield name, text
 
 
 def _tokenised(
-    corpus: CorpusConfig, tokenizer: Tokenizer, rejected: list[str]
+    source: Source, tokenizer: Tokenizer, not_utf8: list[str]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Tokens of each document with its end token, in order; groups of documents are encoded on all cores."""
     end = np.int32(tokenizer.end_id)
-    for group in _groups(_texts(corpus, rejected)):
+    for group in _groups(_texts(source, not_utf8)):
         encoded = tokenizer.encode_all([text for _, text in group])
         for (name, _), tokens in zip(group, encoded, strict=True):
             if end in tokens:

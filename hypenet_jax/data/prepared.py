@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import Int
 
 from hypenet_jax.data.batch import Row, packed_row
+from hypenet_jax.data.conversations import conversation_row, token_ids
 from hypenet_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = ("train", "heldout")
-FORMAT_VERSION = 3
+# Of text, whose documents end with the end token; and of conversations, which are marked.
+TEXT_FORMAT, CONVERSATIONS_FORMAT = 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Prepared:
         return self.manifest["recipe"]["block_length"]
 
     @property
+    def holds_conversations(self) -> bool:
+        """Whether it was prepared from conversations, each of which lies whole in one block."""
+        return self.manifest["recipe"]["format_version"] == CONVERSATIONS_FORMAT
+
+    @property
     def vocab_size(self) -> int:
         """Size of the smallest vocabulary that covers this text."""
         return self.manifest["vocab_size"]
@@ -41,7 +48,7 @@ class Prepared:
         return self.manifest["recipe"]["source_fingerprint"]
 
     def num_tokens(self, split: Split) -> int:
-        """Tokens of a split, end tokens included."""
+        """Tokens of a split; end tokens of text and padding of conversations included."""
         return self.manifest["splits"][split]["tokens"]
 
     def num_rows(self, split: Split, context_length: int) -> int:
@@ -66,25 +73,28 @@ class Prepared:
                 f"or another heldout_fraction than {self.manifest['recipe']['heldout_fraction']}"
             )
         path = self.folder / f"{split}.tokens"
-        return Blocks(path, num_tokens, self.block_length, self.manifest["end_id"])
+        end = None if self.holds_conversations else self.manifest["end_id"]
+        return Blocks(path, num_tokens, self.block_length, end)
 
     def tokens(self, split: Split) -> Int[np.ndarray, " n"]:
         """All tokens of a split as one array, end tokens included; for held-out text, which is small."""
         blocks = self.blocks(split)
-        return np.concatenate([blocks[i] for i in range(len(blocks))])
+        words = np.concatenate([blocks[i] for i in range(len(blocks))])
+        return token_ids(words[words >= 0]) if self.holds_conversations else words
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
     """The blocks of a split by number; the last one may be shorter.
 
-    The file holds all tokens, then a CRC-32 of each block: 4 bytes each, little endian.
+    The file holds all tokens, then a CRC-32 of each block: 4 bytes each, little endian. Without an `end_id` the tokens
+    are `Words` of conversations.
     """
 
     path: Path
     num_tokens: int
     block_length: int
-    end_id: int
+    end_id: int | None
 
     def __post_init__(self) -> None:
         size = 4 * (self.num_tokens + len(self))
@@ -105,8 +115,10 @@ class Blocks:
         return block
 
     def row(self, block: int, part: int, context_length: int, reset_documents: bool) -> Row:
-        """Part number `part` of a block; see `batch.packed_row`."""
+        """Part number `part` of a block; see `batch.packed_row` and `conversations.conversation_row`."""
         text = self[block][part * context_length :][:context_length]
+        if self.end_id is None:
+            return conversation_row(text, reset_documents)
         return packed_row(text, self.end_id, context_length, reset_documents)
 
     @functools.cached_property
@@ -130,9 +142,9 @@ def open_prepared(folder: str | Path) -> Prepared:
         version = (manifest.get("recipe") or manifest["asked"])["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove the folder") from error
-    if version != FORMAT_VERSION:
+    if version not in (TEXT_FORMAT, CONVERSATIONS_FORMAT):
         raise ValueError(
-            f"{path} has format {version}, this version reads {FORMAT_VERSION}: remove the folder, "
-            "and the same command prepares it again"
+            f"{path} has format {version}, this version reads {TEXT_FORMAT} and {CONVERSATIONS_FORMAT}: remove the "
+            "folder, and the same command prepares it again"
         )
     return Prepared(Path(folder), manifest)

@@ -1,4 +1,4 @@
-"""Sources of text: folders of text files, JSON lines or Parquet, read in a fixed order."""
+"""Sources: folders of text files, JSON lines or Parquet with texts or conversations, read in a fixed order."""
 
 import dataclasses
 import fnmatch
@@ -9,7 +9,7 @@ import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 # Small files whole and the start of large ones: notices changed text without reading terabytes.
 HASHED_BYTES_PER_FILE = 1 << 20
@@ -47,7 +47,24 @@ class Parquet:
     column: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+    """Every JSON line (.gz too), or row of a .parquet file, is a conversation: its `field` lists the messages.
+
+    Attributes:
+      last_answer_alone: of several answers only the last is learned; for chat templates without {% generation %} blocks
+        that rewrite earlier turns, as Qwen3's.
+    """
+
+    folder: str
+    patterns: tuple[str, ...]
+    field: str = "messages"
+    last_answer_alone: bool = False
+
+
 Source: TypeAlias = TextFiles | JsonLines | Parquet
+
+_KINDS = {str: "text", list: "list"}
 
 
 class Document(NamedTuple):
@@ -55,6 +72,13 @@ class Document(NamedTuple):
 
     name: str
     text: str | None
+
+
+class Conversation(NamedTuple):
+    """The same of a conversation: its messages as the file has them."""
+
+    name: str
+    messages: list[Any] | None
 
 
 def standard_library() -> TextFiles:
@@ -66,7 +90,7 @@ def standard_library() -> TextFiles:
     return TextFiles(sysconfig.get_paths()["stdlib"], ("**/*.py",), excluded)
 
 
-def source_files(source: Source) -> dict[str, Path]:
+def source_files(source: Source | Conversations) -> dict[str, Path]:
     """The files of a source by their path below its folder, sorted.
 
     Raises:
@@ -106,12 +130,20 @@ def documents(source: Source) -> Iterator[Document]:
             case TextFiles():
                 yield Document(name, _decode(path.read_bytes()))
             case JsonLines():
-                yield from _json_documents(path, name, source.field)
+                yield from itertools.starmap(Document, _json_values(path, name, source.field, str))
             case Parquet():
-                yield from _parquet_documents(path, name, source.column)
+                read = _parquet_values(path, name, source.column, str)
+                yield from itertools.starmap(Document, read)
 
 
-def source_fingerprint(source: Source) -> str:
+def conversations(source: Conversations) -> Iterator[Conversation]:
+    """All conversations of a source, always in the same order; raises as `documents` does."""
+    for name, path in source_files(source).items():
+        read = _parquet_values if path.suffix == ".parquet" else _json_values
+        yield from itertools.starmap(Conversation, read(path, name, source.field, list))
+
+
+def source_fingerprint(source: Source | Conversations) -> str:
     """sha256 over names, sizes and first MiB of all files; independent of the folder's path."""
     digest = hashlib.sha256()
     for name, path in source_files(source).items():
@@ -132,26 +164,28 @@ def _decode(raw: bytes) -> str | None:
         return None
 
 
-def _json_documents(path: Path, name: str, field: str) -> Iterator[Document]:
+def _json_values(path: Path, name: str, field: str, kind: type) -> Iterator[tuple[str, Any]]:
+    """The place and the field of every line that is not blank; None for a line that is not UTF-8."""
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             place, line = f"{name}:{number}", _decode(raw)
             if line is None or line.strip():
-                yield Document(place, line and _json_field(line, place, field))
+                yield place, line and _json_field(line, place, field, kind)
 
 
-def _json_field(line: str, place: str, field: str) -> str:
+def _json_field(line: str, place: str, field: str, kind: type) -> Any:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error}); each line must be one object") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get(field), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
         fields = sorted(entry) if isinstance(entry, dict) else type(entry).__name__
-        raise ValueError(f"{place} has no text field {field!r}; it has {fields}")
+        raise ValueError(f"{place} has no {_KINDS[kind]} field {field!r}; it has {fields}")
     return entry[field]
 
 
-def _parquet_documents(path: Path, name: str, column: str) -> Iterator[Document]:
+def _parquet_values(path: Path, name: str, column: str, kind: type) -> Iterator[tuple[str, Any]]:
+    """The place and the column of every row."""
     try:
         from pyarrow import parquet
     except ImportError as error:
@@ -163,11 +197,11 @@ def _parquet_documents(path: Path, name: str, column: str) -> Iterator[Document]
         if column not in columns:
             raise ValueError(f"{path} has no column {column!r}; it has {columns}")
         batches = file.iter_batches(columns=[column], batch_size=1024)
-        texts = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-        for number, text in enumerate(texts):
-            if not isinstance(text, str):
+        values = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
+        for number, value in enumerate(values):
+            if not isinstance(value, kind):
                 raise ValueError(
-                    f"{name} row {number}, column {column!r} holds {type(text).__name__}; "
-                    "remove such rows or name a text column"
+                    f"{name} row {number}, column {column!r} holds {type(value).__name__}; "
+                    f"remove such rows or name a {_KINDS[kind]} column"
                 )
-            yield Document(f"{name}:{number}", text)
+            yield f"{name}:{number}", value

@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.halo.method import (
@@ -20,7 +21,7 @@ from hypenet_jax.halo.method import (
     abstract_params,
 )
 from hypenet_jax.halo.transfer import transfer, with_mixers
-from hypenet_jax.losses import Mean, distillation, real_tokens, token_gap
+from hypenet_jax.losses import Mean, distillation, predicting, real_tokens, token_gap
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, Tap, output_head
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
@@ -51,7 +52,8 @@ class DistillConfig(TrainedMethod):
         return "KL, nats"
 
     def stage(self, models: Models) -> Stage:
-        return distill_stage(self, models.student, models.teacher)
+        only = models.answers_only
+        return distill_stage(self, models.student, models.teacher, answers_only=only)
 
     def parent(self, models: Models) -> AbstractParams:
         return abstract_params(models.student) if self.from_student else models.aligned_mixers()
@@ -76,8 +78,14 @@ class DistillConfig(TrainedMethod):
         return dataclasses.replace(student, model=student.model + forward)
 
 
-def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> Stage:
-    """Trains the whole student against the frozen teacher, both with their groups of layers stacked."""
+def distill_stage(
+    config: DistillConfig, student: Decoder, teacher: Decoder, *, answers_only: bool = False
+) -> Stage:
+    """Trains the whole student against the frozen teacher, both with their groups of layers stacked.
+
+    Args:
+      answers_only: tokens count by the loss weight of the next one, which they predict; False counts all alike.
+    """
     compare_hidden = config.hidden_weight > 0
 
     def loss(params: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
@@ -87,7 +95,8 @@ def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> 
             teacher.apply({"params": frozen}, *text, taps=compare_hidden)
         )
         output = student.apply({"params": params}, *text, taps=compare_hidden)
-        weights = real_tokens(batch.segment_ids)
+        real = real_tokens(batch.segment_ids)
+        weights = predicting(batch.loss_weight) if answers_only else real
         kl = distillation(
             output.hidden,
             output_head(params, student.config),
@@ -98,16 +107,15 @@ def distill_stage(config: DistillConfig, student: Decoder, teacher: Decoder) -> 
         )
         if not compare_hidden:
             return kl, {"kl": kl}
-        gap = _hidden_gap(output.taps, target.taps, batch)
+        gap = _hidden_gap(output.taps, target.taps, weights)
         total = Mean(kl.total + config.hidden_weight * gap.total, kl.weight)
         return total, jax.lax.stop_gradient({"kl": kl, "hidden_gap": gap})
 
     return Stage("distill", loss, trainable=lambda path: True)
 
 
-def _hidden_gap(student: Tap, teacher: Tap, batch: Batch) -> Mean:
+def _hidden_gap(student: Tap, teacher: Tap, weights: axes.Weights) -> Mean:
     """Mean over layers of the streams' squared gap per token; the first layer's stream is the embedding itself."""
-    weights = real_tokens(batch.segment_ids)
     gaps = [
         token_gap(ours, theirs, weights)
         for ours, theirs in zip(student.inputs[1:], teacher.inputs[1:], strict=True)

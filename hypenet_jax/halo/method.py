@@ -31,11 +31,13 @@ class Models:
       teacher: frozen: nothing of it is differentiated or recomputed.
       student: the plan that the stage works towards; the teacher's own where the config names no student.
       mixer: what replaces softmax attention, by its name in `MIXERS`.
+      answers_only: their text is conversations, and losses on what comes next count what the assistant says.
     """
 
     teacher: Decoder
     student: Decoder
     mixer: str
+    answers_only: bool = False
 
     @property
     def aligned_spec(self) -> MixerSpec:

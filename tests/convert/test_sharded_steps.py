@@ -82,11 +82,13 @@ def values(shapes: Params, seed: int) -> Params:
 
 
 def rows() -> Batch:
-    """Eight rows with padding of different lengths; some hold two documents."""
+    """Eight rows with padding of different lengths; some hold two documents. Every third token is read alone."""
     rng, made = np.random.default_rng(0), []
     for i in range(8):
         segments = np.where(np.arange(16) < 16 - i, 1 + (np.arange(16) > 5 + i), 0)
-        made.append(make_row(rng.integers(0, 32, 16).astype(np.int32), segments.astype(np.int32)))
+        row = make_row(rng.integers(0, 32, 16).astype(np.int32), segments.astype(np.int32))
+        row.loss_weight[::3] = 0.0
+        made.append(row)
     return stack_rows(made)
 
 

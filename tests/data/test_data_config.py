@@ -3,7 +3,9 @@ import dataclasses
 import pytest
 
 from hypenet_jax.data.config import DataConfig, tokens_after
+from hypenet_jax.data.sources import Conversations
 from hypenet_jax.data.synthetic import Catalogue, NeedleRows
+from hypenet_jax.data.tokenizer import TokenizerFile
 
 
 @pytest.fixture
@@ -41,3 +43,16 @@ def test_values_that_cannot_work_are_refused_with_what_would(config, changes, me
 def test_a_corpus_of_nothing_is_refused(corpus, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         dataclasses.replace(corpus, **changes)
+
+
+def test_conversations_need_rows_of_whole_blocks_a_chat_template_and_no_needles(corpus):
+    chats = Conversations("chats", ("*.jsonl",))
+    with pytest.raises(ValueError, match="chat template of an existing tokenizer"):
+        dataclasses.replace(corpus, source=chats)
+    corpus = dataclasses.replace(corpus, source=chats, tokenizer=TokenizerFile("teacher"))
+    rows = {"corpus": corpus, "sequences_per_step": 4, "first_token": 0, "seed": 0}
+    assert DataConfig(context_length=32, **rows).corpus is corpus
+    with pytest.raises(ValueError, match="rows of 16 tokens would cut conversations"):
+        DataConfig(context_length=16, **rows)
+    with pytest.raises(ValueError, match="not in conversations; leave needles out"):
+        DataConfig(context_length=32, needles=NeedleRows(Catalogue(300), 1.0, 1, 1, 1), **rows)

@@ -31,6 +31,20 @@ def test_every_document_is_stored_once_in_its_split(corpus, prepared):
         assert texts["train"].count(text) == (not held_out)
 
 
+def test_text_is_stored_as_its_tokens_and_nothing_else(corpus, prepared):
+    tokenizer = prepared.tokenizer()
+    for split in ("train", "heldout"):
+        own = [
+            np.append(tokenizer.encode(text), tokenizer.end_id).astype("<i4")
+            for name, text in documents(corpus.source)
+            if is_held_out(name, corpus.heldout_fraction, corpus.seed) == (split == "heldout")
+        ]
+        raw = (prepared.folder / f"{split}.tokens").read_bytes()
+        assert raw.startswith(np.concatenate(own).tobytes())
+        assert prepared.manifest["splits"][split].keys() == {"documents", "tokens"}
+    assert prepared.manifest["recipe"]["format_version"] == 3
+
+
 def test_no_held_out_document_is_in_training(prepared):
     training, held_out = (set(split_texts(prepared, split)) for split in ("train", "heldout"))
     assert training

@@ -87,6 +87,17 @@ def test_hidden_weight_adds_the_mean_gap_of_the_streams_per_token(teacher, stude
     assert float(loss.value()) == pytest.approx(float(wanted), rel=1e-6)
 
 
+def test_of_conversations_what_predicts_the_assistants_tokens_counts_alone(teacher, student, batch):
+    stage = distill_stage(WARM, student.decoder, teacher.decoder, answers_only=True)
+    answers = batch.loss_weight.at[:, ::3].set(0)
+    given = batch.replace(loss_weight=answers)
+    loss, metrics = jax.jit(stage.loss)(student.params, teacher.params, given)
+    counted = np.asarray(answers)[:, 1:] > 0
+    wanted = divergences(student, teacher, batch, temperature=2.0)[:, :-1][counted].mean()
+    assert float(metrics["kl"].value()) == pytest.approx(wanted, rel=1e-4)
+    assert loss.weight == metrics["hidden_gap"].weight == counted.sum()
+
+
 @pytest.mark.parametrize("config", [PLAIN, WARM])
 def test_every_weight_of_the_student_moves_and_none_of_the_teacher(batch, run, config):
     _, (student, frozen) = run(config, batch)

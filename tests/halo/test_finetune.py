@@ -3,9 +3,12 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax.data.batch import stack_rows
+from hypenet_jax.data.conversations import CONTEXT, FIRST, PADDING, conversation_row
 from hypenet_jax.halo.finetune import finetune_stage
 from hypenet_jax.model.config import hypenet
 
@@ -36,6 +39,24 @@ def test_the_loss_is_the_mean_surprise_of_each_token_but_the_first_of_a_document
     wanted = -np.mean([scores[b, t - 1, batch.tokens[b, t]] for b, t in counted])
     assert float(loss.value()) == pytest.approx(wanted, rel=1e-5)
     assert float(loss.weight) == len(counted) == 4 + 3 + 11
+
+
+def test_conversations_packed_into_a_row_count_as_if_each_had_its_own_row(run):
+    first = np.array([3 | FIRST | CONTEXT, 4 | CONTEXT, 5, 6], np.int32)
+    second = np.array([7 | FIRST | CONTEXT, 8 | CONTEXT, 9, 10 | CONTEXT, 11], np.int32)
+
+    def rows(*texts):
+        padded = [np.pad(words, (0, 12 - len(words)), constant_values=PADDING) for words in texts]
+        made = [conversation_row(words, reset_documents=True) for words in padded]
+        return jax.tree.map(jnp.asarray, stack_rows(made))
+
+    (packed, _), (gradient,) = run(rows(np.concatenate([first, second]), first[:0], first[:0]))
+    (alone, _), (same,) = run(rows(first, second, first[:0]))
+    assert float(packed.total) == pytest.approx(float(alone.total), rel=1e-5)
+    assert float(packed.weight) == float(alone.weight) == 2 + 2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), gradient, same
+    )
 
 
 def test_every_weight_moves(batch, run):

@@ -23,7 +23,7 @@ from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z
 from hypenet_jax.generation.model import Model
-from hypenet_jax.losses import Mean, distillation, next_token, real_tokens
+from hypenet_jax.losses import Mean, distillation, next_token, predicting, real_tokens
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
 
@@ -36,9 +36,11 @@ _table = functools.partial(
 class HeldOutEvaluator(Evaluator):
     """Cross entropy, perplexity and top-1 of held-out rows, and KL to the first model.
 
+    Of conversations they count what the assistant says.
+
     Attributes:
       folder: of a prepared corpus, with whose tokenizer the models read.
-      context_length: tokens of a row; a divisor of the stored ones.
+      context_length: tokens of a row; a divisor of the corpus's block_length, and of conversations that itself.
       rows: how many; batch: how many at once, and the unit of the intervals: with 1 they are over rows.
       reset_documents: each document of a row is read by itself.
     """
@@ -81,26 +83,31 @@ class HeldOutEvaluator(Evaluator):
         ]
 
     def _measure(self, model: EvalModel, teacher: EvalModel | None) -> Report:
-        batches = heldout_batches(
-            open_prepared(self.folder), self.context_length, self.batch, self.reset_documents
-        )
-        report = held_out(model, itertools.islice(batches, -(-self.rows // self.batch)), teacher)
+        prepared = open_prepared(self.folder)
+        batches = heldout_batches(prepared, self.context_length, self.batch, self.reset_documents)
+        some = itertools.islice(batches, -(-self.rows // self.batch))
+        report = held_out(model, some, teacher, answers_only=prepared.holds_conversations)
         rows = (dataclasses.replace(row, metric=f"heldout_{row.metric}") for row in report.rows)
         return Report(tuple(rows))
 
 
 def held_out(
-    model: EvalModel, batches: Iterable[Batch], teacher: EvalModel | None = None
+    model: EvalModel,
+    batches: Iterable[Batch],
+    teacher: EvalModel | None = None,
+    *,
+    answers_only: bool = False,
 ) -> Report:
     """How well held-out text is predicted, and how far the model is from its teacher.
 
     Args:
       batches: rows of one length; each token counts as its `loss_weight` says.
       teacher: compared with where given.
+      answers_only: KL counts as `loss_weight` says too, not every real token.
     Returns:
       Rows "cross_entropy" (nats), "perplexity" (its exp), "top1" (share of tokens that were the likeliest) and, with a
-      teacher, "kl": KL(teacher || model) in nats over all real tokens. The count is that of predicted tokens; the
-      interval of 95 % is that of a mean over batches, None for a single batch.
+      teacher, "kl": KL(teacher || model) in nats. The count is that of predicted tokens; the interval of 95 % is that
+      of a mean over batches, None for a single batch.
     """
     models = [model] if teacher is None else [model, teacher]
     decoders, params = tuple(m.decoder for m in models), tuple(m.params for m in models)
@@ -108,7 +115,7 @@ def held_out(
     for batch in batches:
         length = batch.tokens.shape[1]
         count += int(np.count_nonzero(np.asarray(batch.loss_weight)))
-        parts.append(_held_out(decoders, params, batch))
+        parts.append(_held_out(decoders, answers_only, params, batch))
     if not count:
         raise ValueError(f"no token to predict in the held-out text of {model.name}; give more")
     own = {"model": model.name, "count": count, "length": length}
@@ -142,9 +149,9 @@ def _perplexity(entropy: Row) -> Row:
     return dataclasses.replace(entropy, metric="perplexity", value=value, low=low, high=high)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _held_out(
-    decoders: tuple[Model, ...], params: tuple[Params, ...], batch: Batch
+    decoders: tuple[Model, ...], answers_only: bool, params: tuple[Params, ...], batch: Batch
 ) -> dict[str, Mean]:
     """Sums over a batch for the first model, and its distance from the second one, if there is one."""
     tokens = constrain(batch.tokens, (axes.BATCH, axes.TIME))
@@ -152,15 +159,13 @@ def _held_out(
     pairs = list(zip(decoders, params, strict=True))
     hidden, *targets = (decoder.apply({"params": own}, *placed).hidden for decoder, own in pairs)
     head, *target_heads = (output_head(own, decoder.config) for decoder, own in pairs)
-    # The last position predicts nothing but stays, with weight 0: a cut sequence keeps its parts.
-    labels = jnp.roll(tokens, -1, axis=1)
-    weights = jnp.pad(batch.loss_weight[:, 1:], ((0, 0), (0, 1)))
+    labels, weights = jnp.roll(tokens, -1, axis=1), predicting(batch.loss_weight)
     _, hits = token_scores(decoders[0], params[0], hidden, labels, weights > 0)
     means = {
         "cross_entropy": next_token(hidden, head, tokens, batch.loss_weight),
         "top1": Mean(jnp.sum(hits * weights), jnp.sum(weights)),
     }
     for target, target_head in zip(targets, target_heads, strict=True):
-        real = real_tokens(batch.segment_ids)
-        means["kl"] = distillation(hidden, head, target, target_head, real, temperature=1.0)
+        counted = weights if answers_only else real_tokens(batch.segment_ids)
+        means["kl"] = distillation(hidden, head, target, target_head, counted, temperature=1.0)
     return jax.tree.map(lambda x: constrain(x, ()), means)
