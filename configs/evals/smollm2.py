@@ -3,7 +3,7 @@
 import functools
 
 from hypenet_jax.evals.checks import Check
-from hypenet_jax.evals.config import Document, EvaluationConfig
+from hypenet_jax.evals.config import Document, DocumentFigure, EvaluationConfig
 from hypenet_jax.evals.conversion import ConversionEvaluator
 from hypenet_jax.evals.efficiency.speed import SpeedEvaluator
 from hypenet_jax.evals.language.heldout import HeldOutEvaluator
@@ -37,6 +37,16 @@ INSTRUCTIONS = (
     "Write a Python function that returns the larger of two numbers.",
     "Explain in one sentence what a hash table is.",
 )
+
+# Metrics side by side in the document.
+FIGURES = {
+    "lengths": ("perplexity", "ruler_mean"),
+    "speed": ("prefill_seconds", "decode_seconds", "state_bytes"),
+    "training": ("heldout_loss",),
+    "alignment": ("heldout_alignment_error",),
+    "fits": ("mixer_fit_error", "mlp_fit_error"),
+    "layers": ("selection_importance",),
+}
 
 
 def config(
@@ -117,6 +127,10 @@ def config(
             title="A real language model",
             description=DESCRIPTION,
             trained_length=512,
+            figures=tuple(
+                DocumentFigure(path=f"docs/figures/smollm2_{name}.svg", metrics=metrics)
+                for name, metrics in FIGURES.items()
+            ),
         ),
         seed=seed,
     )

@@ -34,7 +34,7 @@ RAMP = [color for name, color in COLORS.items() if re.fullmatch(r"r\d", name)]  
 TIP = "tip:"  # what follows in the id of an artist is said when it is pointed at
 MOST_LENGTHS = 8  # told below a figure
 MOST_MARKERS = 16  # on a line
-FAR_APART = 30.0  # largest error over smallest, from which the scale is logarithmic
+FAR_APART = 20.0  # largest error over smallest, from which the scale is logarithmic
 
 
 def lines(axes: Axes, p: Presentation, rows: Sequence[Row], models: Sequence[str]) -> Named:
