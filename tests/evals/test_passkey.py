@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
+from hypenet_jax.evals.language import predictions
+from hypenet_jax.evals.language.predictions import likelihoods
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
-from hypenet_jax.model.config import ModelConfig
-from hypenet_jax.model.decoder import Output
+from hypenet_jax.halo.select import SweptDecoder, swept_params
+from hypenet_jax.halo.transfer import transfer_mixers
+from hypenet_jax.model.config import ModelConfig, aligned_spec
+from hypenet_jax.model.decoder import Decoder, Output, init_params
 from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.model.stacking import unstack_layers
 
 pytestmark = pytest.mark.brief
 
@@ -68,6 +73,28 @@ def test_only_a_model_that_knows_the_code_is_credited(tokenizer, text, knows, va
     )
     assert report.value("passkey", "oracle", 200) == value
     assert report.rows[0].count == 5
+
+
+def test_a_layer_that_is_swept_reads_codes_like_any_model_and_long_rows_whole(monkeypatch):
+    monkeypatch.setattr(predictions, "READ_PART", 16)
+    config = ModelConfig(
+        vocab_size=40,
+        d_model=8,
+        d_mlp=8,
+        mixers=(SoftmaxSpec(1, 1, 8, rope_theta=1e4),),
+        tie_embeddings=True,
+    )
+    teacher, key = Decoder(config, jnp.float32), jax.random.key(0)
+    params, spec = init_params(teacher, key), aligned_spec(config)
+    mixers = transfer_mixers(config, unstack_layers(params), spec, key)
+    swept = EvalModel("swept", SweptDecoder(teacher, spec), swept_params(params, mixers, -1))
+    rows = [*np.random.default_rng(0).integers(0, 40, (2, 25))]
+    found, expected = (
+        dict(likelihoods(model, rows, (3, 5), width=24))
+        for model in (swept, EvalModel("itself", teacher, params))
+    )
+    for row in (0, 1):
+        np.testing.assert_allclose(found[row], expected[row], rtol=1e-5)
 
 
 def row_of(tokenizer, text, length, statements):

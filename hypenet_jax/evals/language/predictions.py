@@ -19,7 +19,7 @@ from hypenet_jax.generation.batching import (
     power_of_two,
 )
 from hypenet_jax.generation.model import Model, check_memory
-from hypenet_jax.model.decoder import DecodeState, decode_state, output_head
+from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state, output_head
 from hypenet_jax.sharding import constrain, mesh_axes
 from pallas_kernels import MeshAxes, linear_cross_entropy
 
@@ -171,7 +171,8 @@ def hidden_parts(
     """Hidden states of positions first .. T - 1, in order, in parts of at most READ_PART positions.
 
     Positions before `first` are read and not handed out; parts of padding alone are skipped. Memory: the activations of
-    one part and the decode state of the rows, which holds what a part needs of the earlier ones.
+    one part and the decode state of the rows, which holds what a part needs of the earlier ones. What only stands in
+    for a decoder has no such state and reads rows whole.
 
     Args:
       segment_ids: 0 for padding; None where there is none.
@@ -181,7 +182,7 @@ def hidden_parts(
       MemoryError: see `check_memory`.
     """
     length = tokens.shape[1]
-    if length <= READ_PART:
+    if length <= READ_PART or not isinstance(model.decoder, Decoder):
         yield first, _forward(model.decoder, model.params, None, tokens, segment_ids, first)[0]
         return
     check_memory(model.decoder, len(tokens), length)
@@ -215,5 +216,6 @@ def _forward(
 ) -> tuple[Float[Array, "B W D"], DecodeState | None]:
     """Hidden states of positions `first` .. T - 1, and the state after them if one was given."""
     tokens = constrain(tokens, (axes.BATCH, axes.TIME))
-    output = decoder.apply({"params": params}, tokens, segment_ids=segment_ids, state=state)
+    read = {} if state is None else {"state": state}  # not everything that is swept has one
+    output = decoder.apply({"params": params}, tokens, segment_ids=segment_ids, **read)
     return output.hidden[:, first:], output.state
