@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from hypenet_jax.evals.present.presentation import Presentation, length_text
 from hypenet_jax.evals.report import Report, Row
 
-WIDEST = 6  # columns beside each other in half a page
+WIDEST = 6  # columns beside each other in half a page; one less where cells say how they compare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Table:
 
     def turned(self) -> "Table":
         """The other way round where it is wider than long and than half a page: all is seen without scrolling."""
-        if len(self.head) <= max(WIDEST, len(self.lines) + 1):
+        compared = any(cell.ratio for line in self.lines for cell in line)
+        if len(self.head) <= max(WIDEST - compared, len(self.lines) + 1):
             return self
         first, *lines = zip(map(Cell, self.head), *self.lines, strict=True)
         return Table(self.caption, [cell.text for cell in first], lines)
