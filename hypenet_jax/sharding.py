@@ -1,7 +1,8 @@
 """The mesh, the table from logical axis names to mesh axes, and shardings derived from it.
 
 Only this file knows the names of mesh axes: `data` (replicas of the model), `fsdp` (shards parameters and batch),
-`sequence` (shards time) and `tensor` (shards heads, mlp and vocabulary).
+`sequence` (shards time) and `tensor` (shards heads, mlp and vocabulary). A mesh may lack any of them; an axis of any
+other name is one more `fsdp`.
 """
 
 import contextlib
@@ -117,6 +118,11 @@ def shardings_of(shapes: Any, logical_axes: Any, mesh: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, shapes, logical_axes)
 
 
+def num_parts(name: str, mesh: Any) -> int:
+    """Into how many parts a mesh (or AbstractMesh) cuts axes of this logical name."""
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes(name, mesh, "array"))
+
+
 def replicated(mesh: Any) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -137,7 +143,7 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
     """The axes of the current mesh that shard an array axis of this logical name and size.
 
     Empty without a mesh (`on_mesh`), and without axes that are manual inside `jax.shard_map`. Batch and time axes that
-    do not divide stay replicated.
+    do not divide stay replicated, and so does a vocabulary, whose tables are padded instead (`load_hf`).
 
     Raises:
       ShardingError: any other axis that does not divide.
@@ -149,7 +155,7 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
     parts = math.prod(mesh.shape[axis] for axis in automatic)
     if size % parts == 0:
         return automatic
-    if name in (axes.BATCH, axes.TIME):
+    if name in (axes.BATCH, axes.TIME, axes.VOCAB):
         return ()
     raise _indivisible("an activation's axis", name, size, automatic, parts)
 
@@ -192,7 +198,9 @@ def _mesh_axes(name: str | None, mesh: Any, path: str) -> tuple[str, ...]:
     if name not in AXIS_RULES:
         known = ", ".join(AXIS_RULES)
         raise ShardingError(f"{path}: no rule for logical axis {name!r}; known: {known}")
-    return tuple(axis for axis in AXIS_RULES[name] if axis in mesh.axis_names)
+    ours = AXIS_RULES[name]
+    others = tuple(a for a in mesh.axis_names if a not in MESH_AXES) if "fsdp" in ours else ()
+    return (*(axis for axis in ours if axis in mesh.axis_names), *others)
 
 
 def _indivisible(

@@ -128,9 +128,13 @@ def test_mesh_axes_are_those_of_the_table_with_a_mesh_and_none_without():
         assert mesh_axes("batch", 8) == ("data", "fsdp")
         assert mesh_axes("heads", 4) == ("tensor",)
         assert mesh_axes("batch", 6) == ()  # a hint: these rows stay whole
+        assert mesh_axes("vocab", 7) == ()
+    with on_mesh(jax.make_mesh((2, 2), ("tensor", "other"), axis_types=(AxisType.Auto,) * 2)):
+        assert mesh_axes("batch", 8) == mesh_axes("embed", 8) == ("other",)
+        assert mesh_axes("heads", 8) == ("tensor",)
 
 
-@pytest.mark.parametrize("name", ["heads", "kv_heads", "vocab", "mlp"])
+@pytest.mark.parametrize("name", ["heads", "kv_heads", "mlp"])
 def test_an_activation_that_does_not_divide_is_refused_naming_both(name):
     with on_mesh(make_mesh(MeshConfig(fsdp=2, tensor=4))), pytest.raises(ShardingError) as error:
         mesh_axes(name, 6)

@@ -4,7 +4,6 @@ Rows are padded on the left to a power of two: every width is compiled once, and
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Array, Key
 from hypenet_jax import axes
 from hypenet_jax.generation.decode import fold_rows
 from hypenet_jax.generation.prefill import PaddedRows, TokenRow, left_padded
-from hypenet_jax.sharding import mesh_axes
+from hypenet_jax.sharding import num_parts
 
 # Of one forward pass on a device: rows get fewer as they get longer, so memory and time stay about the same.
 TOKENS_PER_BATCH = 8192
@@ -68,8 +67,7 @@ def batches_by_width(
 
 def batch_parts() -> int:
     """Into how many parts the mesh cuts a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in mesh_axes(axes.BATCH, mesh.size))
+    return num_parts(axes.BATCH, jax.sharding.get_abstract_mesh())
 
 
 def power_of_two(number: int) -> int:

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
+from hypenet_jax import axes
 from hypenet_jax.axes import Params
+from hypenet_jax.explicit_axes import left_to_compiler
 from hypenet_jax.generation.prefill import Context, check_capacity, replicated_lengths
-from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.decoder import Decoder, activation_axes
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
 from pallas_kernels import platform
@@ -143,6 +145,7 @@ def init_carry(context: Context, count: int, stops: tuple[int, ...]) -> Generati
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@left_to_compiler(lambda *_: (axes.BATCH,))
 def _empty_carry(batch: int, count: int, filler: int) -> Generation:
     """All but the context, from one program: each call of its own costs more than it computes."""
     done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
@@ -151,6 +154,7 @@ def _empty_carry(batch: int, count: int, filler: int) -> Generation:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
+@left_to_compiler(activation_axes)
 def decode_until(
     decoder: Decoder,
     params: Params,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PRNGKeyArray
 
 from hypenet_jax.axes import Params, Tokens
+from hypenet_jax.explicit_axes import on_explicit_mesh_of
 from hypenet_jax.generation.batching import TOKENS_PER_BATCH, TokenRow, batches_by_width
 from hypenet_jax.generation.decode import GREEDY, OnTokens, Sampling, check_decoding, decode
 from hypenet_jax.generation.model import check_memory
@@ -47,17 +48,18 @@ def generate(
     """
     check_decoding(max_new_tokens, sampling, key)
     batch, time = prompts.shape
-    context = start_context(decoder, batch, time + max_new_tokens)
-    generation = decode(
-        decoder,
-        params,
-        prefill(decoder, params, context, prompts, segment_ids=segment_ids),
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop_token=stop_token,
-        key=key,
-        on_tokens=on_tokens,
-    )
+    with on_explicit_mesh_of(params):
+        context = start_context(decoder, batch, time + max_new_tokens)
+        generation = decode(
+            decoder,
+            params,
+            prefill(decoder, params, context, prompts, segment_ids=segment_ids),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop_token=stop_token,
+            key=key,
+            on_tokens=on_tokens,
+        )
     rows = np.flatnonzero(generation.broken).tolist()
     if rows:
         raise FloatingPointError(f"the model computes NaN logits in rows {rows}")
@@ -142,11 +144,11 @@ def generate_batches(
         tokens, segment_ids = batch.stack(prompts)
         try:
             check_memory(decoder, batch.size, capacity)
-            with throughput.prefill.timed():
+            with on_explicit_mesh_of(params), throughput.prefill.timed():
                 context = start_context(decoder, batch.size, capacity)
                 context = prefill(decoder, params, context, tokens, segment_ids=segment_ids)
                 jax.block_until_ready(context)
-            with throughput.decode.timed():
+            with on_explicit_mesh_of(params), throughput.decode.timed():
                 result = decode(
                     *(decoder, params, context),
                     max_new_tokens=config.max_new_tokens,

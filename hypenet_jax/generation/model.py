@@ -10,6 +10,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.fingerprint import digest, leaf_specs
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.cost import state_bytes
+from hypenet_jax.model.vocabulary import without_padding
 
 
 @runtime_checkable
@@ -47,4 +48,5 @@ def model_fingerprint(decoder: Model, params: Params, *others: Any) -> str:
     It is the same on every mesh and number of processes, and wherever the model's folder lies.
     """
     dtype = jnp.dtype(decoder.dtype).name
+    params = without_padding(params, decoder.config.vocab_size)
     return digest([leaf_specs(params), repr(decoder.config), dtype, *others])

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 from orbax.checkpoint import v1 as ocp
 
 from hypenet_jax.axes import Params, SegmentIds, Tokens
-from hypenet_jax.model.decoder import Decoder, DecodeState, decode_state
+from hypenet_jax.explicit_axes import left_to_compiler
+from hypenet_jax.model.decoder import Decoder, DecodeState, activation_axes, decode_state
 from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.sharding import constrain
 
@@ -41,6 +42,7 @@ class Context:
     logits: Float[Array, "B V"]
 
 
+@left_to_compiler(activation_axes)
 def start_context(decoder: Decoder, batch: int, capacity: int) -> Context:
     """The context before the first token, with room for `capacity` tokens per row, read or written."""
     state = decode_state(decoder.config, batch, capacity, decoder.dtype)
@@ -86,6 +88,7 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@left_to_compiler(activation_axes)
 def prefill_part(
     decoder: Decoder,
     params: Params,

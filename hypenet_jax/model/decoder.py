@@ -1,7 +1,7 @@
 """The decoder of teacher and student alike: tokens to hidden states, and hidden states to logits by a separate call."""
 
 import functools
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Logits, Params, Positions, SegmentIds, Tokens
+from hypenet_jax.explicit_axes import left_to_compiler
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.layers import (
     Embedding,
@@ -25,7 +26,8 @@ from hypenet_jax.model.layers import (
 from hypenet_jax.model.mixers.spec import MixerSpec, MixerState
 from hypenet_jax.model.stacking import group_names
 from hypenet_jax.model.token_layout import CachePosition, TokenLayout, layout_tokens, start_position
-from hypenet_jax.sharding import constrain
+from hypenet_jax.model.vocabulary import padded_rows, with_padding
+from hypenet_jax.sharding import LogicalAxes, constrain
 
 
 @flax.struct.dataclass
@@ -110,6 +112,18 @@ class Layer(nn.Module):
         return cast(Product, self.mlp(self.mlp_norm.deferred(x)))
 
 
+def activation_axes(model: "Decoder | ModelConfig", path: str) -> LogicalAxes:
+    """Logical names of the first axes of an array that is computed, by its path in `Output`, `DecodeState` and what has
+    them as parts; rows come first in all others."""
+    config, parts = model.config if isinstance(model, Decoder) else model, path.split("/")
+    if "layers" in parts:
+        layer, name = parts[parts.index("layers") + 1 :]
+        return config.mixers[int(layer)].STATE_AXES[name]
+    tap = (axes.LAYERS, axes.BATCH, axes.TIME)
+    known = {"hidden": (axes.BATCH, axes.TIME), "inputs": tap, "outputs": tap}
+    return known.get(parts[-1], (axes.BATCH, axes.TIME) if path == "" else (axes.BATCH,))
+
+
 class Decoder(nn.Module):
     """A decoder-only language model; Transformers and HypeNet differ in `config.mixers` alone.
 
@@ -118,6 +132,8 @@ class Decoder(nn.Module):
       remat: "full" recomputes each layer in the backward pass, "none" keeps what it needs.
       scan: each group of equal layers is one scan over stacked parameters (training); otherwise layers stand alone
         (decoding, where a scan would copy the caches). `stack_layers` and `unstack_layers` change between the two.
+      vocab_multiple: tables of tokens are padded with rows of zeros to a multiple of this, which a mesh can cut; logits
+        have none of them.
     """
 
     config: ModelConfig
@@ -125,14 +141,18 @@ class Decoder(nn.Module):
     remat: str = "none"
     scan: bool = True
     start: Initialization = Initialization()
+    vocab_multiple: int = 1
 
-    if TYPE_CHECKING:
-        # Linen cannot say that what comes back depends on `method`.
-        def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any: ...
+    @nn.nowrap
+    @left_to_compiler(activation_axes)
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """As every Linen module's, also on a mesh with explicit axes: rows and time of the results are then cut as
+        `hypenet_jax.sharding` says, states as their mixers say, and the vocabulary of logits is whole."""
+        return super().apply(variables, *args, **kwargs)
 
     def setup(self) -> None:
         config = self.config
-        table = (config.vocab_size, config.d_model)
+        table = (padded_rows(config.vocab_size, self.vocab_multiple), config.d_model)
         self.embed = Embedding(*table, self.start.embedding_std, self.dtype)
         if not config.tie_embeddings:
             self.head = Linear(table, (axes.VOCAB, axes.EMBED), self.start.std)
@@ -194,7 +214,8 @@ class Decoder(nn.Module):
         """hidden @ head^T, float32: the softmax over a large vocabulary needs the full mantissa."""
         table = self.embed.embedding if self.config.tie_embeddings else self.head.kernel
         table = table.astype(self.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
+        return logits if self.vocab_multiple == 1 else logits[..., : self.config.vocab_size]
 
 
 def _scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
@@ -210,13 +231,16 @@ def _scanned(layer: type[nn.Module], length: int) -> type[nn.Module]:
 
 
 def output_head(params: Params, config: ModelConfig) -> Float[Array, "V D"]:
-    """The matrix that turns hidden states into logits: the embedding itself where heads are tied."""
-    return params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+    """The matrix that turns hidden states into logits, without padding: the embedding itself where heads are tied."""
+    table = params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+    return table if len(table) == config.vocab_size else table[: config.vocab_size]
 
 
 def init_params(decoder: Decoder, key: jax.Array) -> Params:
     """Fresh float32 parameters."""
-    return jax.jit(lambda key: nn.meta.unbox(_init(decoder, key)))(key)
+    plain = decoder.clone(vocab_multiple=1)
+    start = lambda key: with_padding(nn.meta.unbox(_init(plain, key)), decoder.vocab_multiple)  # noqa: E731
+    return jax.jit(start)(key)
 
 
 def logical_axes(decoder: Decoder) -> Params:
@@ -232,6 +256,7 @@ def _init(decoder: Decoder, key: jax.Array) -> Params:
     return decoder.init(key, jnp.zeros((1, 1), jnp.int32), method=touch_all)["params"]
 
 
+@left_to_compiler(activation_axes)
 def decode_state(
     config: ModelConfig, batch: int, capacity: int, dtype: DTypeLike = jnp.bfloat16
 ) -> DecodeState:

@@ -24,7 +24,14 @@ from hypenet_jax.model.stacking import unstack_layers
 from hypenet_jax.weights.hf_config import read_json, to_hf
 from hypenet_jax.weights.hf_fields import HYBRID, TOKEN_IDS
 from hypenet_jax.weights.model_card import ModelCard, write_card
-from hypenet_jax.weights.names import EMBEDDING, Tensor, flatten, shape_problems, tensors
+from hypenet_jax.weights.names import (
+    EMBEDDING,
+    TABLES,
+    Tensor,
+    flatten,
+    shape_problems,
+    tensors,
+)
 from hypenet_jax.weights.shards import DTYPES, INDEX
 
 log = logging.getLogger(__name__)
@@ -74,7 +81,7 @@ def save_hf(
 
     Args:
       folder: must not exist, or be empty.
-      params: of `config`; single or stacked layers, on any devices.
+      params: of `config`; single or stacked layers, on any devices; padding of the vocabulary is taken off.
       dtype: of all tensors; None keeps the type of each, and config.json names that of the embedding.
       tokenizer_from: a checkpoint folder whose tokenizer files, generation settings and token ids are taken over; None
         or what it lacks of the last two: those of the card's teacher.
@@ -126,6 +133,8 @@ def _layout(config: ModelConfig, params: Params, dtype: str | None) -> dict[str,
         for path, leaf in flatten(jax.eval_shape(unstack_layers, {name: tree})).items()
     }
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    for path in shapes.keys() & set(TABLES):  # rows beyond the vocabulary may be padding
+        shapes[path] = (min(shapes[path][0], config.vocab_size), *shapes[path][1:])
     wrong = shape_problems(shapes, {path: tensor.our_shape for path, tensor in wanted.items()})
     dtypes = {path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()}
     wrong += [
@@ -144,7 +153,20 @@ def _arrays(layout: Mapping[str, _Tensor], params: Params) -> Iterator[tuple[_Te
         for path, leaf in flatten(unstack_layers({name: tree})).items():
             if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
                 leaf = multihost_utils.process_allgather(leaf, tiled=True)
-            yield layout[path], np.asarray(leaf)
+            yield layout[path], _unpadded(path, layout[path].names, np.asarray(leaf))
+
+
+def _unpadded(path: str, names: Tensor, array: np.ndarray) -> np.ndarray:
+    """Without the rows that `load_hf` added on a mesh."""
+    if path not in TABLES:
+        return array
+    vocabulary = names.our_shape[0]
+    if array[vocabulary:].any():
+        raise ValueError(
+            f"{path} has {len(array)} rows, and those beyond the vocabulary of {vocabulary} are not all zeros: "
+            "these parameters are not those of the config"
+        )
+    return array[:vocabulary]
 
 
 def _write_tensors(

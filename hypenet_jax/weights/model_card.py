@@ -27,7 +27,7 @@ LOADING = """## How to load it
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 The code lies beside the weights, in plain PyTorch for CPU and CUDA. In JAX: `hypenet_jax.load_hf("{name}")`.

@@ -26,6 +26,7 @@ WHOLE_MODEL = (
     Rule("final_norm/scale", "model.norm.weight", "d -> d"),
 )
 HEAD = Rule("head/kernel", "lm_head.weight", "v d -> v d")
+TABLES = (EMBEDDING, HEAD.ours)
 EVERY_LAYER = (
     Rule("mixer_norm/scale", "input_layernorm.weight", "d -> d"),
     Rule("mlp_norm/scale", "post_attention_layernorm.weight", "d -> d"),
