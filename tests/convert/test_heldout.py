@@ -45,7 +45,7 @@ def of_kind(run, kind):
 
 def test_the_loss_of_each_evaluation_is_recorded_and_training_keeps_its_bits(evaluated, done):
     found = of_kind(evaluated, "evaluation")
-    assert [record["step"] for record in found] == [1, 2]
+    assert [record["step"] for record in found] == [0, 1, 2]
     assert found[0]["loss"] != found[1]["loss"]
     before = of_kind(done.config.stage("distill"), "train")
     losses = [[r["loss"] for r in records] for records in (before, of_kind(evaluated, "train"))]
