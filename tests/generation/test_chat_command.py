@@ -1,5 +1,6 @@
 """python -m launch.generate: chats typed line by line, conversations in files, special tokens in prompts."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -8,7 +9,14 @@ import pytest
 from chatty import NEW, SAID, SEED, SYSTEM, TOKENIZER, generator_of, letters_folder
 
 from hypenet_jax.data.tokenizer import load_tokenizer
-from hypenet_jax.generation import Chat, Continuation, TextGenerator
+from hypenet_jax.generation import (
+    Chat,
+    Continuation,
+    GenerationConfig,
+    Sampling,
+    TextGenerator,
+    open_generator,
+)
 from hypenet_jax.generation.completions import read_prompts, settings_of
 from hypenet_jax.testing import CHATML, tiny_tokenizer
 from launch import generate
@@ -22,6 +30,21 @@ HINTED = CHATML + "{% if add_generation_prompt and hint is true %}So{% endif %}"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return letters_folder(tmp_path_factory.mktemp("chat") / "model")
+
+
+@pytest.fixture(scope="module")
+def generator(folder) -> TextGenerator:
+    """Compiles what the command runs."""
+    return open_generator(
+        folder, GenerationConfig(max_new_tokens=NEW, sampling=Sampling(1.0), seed=SEED)
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(generator) -> list[str]:
+    """To what is said, in this order."""
+    chat = Chat(generator, [SYSTEM])
+    return [chat.say(content).text for content in SAID]
 
 
 @pytest.fixture
@@ -50,20 +73,15 @@ def read(monkeypatch):
     return rows
 
 
-def replies(generator, said=SAID):
-    chat = Chat(generator, [SYSTEM])
-    return [chat.say(content).text for content in said]
-
-
-def test_each_line_of_a_chat_is_answered_after_those_before_it(run):
-    first, second, third = replies(generator_of())
+def test_each_line_of_a_chat_is_answered_after_those_before_it(run, answers):
+    first, second, third = answers
     lines = [SAID[0], "", SAID[1], "/reset", *SAID]
     expected = [first, second, first, second, third]
     assert run(lines, chat=True, system=SYSTEM["content"]) == expected
 
 
-def test_a_chat_is_saved_and_gone_on_with_in_another_process(run, tmp_path):
-    first, second, third = replies(generator_of())
+def test_a_chat_is_saved_and_gone_on_with_in_another_process(run, answers, tmp_path):
+    first, second, third = answers
     chat = {"chat": True, "system": SYSTEM["content"]}
     saved = run([*SAID[:2], f"/save {tmp_path / 'kept'}"], **chat)
     assert saved == [first, second, f"saved {tmp_path / 'kept'}"]
@@ -71,8 +89,8 @@ def test_a_chat_is_saved_and_gone_on_with_in_another_process(run, tmp_path):
     assert (loaded, answer) == (f"loaded {tmp_path / 'kept'}, 5 messages", third)
 
 
-def test_a_bad_line_of_a_chat_is_an_error_of_its_own_and_the_chat_goes_on(run, tmp_path):
-    first, second, _ = replies(generator_of())
+def test_a_bad_line_of_a_chat_is_an_error_of_its_own_and_the_chat_goes_on(run, answers, tmp_path):
+    first, second, _ = answers
     bad = ["/quit", "/save", f"/load {tmp_path}", "x" * 200]
     lines = [SAID[0], *bad, SAID[1]]
     heard = run(lines, chat=True, system=SYSTEM["content"], max_length=128)
@@ -83,18 +101,17 @@ def test_a_bad_line_of_a_chat_is_an_error_of_its_own_and_the_chat_goes_on(run, t
         assert error in line
 
 
-def test_arguments_reach_the_template(run, folder, monkeypatch):
-    template = generator_of(HINTED, arguments={"hint": True})
-    (expected,) = replies(template, SAID[:1])
-    assert [expected] != replies(generator_of(), SAID[:1])
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    monkeypatch.setitem(config, "chat_template", HINTED)
+def test_arguments_reach_the_template(run, folder, generator, answers):
+    hinted = generator_of(HINTED).tokenizer
+    hinted = dataclasses.replace(generator, tokenizer=hinted, template_arguments={"hint": True})
+    expected = Chat(hinted, [SYSTEM]).say(SAID[0]).text
+    assert expected != answers[0]
     path = folder / "chat_template.jinja"
     path.write_text(HINTED)
     options = {"chat": True, "system": SYSTEM["content"]}
     try:
         assert run(SAID[:1], **options, template_arguments=("hint=true",)) == [expected]
-        assert run(SAID[:1], **options, template_arguments=("hint=yes",)) != [expected]
+        assert run(SAID[:1], **options, template_arguments=("hint=yes",)) == answers[:1]
     finally:
         path.unlink()
 
