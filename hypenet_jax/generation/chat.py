@@ -166,7 +166,8 @@ class Chat:
             raise ValueError(f"{folder} is a conversation with another model or chat template")
         read = None
         if "tokens" in kept:
-            mark, context = (self._load(folder / name) for name in ("mark", "context"))
+            decoder = self.generator.decoder
+            mark, context = (load_context(folder / name, decoder) for name in ("mark", "context"))
             mark = dataclasses.replace(mark, state=mark.state.with_capacity(0))
             read = _Read(np.asarray(kept["tokens"], np.int32), context, kept["marked"], mark)
         self.messages, self._read = messages, read
@@ -231,11 +232,6 @@ class Chat:
             key=fold_rows(jax.random.key(config.seed), np.asarray([turn])),
             on_tokens=stream and (lambda new: stream((0,), new)),
         )
-
-    def _load(self, folder: pathlib.Path) -> Context:
-        """Arrays that are not bound to their device, as those that were made here: programs are compiled for either."""
-        context = load_context(folder, self.generator.decoder)
-        return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), context)
 
     def _fingerprint(self) -> str:
         generator, template = self.generator, dataclasses.asdict(self._template)

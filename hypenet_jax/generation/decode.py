@@ -140,16 +140,21 @@ def fold_rows(key: PRNGKeyArray, numbers: Int[Array | np.ndarray, "B"]) -> Key[A
 
 def init_carry(context: Context, count: int, stops: tuple[int, ...]) -> Generation:
     """The carry before the first of `count` new tokens."""
-    empty = _empty_carry(len(context.logits), count, stops[0] if stops else 0)
+    empty = _empty_carry(context.state.lengths, count, stops[0] if stops else 0)
     return dataclasses.replace(empty, context=context)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 @left_to_compiler(lambda *_: (axes.BATCH,))
-def _empty_carry(batch: int, count: int, filler: int) -> Generation:
-    """All but the context, from one program: each call of its own costs more than it computes."""
-    done, broken = (jnp.zeros((batch,), bool) for _ in range(2))
-    tokens, lengths = jnp.full((batch, count), filler, jnp.int32), jnp.zeros((batch,), jnp.int32)
+def _empty_carry(read: Int[Array, "B"], count: int, filler: int) -> Generation:
+    """All but the context, from one program: each call of its own costs more than it computes.
+
+    It is made of what the context has `read`, to lie where that does: the loop is then compiled once, for its own
+    results too, with which streaming goes on.
+    """
+    batch, done = len(read), read < 0
+    broken, lengths = jnp.zeros_like(done), jnp.zeros_like(read)
+    tokens = jnp.full((batch, count), filler, jnp.int32)
     return Generation(jnp.int32(0), cast(Any, None), done, broken, tokens, lengths)
 
 

@@ -79,12 +79,21 @@ def prefill(
     check_tokens(prompts, decoder.config.vocab_size)
     check_capacity(lengths, context.state.cache_position.capacity)
     decoder, params = decoder.clone(scan=False, remat="none"), unstack_layers(params)
+    context = _beside(params, context)
     for start in range(0, prompts.shape[1], PREFILL_PART):
         part = np.s_[:, start : start + PREFILL_PART]
         if real[part].any():
             segments = None if segment_ids is None else real[part]
             context = prefill_part(decoder, params, context, prompts[part], segments)
     return context
+
+
+def _beside(params: Params, context: Context) -> Context:
+    """The context bound to the device that the parameters are bound to, as all that is computed from them is: so no
+    program is compiled once for the first part and once more for the others."""
+    leaf = jax.tree.leaves(params)[0]
+    bound = isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1
+    return jax.device_put(context, *leaf.devices()) if bound else context
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

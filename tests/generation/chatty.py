@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -44,7 +45,7 @@ def generator_of(template=CHATML, params=None, arguments=None, **config) -> Text
     given = {"max_new_tokens": NEW, "sampling": Sampling(1.0), "seed": SEED, **config}
     return TextGenerator(
         decoder=Decoder(CONFIG, jnp.float32),
-        params=speller() if params is None else params,
+        params=jax.device_put(speller() if params is None else params, jax.devices()[0]),
         tokenizer=tokenizer,
         config=GenerationConfig(stop_tokens=(tokenizer.end_id,), **given),
         template_arguments=arguments or {},

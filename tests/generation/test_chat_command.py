@@ -18,6 +18,8 @@ from hypenet_jax.generation import (
     open_generator,
 )
 from hypenet_jax.generation.completions import read_prompts, settings_of
+from hypenet_jax.generation.decode import decode_until
+from hypenet_jax.generation.prefill import prefill_part
 from hypenet_jax.testing import CHATML, tiny_tokenizer
 from launch import generate
 
@@ -186,3 +188,13 @@ def test_a_tokenizer_without_a_chat_template_is_one_clear_error(run, folder):
             run(["a"], chat=True)
     finally:
         kept.save(folder)
+
+
+def test_a_new_chat_that_streams_runs_what_was_compiled_for_one_that_did_neither(
+    generator, answers
+):
+    """What is read after other text runs the program of what is read first, and the parts of an answer that of one."""
+    programs = (prefill_part, decode_until)
+    compiled = [program._cache_size() for program in programs]
+    Chat(generator).say("?", on_text=lambda text: None)
+    assert [program._cache_size() for program in programs] == compiled
