@@ -41,7 +41,7 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def code_of_folders_is_kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """transformers copies the code of a folder to a cache in the home directory; needs it installed."""
     from transformers import dynamic_module_utils

@@ -21,6 +21,7 @@ FIXED: Mapping[str, Any] = {
     "tags": ["hypenet", "linear-attention", "long-context"],
 }
 UNLICENSED = "The model that it was converted from names none in its card."
+UNSAID = "Not said here; that of the model that it was converted from holds."
 LOADING = """## How to load it
 
 ```python
@@ -87,7 +88,8 @@ def card_text(fields: Mapping[str, Any], card: ModelCard, name: str) -> str:
         lines.append("")
     licence = carried.get("license_name", carried.get("license"))
     from_teacher = f"{licence}, the licence of the model that it was converted from."
-    lines.append(f"## Licence\n\n{from_teacher if licence else UNLICENSED}")
+    without = UNSAID if teacher is None else UNLICENSED
+    lines.append(f"## Licence\n\n{from_teacher if licence else without}")
     return "\n".join(lines) + "\n"
 
 

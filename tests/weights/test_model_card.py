@@ -54,6 +54,7 @@ def test_without_a_teacher_the_card_claims_nothing(tmp_path):
     written = HubCard.load(tmp_path / "student" / "README.md")
     assert not {"license", "base_model", "language"} & written.data.to_dict().keys()
     assert "Numbers" not in written.text
+    assert "names none in its card" not in written.text
 
 
 def test_a_card_is_written_anew_with_what_was_measured_later(tmp_path, teacher):
