@@ -42,7 +42,7 @@ INSTRUCTIONS = (
 FIGURES = {
     "lengths": ("perplexity", "ruler_mean"),
     "speed": ("prefill_seconds", "decode_seconds", "state_bytes"),
-    "training": ("heldout_loss",),
+    "training": ("heldout_loss", "heldout_perplexity_gap"),
     "alignment": ("heldout_alignment_error",),
     "fits": ("mixer_fit_error", "mlp_fit_error"),
     "layers": ("selection_importance",),

@@ -95,7 +95,7 @@ def heldout_loss(stage: Stage, inputs: Inputs) -> Callable[[Params], dict[str, f
 
     @jax.jit
     def sums(params: Params, frozen: Params | None, batch: Batch):
-        loss, means = stage.loss(params, frozen, batch)
+        loss, means = (stage.heldout or stage.loss)(params, frozen, batch)
         return {"loss": loss, **means}
 
     def evaluate(params: Params) -> dict[str, float]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from hypenet_jax.evals.evaluator import Evaluator, Session
+from hypenet_jax.evals.language.perplexity import exp
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Number, Presentation
 from hypenet_jax.evals.report import Report, Row
@@ -22,6 +23,11 @@ _errors = functools.partial(_recorded, kind="bars", unit="error", label="relativ
 PRESENTATIONS = (
     _losses(metric="training_loss", title="Training loss"),
     _losses(metric="heldout_loss", title="Loss on held-out text while training"),
+    _losses(
+        metric="heldout_perplexity_gap",
+        title="Perplexity above the teacher's while training",
+        note="The part by which the student's perplexity of held-out text is above the teacher's.",
+    ),
     _errors(
         metric="heldout_alignment_error",
         title="Imitating each layer on held-out text",
@@ -141,6 +147,10 @@ def _evaluation_rows(stage: str, record: Record, tokens: int) -> Iterator[Row]:
     """An evaluation on held-out text."""
     loss = _number(record["loss"])
     yield Row("heldout_loss", stage, loss, 1, task=_loss_name(record), tokens=tokens)
+    if "teacher_cross_entropy" in record:
+        above = _number(record["cross_entropy"]) - _number(record["teacher_cross_entropy"])
+        task = "perplexity over the teacher's - 1"
+        yield Row("heldout_perplexity_gap", stage, exp(above) - 1, 1, task=task, tokens=tokens)
     for layer, error in _alignment_errors(record).items():
         yield Row("heldout_alignment_error", stage, error, 1, label=layer, tokens=tokens)
 

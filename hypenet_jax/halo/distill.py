@@ -21,9 +21,9 @@ from hypenet_jax.halo.method import (
     abstract_params,
 )
 from hypenet_jax.halo.transfer import transfer, with_mixers
-from hypenet_jax.losses import Mean, distillation, predicting, real_tokens, token_gap
+from hypenet_jax.losses import Mean, distillation, next_token, predicting, real_tokens, token_gap
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
-from hypenet_jax.model.decoder import Decoder, Tap, output_head
+from hypenet_jax.model.decoder import Decoder, Output, Tap, output_head
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.train.stage import Stage
 
@@ -83,35 +83,68 @@ def distill_stage(
 ) -> Stage:
     """Trains the whole student against the frozen teacher, both with their groups of layers stacked.
 
+    On held-out text it also measures the cross entropies of both, whose difference says how far perplexities are apart.
+
     Args:
       answers_only: tokens count by the loss weight of the next one, which they predict; False counts all alike.
     """
-    compare_hidden = config.hidden_weight > 0
+    pair = _Pair(config, student, teacher, answers_only)
+    return Stage("distill", pair.loss, trainable=lambda path: True, heldout=pair.heldout)
 
-    def loss(params: Params, frozen: Params | None, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """A student and its teacher, read side by side."""
+
+    config: DistillConfig
+    student: Decoder
+    teacher: Decoder
+    answers_only: bool
+
+    def loss(
+        self, params: Params, frozen: Params | None, batch: Batch
+    ) -> tuple[Mean, dict[str, Mean]]:
         assert frozen is not None
+        return self._compared(params, frozen, batch, *self._outputs(params, frozen, batch))
+
+    def heldout(
+        self, params: Params, frozen: Params | None, batch: Batch
+    ) -> tuple[Mean, dict[str, Mean]]:
+        assert frozen is not None
+        output, target = self._outputs(params, frozen, batch)
+        total, means = self._compared(params, frozen, batch, output, target)
+        for name, head, hidden in (
+            ("cross_entropy", output_head(params, self.student.config), output.hidden),
+            ("teacher_cross_entropy", output_head(frozen, self.teacher.config), target.hidden),
+        ):
+            means[name] = next_token(hidden, head, batch.tokens, batch.loss_weight)
+        return total, means
+
+    def _outputs(self, params: Params, frozen: Params, batch: Batch) -> tuple[Output, Output]:
         text = (batch.tokens, batch.positions, batch.segment_ids)
-        target = jax.lax.stop_gradient(
-            teacher.apply({"params": frozen}, *text, taps=compare_hidden)
-        )
-        output = student.apply({"params": params}, *text, taps=compare_hidden)
+        taps = self.config.hidden_weight > 0
+        target = self.teacher.apply({"params": frozen}, *text, taps=taps)
+        output = self.student.apply({"params": params}, *text, taps=taps)
+        return output, jax.lax.stop_gradient(target)
+
+    def _compared(
+        self, params: Params, frozen: Params, batch: Batch, output: Output, target: Output
+    ) -> tuple[Mean, dict[str, Mean]]:
         real = real_tokens(batch.segment_ids)
-        weights = predicting(batch.loss_weight) if answers_only else real
+        weights = predicting(batch.loss_weight) if self.answers_only else real
         kl = distillation(
             output.hidden,
-            output_head(params, student.config),
+            output_head(params, self.student.config),
             target.hidden,
-            output_head(frozen, teacher.config),
+            output_head(frozen, self.teacher.config),
             weights,
-            temperature=config.temperature,
+            temperature=self.config.temperature,
         )
-        if not compare_hidden:
+        if output.taps is None or target.taps is None:
             return kl, {"kl": kl}
         gap = _hidden_gap(output.taps, target.taps, weights)
-        total = Mean(kl.total + config.hidden_weight * gap.total, kl.weight)
+        total = Mean(kl.total + self.config.hidden_weight * gap.total, kl.weight)
         return total, jax.lax.stop_gradient({"kl": kl, "hidden_gap": gap})
-
-    return Stage("distill", loss, trainable=lambda path: True)
 
 
 def _hidden_gap(student: Tap, teacher: Tap, weights: axes.Weights) -> Mean:

@@ -20,8 +20,10 @@ class Stage:
         traceable.
       trainable: whether the student leaf at this path is trained; other leaves have no gradient
         and no optimizer state.
+      heldout: the same as `loss` with further means, for held-out text; None is `loss`.
     """
 
     name: str
     loss: Loss
     trainable: Callable[[tuple[str, ...]], bool]
+    heldout: Loss | None = None

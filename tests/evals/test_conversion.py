@@ -25,7 +25,8 @@ def trained(step: int, loss: float | None) -> dict:
 def evaluated(step: int, loss: float) -> dict:
     # JSON of a tree: its keys are sorted as text.
     errors = {f"relative_error/{i}": i + loss for i in sorted(range(LAYERS), key=str)}
-    return {"step": step, "kind": "evaluation", "loss_name": "KL", "loss": loss, **errors}
+    nats = {"cross_entropy": loss + math.log(3), "teacher_cross_entropy": loss}
+    return {"step": step, "kind": "evaluation", "loss_name": "KL", "loss": loss, **errors, **nats}
 
 
 @pytest.fixture
@@ -48,6 +49,11 @@ def test_curves_are_over_the_tokens_that_a_stage_had_read_those_of_its_fits_incl
     assert [row.tokens for row in losses] == [110, 120, 130]
     held_out = report.select("heldout_loss", "align", task="KL").rows
     assert [(row.tokens, row.value) for row in held_out] == [(100, 2.0), (120, 0.25)]
+
+
+def test_the_perplexity_gap_is_what_the_students_is_above_the_teachers(report):
+    gaps = report.select("heldout_perplexity_gap", "align").rows
+    assert [(row.tokens, round(row.value, 6)) for row in gaps] == [(100, 2.0), (120, 2.0)]
 
 
 def test_errors_of_layers_are_in_the_order_of_the_layers(report):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from hypenet_jax import runtime
@@ -96,6 +97,19 @@ def test_of_conversations_what_predicts_the_assistants_tokens_counts_alone(teach
     wanted = divergences(student, teacher, batch, temperature=2.0)[:, :-1][counted].mean()
     assert float(metrics["kl"].value()) == pytest.approx(wanted, rel=1e-4)
     assert loss.weight == metrics["hidden_gap"].weight == counted.sum()
+
+
+def test_held_out_text_also_tells_the_cross_entropies_of_both(teacher, student, batch):
+    stage = distill_stage(PLAIN, student.decoder, teacher.decoder)
+    assert stage.heldout is not None
+    loss, means = jax.jit(stage.heldout)(student.params, teacher.params, batch)
+    assert loss.value() == means["kl"].value()
+    for name, model in (("cross_entropy", student), ("teacher_cross_entropy", teacher)):
+        logits = model.hidden(batch) @ np.asarray(model.params["embed"]["embedding"]).T
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch.tokens[:, 1:])
+        weights = batch.loss_weight[:, 1:]
+        expected = np.sum(nats * weights) / np.sum(weights)
+        np.testing.assert_allclose(means[name].value(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", [PLAIN, WARM])
