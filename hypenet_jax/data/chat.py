@@ -116,7 +116,8 @@ class ChatTemplate:
         except Exception as error:  # templates are programs: they raise whatever Python does
             raise ValueError(f"the chat template refuses these messages: {error}") from error
         for number, message in enumerate(shown, 1):
-            if message["role"] in ("system", "user") and message["content"].strip() not in text:
+            said = message.get("content", "").strip()
+            if message["role"] in ("system", "user") and said not in text:
                 raise ValueError(
                     f"the chat template leaves out message {number}, of role {message['role']!r}; leave it out too"
                 )

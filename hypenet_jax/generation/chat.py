@@ -138,6 +138,7 @@ class Chat:
             raise FileExistsError(f"{folder} is there already; name a new folder or remove it")
         folder.mkdir(parents=True)
         kept: dict[str, Any] = {"model": self._fingerprint(), "messages": self.messages}
+        kept |= {"tokens": [], "marked": 0}
         if (read := self._read) is not None:
             kept |= {"tokens": read.tokens.tolist(), "marked": read.marked}
             decoder, context = self.generator.decoder, with_capacity(read.context, len(read.tokens))
@@ -160,16 +161,19 @@ class Chat:
         try:
             kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
             model, messages = kept["model"], tuple(kept["messages"])
+            tokens, marked = np.asarray(kept["tokens"], np.int32), int(kept["marked"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / FILE} is damaged ({error!r})") from error
         if model != self._fingerprint():
             raise ValueError(f"{folder} is a conversation with another model or chat template")
         read = None
-        if "tokens" in kept:
+        if len(tokens):
             decoder = self.generator.decoder
             mark, context = (load_context(folder / name, decoder) for name in ("mark", "context"))
             mark = dataclasses.replace(mark, state=mark.state.with_capacity(0))
-            read = _Read(np.asarray(kept["tokens"], np.int32), context, kept["marked"], mark)
+            if len(tokens) != context.state.lengths[0] or marked != mark.state.lengths[0]:
+                raise ValueError(f"{folder / FILE} is damaged: its tokens are not those of context")
+            read = _Read(tokens, context, marked, mark)
         self.messages, self._read = messages, read
 
     def _tokens(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> TokenRow:

@@ -135,6 +135,10 @@ def test_a_saved_conversation_goes_on_as_the_one_that_was_saved(template, tmp_pa
     assert loaded.messages == chat.messages
     loaded.load(tmp_path / "saved")  # what was said since is gone
     assert len(loaded.messages) == 5
+    file = tmp_path / "saved" / "conversation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "marked": 1}))
+    with pytest.raises(ValueError, match="damaged: its tokens are not those of context"):
+        loaded.load(tmp_path / "saved")
 
 
 def test_a_conversation_before_its_first_turn_can_be_saved(tmp_path):
