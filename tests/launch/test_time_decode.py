@@ -15,7 +15,7 @@ TEACHER = ModelConfig(
     vocab_size=64,
     d_model=16,
     d_mlp=16,
-    mixers=(SoftmaxSpec(2, 1, 8, 1e4),) * 2,
+    mixers=(SoftmaxSpec(2, 1, 8, 1e4),),
     tie_embeddings=True,
 )
 
@@ -23,7 +23,7 @@ TEACHER = ModelConfig(
 @pytest.fixture
 def arguments(tmp_path, monkeypatch) -> time_decode.Arguments:
     monkeypatch.setattr(presets, "qwen3_1p7b", lambda: TEACHER)
-    monkeypatch.setattr(presets, "hypenet_2b", lambda: hypenet(TEACHER, (1,)))
+    monkeypatch.setattr(presets, "hypenet_2b", lambda: hypenet(TEACHER, ()))
     return time_decode.Arguments(
         models=("qwen3_1p7b", "hypenet_2b"),
         lengths=(40, 48),
