@@ -1,6 +1,7 @@
 """FLOPs by formula agree with what XLA counts where it counts everything, and with the well-known 6 N D."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from hypenet_jax.model.cost import head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.brief
 
 TEACHER = ModelConfig(
     vocab_size=512,
@@ -50,6 +53,7 @@ def test_a_part_after_others_costs_what_the_whole_costs_without_them():
     assert parts == layers_flops(student, 1000)
 
 
+@functools.cache
 def step_flops(config):
     return build_stage(config, make_mesh(config.mesh)).flops
 
