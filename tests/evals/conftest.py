@@ -19,8 +19,7 @@ from hypenet_jax.model.config import ModelConfig, hypenet
 from hypenet_jax.model.decoder import Decoder, init_params
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
-from hypenet_jax.testing import tiny_teacher
-from hypenet_jax.weights import save_hf
+from hypenet_jax.testing import tiny_teacher, write_folder
 
 MOST = (9, 64)
 CATALOGUE = Catalogue(first_id=32, classes=4, entries=16)
@@ -118,7 +117,5 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tokenizer = open_prepared(str(place / "data")).tokenizer()
     plans = {"teacher": WORD_TEACHER, "student": hypenet(WORD_TEACHER, (1,))}
     for seed, (name, config) in enumerate(plans.items()):
-        model = _subject(name, config, seed)
-        save_hf(place / name, config, model.params, dtype="float32")
-        tokenizer.save(place / name)
+        write_folder(place / name, config, seed=seed, tokenizer=tokenizer)
     return place
