@@ -12,7 +12,7 @@ from hypenet_jax.data.tokenizer import TrainedTokenizer, train_tokenizer
 from hypenet_jax.evals.harness.requests import GenerationRequest
 from hypenet_jax.evals.language import predictions
 from hypenet_jax.evals.language.predictions import likelihoods
-from hypenet_jax.generation import GenerationConfig, Sampling, generate
+from hypenet_jax.generation import GenerationConfig, Sampling
 from hypenet_jax.generation.decode import stream_span
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
@@ -85,21 +85,18 @@ def request(rows, *, until=(), indices=None, **settings) -> GenerationRequest:
     return GenerationRequest(tuple(rows), indices or tuple(range(len(rows))), config, until)
 
 
-@pytest.fixture(scope="module")
-def greedy(single):
-    """Greedy continuations of every prompt by itself."""
+@pytest.fixture
+def greedy(student, log_probs):
+    """Greedy continuations of every prompt by itself: the likeliest token after a full pass, again and again."""
 
     def write(rows) -> list[list[int]]:
-        padded = [np.pad(row, (0, 20 - len(row)))[None] for row in rows]
-        real = [(np.arange(20) < len(row)).astype(np.int32)[None] for row in rows]
-        return [
-            generate(
-                *(single.decoder, single.params, tokens),
-                max_new_tokens=NEW,
-                segment_ids=here,
-            )[0].tolist()
-            for tokens, here in zip(padded, real, strict=True)
-        ]
+        written = []
+        for row in rows:
+            tokens = row.tolist()
+            for _ in range(NEW):
+                tokens.append(int(log_probs(student, np.asarray([tokens]))[0, -1].argmax()))
+            written.append(tokens[row.size :])
+        return written
 
     return write
 

@@ -133,15 +133,17 @@ def test_what_the_kernels_cannot_run_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "length", "width"),
+    ("dtype", "tolerance", "length", "width", "packed"),
     [
-        (jnp.float32, 5e-6, 523, 6),
-        (jnp.bfloat16, 5e-3, 523, 6),
-        (jnp.bfloat16, 5e-3, 330, 72),  # a memory in two parts, the second short
+        (jnp.float32, 5e-6, 523, 6, False),
+        (jnp.float32, 5e-6, 523, 6, True),
+        (jnp.bfloat16, 5e-3, 523, 6, True),
+        # A memory in two parts, the second short.
+        (jnp.bfloat16, 5e-3, 330, 72, False),
+        (jnp.bfloat16, 5e-3, 330, 72, True),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("packed", [False, True])
 def test_many_spans_and_ragged_ends_match_float64(packed, dtype, tolerance, length, width):
     """Spans of several chunks, a last one that is short, and a head that fades to 0 on the way."""
     q, k, v, state = random(shapes(1, length, 3, width, dtype))
