@@ -20,7 +20,7 @@ from hypenet_jax.testing import random_params
 from hypenet_jax.weights import read_hf
 from hypenet_jax.weights.names import flatten
 
-pytestmark = pytest.mark.brief
+pytestmark = [pytest.mark.extended, pytest.mark.brief]
 
 ODD = hypenet(dataclasses.replace(QWEN3, vocab_size=41, mixers=QWEN3.mixers[:2]), (0,))
 TOKENS = np.random.default_rng(0).integers(0, ODD.vocab_size, (8, 16), dtype=np.int32)
