@@ -1,6 +1,6 @@
 # make quickstart   install what is missing, then convert a small teacher and report (about 13 minutes on 2 cores)
 # make results      docs/results.md: the paper's shapes, measured on the quickstart's models
-# make smollm2      convert SmolLM2-135M-Instruct on text of this machine (about two hours on 2 cores)
+# make smollm2      convert SmolLM2-135M-Instruct on text of this machine (hours on 2 cores)
 # make test         format, lint, types, rooms and tests
 # make test-fast    tests of ops, model, weights, training and stages alone, on one device, in about a minute
 # make install      only .venv
