@@ -35,7 +35,7 @@ class Budget:
 
     Attributes:
       rows: of a step of stages 1 and 2, and of the batches of closed-form fits.
-      fitted: batches of each closed-form fit.
+      fitted, refitted: batches of the ridge start and of the refit.
       align, distill, finetune: steps.
       long, long_rows: tokens of a row of stage 3, and rows of its step.
       selected, selected_length: rows per layer of the selection, and their tokens.
@@ -43,6 +43,7 @@ class Budget:
 
     rows: int
     fitted: int
+    refitted: int
     align: int
     distill: int
     finetune: int
@@ -57,6 +58,7 @@ BUDGETS = {
     "cpu": Budget(
         rows=2,
         fitted=64,
+        refitted=128,
         align=188,
         distill=184,
         finetune=16,
@@ -69,6 +71,7 @@ BUDGETS = {
     "gpu": Budget(
         rows=32,
         fitted=64,
+        refitted=128,
         align=1200,
         distill=4900,
         finetune=300,
@@ -146,16 +149,19 @@ def conversion(
     ridge = AlignConfig(ridge_batches=budget.fitted)
     align = stage("align", ridge, None, short, training(budget, budget.align, 2e-3, 2e-5))
     scored = rows(context_length=budget.selected_length, sequences_per_step=8, first_token=0)
-    select = SelectConfig(start_from="align", keep=KEPT, rows=budget.selected, eps=0.01)
+    # By likelihood: on so few rows the published rule keeps layers that matter little.
+    select = SelectConfig(
+        start_from="align", keep=KEPT, rows=budget.selected, eps=0.01, rule="likelihood"
+    )
     student = StudentConfig(selected_by="select", logit_scale=float(LENGTH))
     next_text = tokens_after(short, budget.fitted + budget.align)
     unread = dataclasses.replace(short, first_token=next_text)
-    refit = RefitConfig(start_from="align", batches=budget.fitted)
+    refit = RefitConfig(start_from="align", batches=budget.refitted, ridge=0.1)
     distill = stage(
         "distill",
         DistillConfig(start_from="refit", from_student=True),
         student,
-        dataclasses.replace(unread, first_token=tokens_after(unread, budget.fitted)),
+        dataclasses.replace(unread, first_token=tokens_after(unread, budget.refitted)),
         training(budget, budget.distill, 3e-4, 3e-5),
         export=True,
     )
@@ -221,6 +227,6 @@ def controls_of(made: tuple[StageConfig, ...], budget: Budget) -> tuple[StageCon
             name="published_distill",
             method=DistillConfig(start_from="published_align"),
             data=refit.data,
-            training=training(budget, budget.fitted + budget.distill, 3e-4, 3e-5),
+            training=training(budget, budget.refitted + budget.distill, 3e-4, 3e-5),
         ),
     )

@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import pathlib
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from hypenet_jax.model.token_layout import layout_tokens
 log = logging.getLogger("hypenet_jax")
 
 LayerScores = Float[np.ndarray, " L"]
+Rule = Literal["ratio", "likelihood"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ class SelectConfig(Method):
       rows: held-out rows scored per layer, for retrieval and for likelihood alike.
       eps: added to the loss of likelihood in the ratio: 1e-10 is the published value for accuracies. Log-likelihoods of
         layers that matter to nothing need about 0.01.
+      rule: "ratio" is the published one, `halo_importance`. It divides by the loss of likelihood, so on few rows, where
+        retrieval hardly differs, it keeps layers that matter little; "likelihood" keeps those that matter most.
     """
 
     reads_teacher: ClassVar[bool] = True
@@ -49,6 +52,7 @@ class SelectConfig(Method):
     keep: int
     rows: int
     eps: float = 1e-10
+    rule: Rule = "ratio"
 
     def parent(self, models: Models) -> AbstractParams:
         return models.aligned_mixers()
@@ -61,7 +65,7 @@ class SelectConfig(Method):
             for layer in range(swept.config.num_layers)
         ]
         retrieval, commonsense = np.asarray(scores, np.float64).T
-        selection = select(retrieval, commonsense, keep=self.keep, eps=self.eps)
+        selection = select(retrieval, commonsense, keep=self.keep, eps=self.eps, rule=self.rule)
         log.info("layers %s keep softmax attention", selection.softmax_layers)
         if jax.process_index() == 0:
             write_selection(work.folder / "selection.json", selection)
@@ -94,8 +98,7 @@ def halo_importance(
       ValueError: scores that are missing (negative or not finite retrieval, not finite commonsense).
     Source: arXiv 2601.22156; the maxima run over the sweep, not over the unmodified model, as in the official code.
     """
-    if not (np.isfinite(retrieval).all() and np.isfinite(commonsense).all()):
-        raise ValueError(f"scores must be finite: retrieval {retrieval}, commonsense {commonsense}")
+    _check_finite(retrieval, commonsense)
     lost_retrieval = retrieval.max() - retrieval
     lost_sense = commonsense.max() - commonsense
     return np.minimum(50.0, lost_retrieval / (lost_sense + eps))
@@ -113,11 +116,29 @@ def keep_layers(importance: LayerScores, k: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:k]))
 
 
-def select(retrieval: LayerScores, commonsense: LayerScores, *, keep: int, eps: float) -> Selection:
-    """The `keep` layers of the largest importance (`halo_importance`), with all scores."""
-    importance = halo_importance(retrieval, commonsense, eps=eps)
+def select(
+    retrieval: LayerScores,
+    commonsense: LayerScores,
+    *,
+    keep: int,
+    eps: float,
+    rule: Rule = "ratio",
+) -> Selection:
+    """The `keep` layers of the largest importance, with all scores.
+
+    The importance is `halo_importance`, or by the rule "likelihood" max C - C_i.
+    """
+    _check_finite(retrieval, commonsense)
+    importance = commonsense.max() - commonsense
+    if rule == "ratio":
+        importance = halo_importance(retrieval, commonsense, eps=eps)
     scores = (tuple(float(x) for x in each) for each in (retrieval, commonsense, importance))
     return Selection(*scores, softmax_layers=keep_layers(importance, keep), eps=eps)
+
+
+def _check_finite(retrieval: LayerScores, commonsense: LayerScores) -> None:
+    if not (np.isfinite(retrieval).all() and np.isfinite(commonsense).all()):
+        raise ValueError(f"scores must be finite: retrieval {retrieval}, commonsense {commonsense}")
 
 
 def write_selection(path: pathlib.Path, selection: Selection) -> None:

@@ -93,6 +93,14 @@ def test_none_or_all_layers_may_be_kept_and_no_other_number():
             keep_layers(np.ones(3), k)
 
 
+def test_by_likelihood_the_layers_whose_loss_costs_most_are_kept():
+    retrieval, sense = np.asarray([0.7, 0.7, 0.8, 0.7]), np.asarray([-2.8, -2.9, -2.81, -3.0])
+    made = select(retrieval, sense, keep=2, eps=0.01, rule="likelihood")
+    assert made.softmax_layers == (1, 3)
+    np.testing.assert_allclose(made.importance, (0.0, 0.1, 0.01, 0.2), atol=1e-9)
+    assert select(retrieval, sense, keep=2, eps=0.01).softmax_layers == (0, 1)
+
+
 def test_a_selection_file_gives_back_the_selection(tmp_path, scores):
     made = select(*scores, keep=2, eps=0.01)
     write_selection(tmp_path / "selection.json", made)
