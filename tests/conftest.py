@@ -16,6 +16,8 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # its compiler ne
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-by-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Where transformers copies the code of a folder that it runs, else to the home directory.
+os.environ.setdefault("HF_MODULES_CACHE", os.environ["JAX_COMPILATION_CACHE_DIR"] + "/transformers")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -39,17 +41,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture
 def key() -> jax.Array:
     return jax.random.key(0)
-
-
-@pytest.fixture(scope="session")
-def code_of_folders_is_kept_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """transformers copies the code of a folder to a cache in the home directory; needs it installed."""
-    from transformers import dynamic_module_utils
-
-    with pytest.MonkeyPatch.context() as patch:
-        cache = tmp_path_factory.mktemp("modules")
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache))
-        yield
 
 
 @pytest.fixture

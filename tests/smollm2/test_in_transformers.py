@@ -12,7 +12,6 @@ transformers = pytest.importorskip("transformers")
 
 pytestmark = [
     pytest.mark.smollm2,
-    pytest.mark.usefixtures("code_of_folders_is_kept_here"),
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),

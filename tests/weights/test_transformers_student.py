@@ -16,7 +16,6 @@ transformers = pytest.importorskip("transformers")
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.brief,
-    pytest.mark.usefixtures("code_of_folders_is_kept_here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
