@@ -191,7 +191,9 @@ def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:
         "architectures": ["HypeNetForCausalLM"],
         **FIXED,
         "mixer_types": [spec.CHECKPOINT.kind for spec in config.mixers],
-        "expand_kv_proj": True,
+        "expand_kv_proj": not any(
+            getattr(spec, "num_kv_heads", None) for spec in specs if spec.NAME != SoftmaxSpec.NAME
+        ),
         **{key: value for spec in specs for key, value in spec.to_hf().items()},
     }
 

@@ -57,3 +57,6 @@ def test_rotary_frequencies_are_scaled_where_there_are_rotary_positions_alone():
 def test_query_heads_must_share_key_heads_evenly():
     with pytest.raises(ValueError, match="not a multiple"):
         SoftmaxSpec(6, 4, 8)
+    with pytest.raises(ValueError, match="not a multiple"):
+        LightningSpec(6, 8, 1e4, num_kv_heads=4)
+    assert LightningSpec(6, 8, 1e4, num_kv_heads=6) == LightningSpec(6, 8, 1e4)

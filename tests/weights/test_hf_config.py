@@ -63,6 +63,13 @@ def test_export_takes_over_token_ids_but_no_architecture():
     assert fields["hidden_size"] == 24
 
 
+def test_lightning_heads_may_share_keys_and_values():
+    fields = {**to_hf(HYPENET, "bfloat16"), "lightning_nkv": 2, "expand_kv_proj": False}
+    config = from_hf(fields)
+    assert config.mixers[0] == LightningSpec(4, 8, 1e6, num_kv_heads=2)
+    assert to_hf(config, "bfloat16") == fields
+
+
 def test_the_readmes_spelling_of_the_layer_plan_is_read():
     fields = to_hf(HYPENET, "bfloat16")
     fields["mixer_type"] = fields.pop("mixer_types")
@@ -105,7 +112,7 @@ REFUSED = [
     ({"mixer_type": ["attn"] * 3}, "exactly one of"),
     ({"attn_logits_scaling": "hype 1"}, "attn_logits_scaling"),
     ({"attn_logits_scaling": "log"}, "attn_logits_scaling"),
-    ({"lightning_nkv": 2}, "lightning_nkv"),
+    ({"lightning_nkv": 3}, "lightning_nh 4 is no multiple of lightning_nkv 3"),
     ({"lightning_head_dim": 4}, "lightning_head_dim"),
     ({"lightning_scale": "d"}, "lightning_scale"),
     ({"lightning_use_short_conv": True}, "lightning_use_short_conv"),

@@ -39,6 +39,9 @@ SCALINGS = {
 }
 STUDENTS = {
     "hybrid": HYBRID,
+    "grouped": student(
+        dataclasses.replace(LIGHTNING, num_heads=4, num_kv_heads=2, qkv_bias=True), SOFTMAX
+    ),
     "recurrent": student(LIGHTNING, LIGHTNING, tie_embeddings=False),
     "plain": with_logit_scale(
         student(PLAIN, dataclasses.replace(SOFTMAX, output_gate=False, num_kv_heads=4)), 1.5

@@ -6,6 +6,7 @@ The functions make parameters of the mixer that calls them; only mixers call the
 import functools
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
@@ -39,6 +40,12 @@ def project_in(
     products = project(x, tuple(one.matrix() for one in maps))
     q, k, v = (to_heads(*pair) for pair in zip(products[:3], maps[:3], strict=True))
     return q, k, v, products[3] if mixer.spec.output_gate else None
+
+
+def to_query_heads(x: Keys, num_heads: int) -> Queries:
+    """Each key/value head once for every query head that reads it: query head j reads j // group."""
+    group = num_heads // x.shape[2]
+    return x if group == 1 else jnp.repeat(x, group, axis=2)
 
 
 def op_axes(x: Queries, heads_axis: str = axes.HEADS) -> MeshAxes:

@@ -23,9 +23,16 @@ from hypenet_jax.model.mixers.heads import (
     op_axes,
     project_in,
     project_out,
+    to_query_heads,
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
-from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
+from hypenet_jax.model.mixers.spec import (
+    CheckpointFormat,
+    MixerSpec,
+    MixerState,
+    Rule,
+    check_groups,
+)
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
@@ -49,7 +56,7 @@ class LightningSpec(MixerSpec):
     """Linear attention whose state decays by a fixed factor per head, exp(-slope_h).
 
     Attributes:
-      num_heads: heads of queries, keys and values alike.
+      num_heads: heads of queries and of the state.
       rope_theta: base of the rotary positions; None for no positions.
       scale: factor on the queries, by the official names.
       qk_norm: RMS norm of every head's queries and keys.
@@ -57,6 +64,7 @@ class LightningSpec(MixerSpec):
       output_gate: multiply the outputs by sigmoid(W x), x the mixer's input.
       rope_scaling: what becomes of the frequencies of `rope_theta`, and of q . k, for long contexts.
       qkv_bias: biases of queries, keys and values.
+      num_kv_heads: key/value heads, each read by num_heads / num_kv_heads neighbouring query heads; None: one each.
     """
 
     num_heads: int
@@ -68,6 +76,7 @@ class LightningSpec(MixerSpec):
     output_gate: bool = True
     rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
+    num_kv_heads: int | None = None
 
     NAME = "lightning"
     STATE_AXES: ClassVar = {"recurrent_state": RECURRENT_AXES}
@@ -76,12 +85,12 @@ class LightningSpec(MixerSpec):
         in_transformers=True,
         tensors=(
             Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
-            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d n h -> (n h) d"),
-            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d n h -> (n h) d"),
+            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
+            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
             Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
             Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
-            Rule("mixer/k/bias", "self_attn.k_proj.bias", "n h -> (n h)", "qkv_bias"),
-            Rule("mixer/v/bias", "self_attn.v_proj.bias", "n h -> (n h)", "qkv_bias"),
+            Rule("mixer/k/bias", "self_attn.k_proj.bias", "k h -> (k h)", "qkv_bias"),
+            Rule("mixer/v/bias", "self_attn.v_proj.bias", "k h -> (k h)", "qkv_bias"),
             Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
             Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
             Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
@@ -91,7 +100,7 @@ class LightningSpec(MixerSpec):
         ),
         fields={
             "lightning_nh": ("num_heads", int),
-            "lightning_nkv": ("num_heads", int),
+            "lightning_nkv": ("num_kv_heads", int),
             "lightning_head_dim": ("head_dim", int),
             "lightning_scale": ("scale", str),
             "lightning_use_rope": ("rope_theta", bool),
@@ -103,6 +112,15 @@ class LightningSpec(MixerSpec):
         fixed={"lightning_use_short_conv": False, "lightning_rope_scaling": None},
         ignored=("lightning_conv_size",),
     )
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads == self.num_heads:
+            object.__setattr__(self, "num_kv_heads", None)  # equal plans compare equal
+        check_groups(self.num_heads, self.kv_heads)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
 
     @property
     def query_scale(self) -> float:
@@ -147,10 +165,11 @@ class LightningSpec(MixerSpec):
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
         """Queries, output map and norms are copied; keys and values repeat each teacher head in place.
 
-        Head j takes key/value head j // group, its bias too. The joint norm and norms of queries and keys that the
-        teacher lacks start at one, the gate as in the official code uniform in +-1/sqrt(D).
+        Of as many heads as queries have, head j takes key/value head j // group, its bias too. The joint norm and norms
+        of queries and keys that the teacher lacks start at one, the gate as in the official code uniform in
+        +-1/sqrt(D).
         """
-        group = self.num_heads // params["k"]["kernel"].shape[1]
+        group = self.kv_heads // params["k"]["kernel"].shape[1]
         repeat = lambda per_head: jnp.repeat(per_head, group, axis=-2)  # noqa: E731
         taken = {name: params[name] for name in ("q", "o")}
         taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
@@ -165,11 +184,17 @@ class LightningSpec(MixerSpec):
             taken["gate"] = {"kernel": jax.random.uniform(key, shape, minval=-bound, maxval=bound)}
         return taken
 
+    def to_hf(self) -> dict[str, Any]:
+        return {**super().to_hf(), "lightning_nkv": self.kv_heads}
+
+    def axis_sizes(self) -> dict[str, int]:
+        return {"n": self.num_heads, "k": self.kv_heads, "h": self.head_dim}
+
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
         heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
-        if heads != kv_heads:
-            yield f"lightning_nkv {kv_heads} differs from lightning_nh {heads}; only equal is supported"
+        if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
+            yield f"lightning_nh {heads} is no multiple of lightning_nkv {kv_heads}"
         width, rotary = fields.get("lightning_head_dim"), fields.get("lightning_use_rope")
         if rotary and width != fields.get("head_dim"):
             # The official rotary table has head_dim columns, whichever mixer reads it.
@@ -194,7 +219,8 @@ def slopes(num_heads: int) -> np.ndarray:
 class LightningMixer(nn.Module):
     """Lightning attention over the earlier tokens of the same segment.
 
-    q, k, v = norm(W_q x), norm(W_k x), W_v x, rotated;  s_t = exp(-slope) s_(t-1) + k_t v_t^T;  o_t = scale q_t s_t
+    q, k, v = norm(W_q x), norm(W_k x), W_v x, q and k rotated, k and v repeated for their query heads
+    s_t = exp(-slope) s_(t-1) + k_t v_t^T;  o_t = scale q_t s_t
     y = W_o (norm over all heads(o) * sigmoid(W_gate x))
 
     Source: arXiv 2401.04658 (lightning attention); arXiv 2601.22156 (norms, gate, rotary positions).
@@ -213,7 +239,8 @@ class LightningMixer(nn.Module):
         spec, count = self.spec, self.spec.num_heads
         rotary = (spec.head_dim, spec.rope_theta, spec.rope_scaling)
         angles = rotary_angles(layout.positions, *rotary)
-        q, k, v, gate = project_in(self, x, count, count)
+        q, k, v, gate = project_in(self, x, count, spec.kv_heads)
+        k, v = (to_query_heads(y, count) for y in (k, v))
         heads, after = _attend(spec, (q, k, v), head_norms(self), angles, layout, state)
         joint = None
         if spec.output_norm:

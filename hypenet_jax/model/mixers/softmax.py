@@ -24,7 +24,13 @@ from hypenet_jax.model.mixers.heads import (
     project_in,
     project_out,
 )
-from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, MixerState, Rule
+from hypenet_jax.model.mixers.spec import (
+    CheckpointFormat,
+    MixerSpec,
+    MixerState,
+    Rule,
+    check_groups,
+)
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout, with_slots
 from hypenet_jax.sharding import constrain
@@ -103,10 +109,7 @@ class SoftmaxSpec(MixerSpec):
     )
 
     def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
+        check_groups(self.num_heads, self.num_kv_heads)
         if self.rope_theta is None and self.rope_scaling is not None:
             raise ValueError(f"{self.rope_scaling} scales rotary positions, and rope_theta is None")
 

@@ -61,6 +61,12 @@ class CheckpointFormat:
     in_transformers: bool = False
 
 
+def check_groups(num_heads: int, num_kv_heads: int) -> None:
+    """Raises ValueError: query heads do not share key/value heads evenly."""
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+
+
 class MixerState:
     """What a layer remembers between calls: a `flax.struct.dataclass` of arrays, rows first."""
 

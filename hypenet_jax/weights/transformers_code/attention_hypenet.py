@@ -154,7 +154,7 @@ class HypeNetLightningAttention(HypeNetMixer):
 
     def __init__(self, config: HypeNetConfig, layer: int) -> None:
         heads, width = config.lightning_nh, config.lightning_head_dim
-        super().__init__(config, layer, heads, heads, width, prefix="lightning")
+        super().__init__(config, layer, heads, config.lightning_nkv, width, prefix="lightning")
         self.scale = {"1/sqrt(d)": width**-0.5, "1/d": 1.0 / width, "1": 1.0}[
             config.lightning_scale
         ]
@@ -165,6 +165,7 @@ class HypeNetLightningAttention(HypeNetMixer):
 
     def forward(self, x: Tensor, tokens: Tokens, cache: HypeNetCache | None) -> Tensor:
         q, k, v = (y.float() for y in self.project(x, tokens))
+        k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
         state = q.new_zeros(len(q), self.heads, self.width, self.width)
         if cache is not None and self.layer in cache.tensors:
             (state,) = cache.tensors[self.layer]

@@ -108,8 +108,8 @@ def _problems(fields: dict[str, Any], rotary: dict[str, Any]) -> list[str]:
         wrong.append(f"mixer_types lists {len(kinds)} layers, not num_hidden_layers")
     if rotary["rope_type"] not in ROTARY or rotary["rope_theta"] is None:
         wrong.append(f"rope_parameters {rotary} need a base and one of {ROTARY}")
-    if fields.get("lightning_nkv") != fields.get("lightning_nh"):
-        wrong.append("lightning_nkv differs from lightning_nh")
+    if LIGHTNING in kinds and fields.get("lightning_nh", 0) % fields.get("lightning_nkv", 1):
+        wrong.append("lightning_nh is no multiple of lightning_nkv")
     if LIGHTNING in kinds and fields.get("lightning_scale") not in SCALES:
         wrong.append(f"lightning_scale {fields.get('lightning_scale')!r} is none of {SCALES}")
     try:
