@@ -181,12 +181,15 @@ def _stages(
         data=rows(context_length=SHORT, sequences_per_step=DISTILL_ROWS, first_token=first),
         training=training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
     )
-    # The next token at 16,384; constant learning rate after the warm-up.
+    # The next token at 16,384; constant learning rate after the warm-up. Web documents have a thousand tokens, so rows
+    # join them; those that fill half a row reach far by themselves and stay apart.
     first = tokens_after(distill.data, DISTILL_STEPS)
     last = rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first)
     if conversations is not None:
         chats = _chats(corpus, conversations)
         last = dataclasses.replace(last, corpus=chats, first_token=0)
+    elif not upstream:
+        last = dataclasses.replace(last, join_below=LONG // 2)
     finetune = dataclasses.replace(
         align,
         name="finetune",

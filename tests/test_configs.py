@@ -1,19 +1,23 @@
 """Every file in configs/ loads, has the published numbers, and its stages follow each other; and `load` itself."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from configs.mesh import SERVING, TRAINING
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig
 from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.convert.programs import student_config
+from hypenet_jax.data.batch import packed_row, stack_rows
 from hypenet_jax.data.config import tokens_after
+from hypenet_jax.data.lengths import shares_past
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import abstract_params
@@ -136,6 +140,29 @@ def test_stage_three_alone_reads_conversations_where_they_are_named():
     assert last.data.corpus.source.folder == "chats"
     assert last.data.corpus.block_length == last.data.context_length
     assert chats.evaluation.text == plain.evaluation.text
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_of_stage_three_join_short_documents_unless_all_are_joined_or_are_conversations(size):
+    """Web documents, whose lengths are about log-normal with a mean of 1,000 tokens."""
+    path = f"configs/{size}/finetune.py"
+    data = load(path, StageConfig).data
+    lengths = np.random.default_rng(0).lognormal(np.log(1000) - 0.5, 1.0, 1000).astype(int) + 1
+    text = np.ones(lengths.sum(), np.int32)
+    text[np.cumsum(lengths) - 1] = 0
+
+    def past(join_below):
+        row = functools.partial(packed_row, end_id=0, context_length=data.context_length)
+        texts = np.split(text, range(data.context_length, len(text), data.context_length))
+        rows = [row(t, reset_documents=True, join_below=join_below) for t in texts]
+        return shares_past([stack_rows(rows)], data.context_length)[4096]
+
+    assert past(0) < 0.1
+    assert past(data.join_below) > 0.65
+    upstream = load(path, StageConfig, ["--upstream-parity"]).data
+    chats = load(path, StageConfig, ["--conversations", "chats"]).data
+    assert (upstream.join_below, chats.join_below) == (0, 0)
+    assert (upstream.reset_documents, chats.reset_documents) == (False, True)
 
 
 @pytest.mark.parametrize("path", FILES)

@@ -88,6 +88,6 @@ def _score(inputs: Inputs, model: EvalModel, rows: int) -> tuple[float, float]:
         report = retrieval(model, data.needles, length=length, num_rows=rows, seed=config.seed)
     # There is no row where all that the model computes is NaN.
     retrieved = report.rows[0].value if report.rows else math.nan
-    batches = heldout_batches(prepared, length, size, data.reset_documents)
+    batches = heldout_batches(prepared, length, size, data.reset_documents, data.join_below)
     read = held_out(model, itertools.islice(batches, max(1, rows // size)))
     return retrieved, -read.value("cross_entropy", model.name)

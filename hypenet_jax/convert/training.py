@@ -11,6 +11,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.data.lengths import log_positions
 from hypenet_jax.data.loader import heldout_batches, loader
 from hypenet_jax.halo.method import TrainedMethod
 from hypenet_jax.sharding import place_batch, row_parts
@@ -59,6 +60,9 @@ def train(
         contextlib.closing(Checkpoints(config.folder / "checkpoints", provenance)) as checkpoints,
         contextlib.closing(Metrics(*sinks)) as metrics,
     ):
+        if jax.process_index() == 0:
+            numbers = range(first_batch, first_batch + training.loop.steps)
+            log_positions(config.name, config.data.context_length, batches.read, numbers)
         batches.position = first_batch
         if start is not None and not checkpoints.steps():
             params = start(params)
@@ -100,7 +104,11 @@ def heldout_loss(stage: Stage, inputs: Inputs) -> Callable[[Params], dict[str, f
 
     def evaluate(params: Params) -> dict[str, float]:
         batches = heldout_batches(
-            prepared, data.context_length, data.sequences_per_step, data.reset_documents
+            prepared,
+            data.context_length,
+            data.sequences_per_step,
+            data.reset_documents,
+            data.join_below,
         )
         own = (
             place_batch(jax.tree.map(lambda rows: rows[host::hosts], batch), inputs.mesh)

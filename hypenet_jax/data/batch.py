@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import flax.struct
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 RowTokens = Int[np.ndarray, " T"]
 
@@ -59,7 +59,11 @@ def make_row(tokens: RowTokens, segment_ids: RowTokens) -> Row:
 
 
 def packed_row(
-    text: Int[np.ndarray, " n"], end_id: int, context_length: int, reset_documents: bool
+    text: Int[np.ndarray, " n"],
+    end_id: int,
+    context_length: int,
+    reset_documents: bool,
+    join_below: int = 0,
 ) -> Row:
     """The row of a stretch of documents, padded with 0 to `context_length`.
 
@@ -69,12 +73,25 @@ def packed_row(
       text: documents one after another, each followed by `end_id`, which none of them holds.
       reset_documents: True: one segment per document. False: one segment per row, across
         documents, with positions from the start of the row, as published.
+      join_below: neighbours of which the row holds fewer tokens each than this share a segment.
     """
     tokens, segment_ids = np.zeros((2, context_length), np.int32)
     ends = (text == end_id) & reset_documents
+    if join_below:
+        ends = _without_short_neighbours(ends, join_below)
     tokens[: len(text)] = text
     segment_ids[: len(text)] = 1 + np.cumsum(ends) - ends
     return make_row(tokens, segment_ids)
+
+
+def _without_short_neighbours(ends: Bool[np.ndarray, " n"], below: int) -> Bool[np.ndarray, " n"]:
+    """The ends of documents without those between two that are shorter than `below`."""
+    (last,) = np.nonzero(ends)
+    bounds = np.concatenate([[0], last + 1, [len(ends)]])
+    is_long = np.diff(bounds) >= below
+    kept = np.zeros_like(ends)
+    kept[last[is_long[:-1] | is_long[1:]]] = True
+    return kept
 
 
 def stack_rows(rows: Sequence[Row]) -> Batch:

@@ -23,6 +23,7 @@ class CorpusConfig:
         conversations the context length itself.
       heldout_fraction: probability that a document is held out of training.
       seed: decides which documents are held out.
+      min_document_tokens: documents of fewer tokens, the end token included, are left out; 0 takes all.
     """
 
     folder: str
@@ -31,8 +32,13 @@ class CorpusConfig:
     block_length: int
     heldout_fraction: float
     seed: int
+    min_document_tokens: int = 0
 
     def __post_init__(self):
+        if self.min_document_tokens < 0:
+            raise ValueError(
+                f"min_document_tokens {self.min_document_tokens} is negative; 0 takes all documents"
+            )
         if self.block_length < 2 or not 0.0 <= self.heldout_fraction < 1.0:
             raise ValueError(
                 f"block_length {self.block_length} must be at least 2, heldout_fraction "
@@ -67,6 +73,10 @@ class DataConfig:
       seed: of the order of rows and the needles; stages that share text must share it.
       reset_documents: True: one segment per document, so that documents of a row do not see each
         other. False: one segment per row, as published.
+      join_below: neighbours in the corpus of which a row holds fewer tokens each than this share one segment; those of
+        as many tokens or more keep one of their own. 0 joins none. So rows hold late positions whatever the documents:
+        text of short ones is joined, and long ones, which reach far by themselves, stay apart. Documents that follow
+        each other come from one file of the source, so they are the nearest to one text that there is.
       needles: questions with known answers, inserted in part of the rows.
     """
 
@@ -76,6 +86,7 @@ class DataConfig:
     first_token: int
     seed: int
     reset_documents: bool = True
+    join_below: int = 0
     needles: NeedleRows | None = None
 
     def __post_init__(self):
@@ -90,6 +101,11 @@ class DataConfig:
             raise ValueError(
                 f"sequences_per_step {self.sequences_per_step} must be at least 1, seed {self.seed} "
                 "in [0, 2**32)"
+            )
+        if self.join_below < 0 or (self.join_below and not self.reset_documents):
+            raise ValueError(
+                f"join_below {self.join_below} must not be negative, and without reset_documents every row is joined "
+                "already: leave one of them out"
             )
         window = self.corpus.window_tokens
         if self.first_token < 0 or self.first_token % window:
@@ -109,6 +125,8 @@ class DataConfig:
             )
         if self.needles is not None:
             raise ValueError("needles are planted in text, not in conversations; leave needles out")
+        if self.join_below:
+            raise ValueError("conversations of a row stay apart; leave join_below out")
 
 
 def tokens_after(config: DataConfig, steps: int) -> int:

@@ -69,8 +69,10 @@ def _window(order: RowOrder, epoch: int, window: int) -> Int[np.ndarray, "n 2"]:
     return np.random.RandomState([order.seed, epoch, window]).permutation(table)
 
 
-def _read_row(blocks: Blocks, order: RowOrder, reset_documents: bool, index: int) -> Row:
-    return blocks.row(*order(index), order.context_length, reset_documents)
+def _read_row(
+    blocks: Blocks, order: RowOrder, reset_documents: bool, join_below: int, index: int
+) -> Row:
+    return blocks.row(*order(index), order.context_length, reset_documents, join_below)
 
 
 class Loader:
@@ -108,6 +110,10 @@ class Loader:
         self.position = self._reached = self.position + 1
         return batch
 
+    def read(self, number: int) -> Batch:
+        """This host's rows of one global batch; `position` stays."""
+        return self._batches[number]
+
     def close(self) -> None:
         """Stops prefetching."""
         if self._iterator is not None:
@@ -125,7 +131,8 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
     _check(config, prepared, host, hosts)
     size, length = config.sequences_per_step, config.context_length
     order = RowOrder(prepared.num_tokens("train"), prepared.block_length, length, config.seed)
-    read = functools.partial(_read_row, prepared.blocks("train"), order, config.reset_documents)
+    joining = config.reset_documents, config.join_below
+    read = functools.partial(_read_row, prepared.blocks("train"), order, *joining)
     rows = grain.MapDataset.range(_ENDLESS).map(read)
     if config.needles is not None:
         rows = rows.random_map(config.needles, seed=config.seed)
@@ -137,7 +144,11 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
 
 
 def heldout_batches(
-    prepared: Prepared, context_length: int, sequences: int, reset_documents: bool
+    prepared: Prepared,
+    context_length: int,
+    sequences: int,
+    reset_documents: bool,
+    join_below: int = 0,
 ) -> Iterator[Batch]:
     """All held-out rows once, in stored order; the last batch is padded with empty rows."""
     blocks = prepared.blocks("heldout")
@@ -155,7 +166,10 @@ def heldout_batches(
     num_rows = prepared.num_rows("heldout", context_length)
     for first in range(0, num_rows, sequences):
         numbers = range(first, min(first + sequences, num_rows))
-        rows = [blocks.row(*divmod(n, parts), context_length, reset_documents) for n in numbers]
+        rows = [
+            blocks.row(*divmod(n, parts), context_length, reset_documents, join_below)
+            for n in numbers
+        ]
         padding = jax.tree.map(np.zeros_like, rows[0])
         yield stack_rows(rows + [padding] * (sequences - len(rows)))
 

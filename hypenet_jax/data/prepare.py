@@ -4,7 +4,6 @@ A folder appears complete or not at all (it is written under another name, then 
 if its manifest matches the config, and is never overwritten.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -24,6 +23,7 @@ import tokenizers
 from hypenet_jax.data.chat import chat_template
 from hypenet_jax.data.config import CorpusConfig
 from hypenet_jax.data.conversations import conversation_words
+from hypenet_jax.data.lengths import DocumentLengths, counts_in_words
 from hypenet_jax.data.packing import BestFit, EndToEnd, Packing
 from hypenet_jax.data.prepared import (
     CONVERSATIONS_FORMAT,
@@ -78,7 +78,8 @@ def prepare(corpus: CorpusConfig) -> Prepared:
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    logger.info("prepared %s: %s", folder, manifest["splits"])
+    for split, counts in manifest["splits"].items():
+        logger.info("prepared %s of %s: %s", split, folder, counts_in_words(counts))
     return Prepared(folder, manifest)
 
 
@@ -102,6 +103,8 @@ def _recipe(corpus: CorpusConfig) -> dict[str, Any]:
         "heldout_fraction": corpus.heldout_fraction,
         "seed": corpus.seed,
     }
+    if corpus.min_document_tokens:
+        recipe["min_document_tokens"] = corpus.min_document_tokens
     if corpus.holds_conversations:
         template = chat_template(make_tokenizer(tokenizer, ()))
         recipe["chat_template"] = digest(dataclasses.asdict(template))
@@ -147,7 +150,7 @@ def _write(corpus: CorpusConfig, recipe: dict[str, Any], folder: Path) -> dict[s
     tokenizer.save(folder)
     splits = _write_splits(corpus, folder, found, packing)
     if not splits["train"]["tokens"]:
-        raise ValueError(f"{source} holds no text for training; name a source with text")
+        raise ValueError(_nothing_to_train_on(corpus, splits["train"]))
     for reason, names in reported.items():
         if names:
             logger.warning("%d documents %s, first %s", len(names), _REPORTED[reason], names[:5])
@@ -167,27 +170,43 @@ def _write_splits(
     folder: Path,
     found: Iterable[tuple[str, np.ndarray]],
     packing: Mapping[str, Packing],
-) -> dict[str, dict[str, int]]:
-    """Writes the tokens of named documents; returns what each split holds."""
-    counts: collections.Counter[str] = collections.Counter()
+) -> dict[str, dict[str, Any]]:
+    """Writes the tokens of named documents; returns what each split holds, and what was left out of it."""
+    lengths = {split: DocumentLengths() for split in SPLITS}
+    left_out = {split: DocumentLengths() for split in SPLITS}
     with contextlib.ExitStack() as until_end:
         paths = {split: folder / f"{split}.tokens" for split in SPLITS}
         files = {split: until_end.enter_context(path.open("w+b")) for split, path in paths.items()}
         for name, tokens in found:
             held_out = is_held_out(name, corpus.heldout_fraction, corpus.seed)
             split = "heldout" if held_out else "train"
-            counts[split] += 1
+            if len(tokens) < corpus.min_document_tokens:
+                left_out[split].add(len(tokens))
+                continue
+            lengths[split].add(len(tokens))
             _append(files[split], packing[split].add(tokens))
         for split, file in files.items():
             _append(file, packing[split].rest())
         return {
             split: {
-                "documents": counts[split],
+                "documents": sum(lengths[split].documents.values()),
                 "tokens": _checked(file, corpus.block_length),
                 **packing[split].counts,
+                "lengths": lengths[split].as_json(),
+                **({"left_out": left_out[split].as_json()} if corpus.min_document_tokens else {}),
             }
             for split, file in files.items()
         }
+
+
+def _nothing_to_train_on(corpus: CorpusConfig, counts: dict[str, Any]) -> str:
+    longest, least = counts.get("left_out", {}).get("longest", 0), corpus.min_document_tokens
+    if not longest:
+        return f"{corpus.source} holds no text for training; name a source with text"
+    return (
+        f"{corpus.source} has no document for training of min_document_tokens {least}: the longest "
+        f"has {longest}. Use at most that; or 0, and join_below in the data of a stage, which joins short documents"
+    )
 
 
 def _append(file: BinaryIO, pieces: Iterable[np.ndarray]) -> None:

@@ -114,12 +114,19 @@ class Blocks:
             raise OSError(f"block {index} of {self.path} is damaged; prepare the data again")
         return block
 
-    def row(self, block: int, part: int, context_length: int, reset_documents: bool) -> Row:
+    def row(
+        self,
+        block: int,
+        part: int,
+        context_length: int,
+        reset_documents: bool,
+        join_below: int = 0,
+    ) -> Row:
         """Part number `part` of a block; see `batch.packed_row` and `conversations.conversation_row`."""
         text = self[block][part * context_length :][:context_length]
         if self.end_id is None:
             return conversation_row(text, reset_documents)
-        return packed_row(text, self.end_id, context_length, reset_documents)
+        return packed_row(text, self.end_id, context_length, reset_documents, join_below)
 
     @functools.cached_property
     def _words(self) -> np.ndarray:

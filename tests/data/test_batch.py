@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -69,6 +71,27 @@ def test_the_published_form_is_one_segment_whose_positions_count_the_row():
     np.testing.assert_array_equal(row.segment_ids, [1, 1, 1, 1, 1, 0, 0, 0])
     np.testing.assert_array_equal(row.positions, [0, 1, 2, 3, 4, 0, 0, 0])
     np.testing.assert_array_equal(row.loss_weight, [0, 1, 1, 1, 1, 0, 0, 0])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 9), st.integers(0, 10))
+@settings(max_examples=50, deadline=None)
+def test_neighbours_share_a_segment_where_both_are_shorter_than_join_below(lengths, start, below):
+    text = text_of(lengths)[start:][:30]
+    row = packed_row(text, END, 30, reset_documents=True, join_below=below)
+    parts = np.split(np.arange(len(text)), np.flatnonzero(text == END) + 1)
+    parts = [part for part in parts if len(part)]
+    for one, other in itertools.pairwise(parts):
+        joined = row.segment_ids[one[0]] == row.segment_ids[other[0]]
+        assert joined == (max(len(one), len(other)) < below)
+    np.testing.assert_array_equal(row.tokens[: len(text)], text)
+
+
+def test_joining_below_nothing_or_below_more_than_a_row_are_the_two_forms_without_it():
+    text = text_of([3, 2, 4])[1:]
+    for reset, below in ((True, 0), (False, 9)):
+        joined = packed_row(text, END, 8, reset_documents=True, join_below=below)
+        for ours, plain in zip(joined, packed_row(text, END, 8, reset), strict=True):
+            np.testing.assert_array_equal(ours, plain)
 
 
 def test_a_row_without_text_is_all_padding():

@@ -128,7 +128,9 @@ def test_the_manifest_counts_what_is_learned_and_what_is_padding(prepared):
             "learned": np.count_nonzero(learned(words)),
             "padding": np.count_nonzero(words == PADDING),
         }
-        assert prepared.manifest["splits"][split] == counted
+        lengths = prepared.manifest["splits"][split]["lengths"]
+        assert prepared.manifest["splits"][split] == {**counted, "lengths": lengths}
+        assert sum(lengths["tokens"].values()) == counted["tokens"] - counted["padding"]
         assert len(words) % LENGTH == 0
         tokens = prepared.tokens(split)
         assert len(tokens) == len(words) - counted["padding"]

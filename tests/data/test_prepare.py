@@ -41,7 +41,7 @@ def test_text_is_stored_as_its_tokens_and_nothing_else(corpus, prepared):
         ]
         raw = (prepared.folder / f"{split}.tokens").read_bytes()
         assert raw.startswith(np.concatenate(own).tobytes())
-        assert prepared.manifest["splits"][split].keys() == {"documents", "tokens"}
+        assert prepared.manifest["splits"][split].keys() == {"documents", "tokens", "lengths"}
     assert prepared.manifest["recipe"]["format_version"] == 3
 
 
