@@ -11,9 +11,7 @@ import numpy as np
 from hypenet_jax.data.batch import Batch
 
 FIRST_DOUBLING = 512
-MOST_COUNTED = (
-    1 << 21
-)  # tokens whose positions are counted: takes a second, and shares hold to a per cent
+MOST_COUNTED = 1 << 21  # tokens whose positions are counted: shares hold to a per cent
 
 logger = logging.getLogger(__name__)
 
