@@ -15,9 +15,8 @@ from configs.mesh import SERVING, TRAINING
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig
 from hypenet_jax.config_file import ConfigError, load, resolved
 from hypenet_jax.convert.programs import student_config
-from hypenet_jax.data.batch import packed_row, stack_rows
+from hypenet_jax.data.batch import packed_row, shares_past, stack_rows
 from hypenet_jax.data.config import tokens_after
-from hypenet_jax.data.lengths import shares_past
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import abstract_params

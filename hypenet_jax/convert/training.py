@@ -10,8 +10,7 @@ from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.convert.programs import build_stage
-from hypenet_jax.data.batch import Batch
-from hypenet_jax.data.lengths import log_positions
+from hypenet_jax.data.batch import Batch, log_positions
 from hypenet_jax.data.loader import heldout_batches, loader
 from hypenet_jax.halo.method import TrainedMethod
 from hypenet_jax.sharding import place_batch, row_parts

@@ -1,13 +1,19 @@
 """Batch: tokens and the arrays that accompany them, which are functions of the tokens and their segments."""
 
+import logging
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import flax.struct
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+FIRST_DOUBLING = 512
+MOST_COUNTED = 1 << 21  # tokens whose positions are counted: shares hold to a per cent
+
 RowTokens = Int[np.ndarray, " T"]
+
+logger = logging.getLogger(__name__)
 
 
 # Not checked at construction: tree functions build Batches whose leaves are shardings, shapes or
@@ -98,3 +104,40 @@ def stack_rows(rows: Sequence[Row]) -> Batch:
     """The Batch of these rows, as numpy arrays of shape [len(rows), T]."""
     leaves: typing.Any = map(np.stack, zip(*rows, strict=True))
     return Batch(*leaves)
+
+
+def shares_past(batches: Iterable[Batch], context_length: int) -> dict[int, float]:
+    """Share of the tokens, without padding, with at least 512, 1024, ... earlier tokens in their segment.
+
+    Args:
+      context_length: of the longest row; the last doubling is below it.
+    """
+    bounds, total = doublings(context_length), 0
+    past = np.zeros(len(bounds), np.int64)
+    for batch in batches:
+        total += np.count_nonzero(batch.segment_ids)
+        past += [np.count_nonzero(np.asarray(batch.positions) >= bound) for bound in bounds]
+    return {bound: int(n) / max(total, 1) for bound, n in zip(bounds, past, strict=True)}
+
+
+def log_positions(
+    stage: str, context_length: int, read: Callable[[int], Batch], numbers: range
+) -> None:
+    """Says which share of the tokens of a stage's batches stands past each doubling; nothing of rows up to 512.
+
+    Counted in batches at equal distances that hold about MOST_COUNTED tokens, or in all.
+    """
+    if not len(numbers) or not doublings(context_length):
+        return
+    distance = max(1, len(numbers) * read(numbers[0]).tokens.size // MOST_COUNTED)
+    counted = numbers[::distance]
+    shares = shares_past(map(read, counted), context_length)
+    words = ", ".join(f"{100 * share:.3g} % past {bound:,}" for bound, share in shares.items())
+    sample = f"{len(counted)} of {len(numbers)} batches"
+    logger.info("%s: of its tokens, %s (counted in %s)", stage, words, sample)
+
+
+def doublings(end: int) -> list[int]:
+    """512, 1024, ... below `end`."""
+    powers = range(FIRST_DOUBLING.bit_length() - 1, max(end - 1, 0).bit_length())
+    return [1 << power for power in powers]

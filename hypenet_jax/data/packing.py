@@ -1,11 +1,14 @@
-"""How documents come to lie in blocks: text end to end, conversations whole."""
+"""How documents come to lie in blocks, text end to end and conversations whole, and how long they are."""
 
+import collections
 import dataclasses
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
+from hypenet_jax.data.batch import doublings
 from hypenet_jax.data.conversations import PADDING, Words, learned
 
 OPEN_BLOCKS = 64
@@ -63,3 +66,45 @@ class BestFit:
 
 
 Packing: TypeAlias = EndToEnd | BestFit
+
+
+@dataclasses.dataclass
+class DocumentLengths:
+    """Counts of documents and of their tokens by length, in classes [2^k, 2^(k+1)) that are named by 2^k.
+
+    Attributes:
+      longest: tokens of the longest document; 0 where there is none.
+    """
+
+    longest: int = 0
+    documents: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    tokens: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, length: int) -> None:
+        """Counts a document of so many tokens."""
+        power = 1 << (length.bit_length() - 1)
+        self.documents[power] += 1
+        self.tokens[power] += length
+        self.longest = max(self.longest, length)
+
+    def as_json(self) -> dict[str, Any]:
+        """{"longest": ..., "documents": {"512": ...}, "tokens": {"512": ...}}, shortest first."""
+        counted = {"documents": self.documents, "tokens": self.tokens}
+        by_power = {
+            name: {str(power): count[power] for power in sorted(count)}
+            for name, count in counted.items()
+        }
+        return {"longest": self.longest, **by_power}
+
+
+def counts_in_words(counts: Mapping[str, Any]) -> str:
+    """What the manifest says of a split, and which share of its tokens lies in documents of at least 512, 1024, ..."""
+    words = [f"{number:,} {name}" for name, number in counts.items() if isinstance(number, int)]
+    if left_out := counts.get("left_out", {}).get("documents"):
+        words.append(f"{sum(left_out.values()):,} shorter documents left out")
+    lengths = counts["lengths"]
+    tokens = {int(power): number for power, number in lengths["tokens"].items()}
+    for bound in doublings(lengths["longest"] + 1):
+        share = sum(n for power, n in tokens.items() if power >= bound) / sum(tokens.values())
+        words.append(f"{100 * share:.3g} % in documents of {bound:,} tokens or more")
+    return ", ".join(words)

@@ -23,8 +23,13 @@ import tokenizers
 from hypenet_jax.data.chat import chat_template
 from hypenet_jax.data.config import CorpusConfig
 from hypenet_jax.data.conversations import conversation_words
-from hypenet_jax.data.lengths import DocumentLengths, counts_in_words
-from hypenet_jax.data.packing import BestFit, EndToEnd, Packing
+from hypenet_jax.data.packing import (
+    BestFit,
+    DocumentLengths,
+    EndToEnd,
+    Packing,
+    counts_in_words,
+)
 from hypenet_jax.data.prepared import (
     CONVERSATIONS_FORMAT,
     SPLITS,

@@ -7,10 +7,9 @@ import logging
 import numpy as np
 import pytest
 
-from hypenet_jax.data import lengths
-from hypenet_jax.data.batch import packed_row, stack_rows
+from hypenet_jax.data import batch as batches
+from hypenet_jax.data.batch import doublings, log_positions, packed_row, shares_past, stack_rows
 from hypenet_jax.data.config import DataConfig
-from hypenet_jax.data.lengths import doublings, log_positions, shares_past
 from hypenet_jax.data.loader import heldout_batches, loader
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.sources import Conversations
@@ -90,12 +89,12 @@ def test_rows_that_join_short_documents_hold_the_same_text_at_later_positions(
 def batches_of(data, prepared, split):
     if split == "heldout":
         return heldout_batches(prepared, 32, 4, data.reset_documents, data.join_below)
-    batches = loader(data, prepared)
-    read = [batches.read(number) for number in range(6)]
-    assert batches.position == 0
-    for ours, next_one in zip(read, itertools.islice(batches, 6), strict=True):
+    loaded = loader(data, prepared)
+    read = [loaded.read(number) for number in range(6)]
+    assert loaded.position == 0
+    for ours, next_one in zip(read, itertools.islice(loaded, 6), strict=True):
         np.testing.assert_array_equal(ours.tokens, next_one.tokens)
-    batches.close()
+    loaded.close()
     return read
 
 
@@ -126,7 +125,7 @@ def test_a_stage_says_once_what_its_rows_hold_and_nothing_of_short_ones(monkeypa
     texts = [np.ones(1024, np.int32) for _ in range(2)]
     texts[1][511] = 0
     rows = [[packed_row(text, 0, 1024, reset_documents=True)] for text in texts]
-    monkeypatch.setattr(lengths, "MOST_COUNTED", 20 * 1024)
+    monkeypatch.setattr(batches, "MOST_COUNTED", 20 * 1024)
     with caplog.at_level(logging.INFO):
         log_positions("finetune", 1024, lambda n: stack_rows(rows[n % 10 != 3]), range(3, 203))
         log_positions("distill", 512, lambda n: stack_rows(rows[0]), range(8))
