@@ -19,7 +19,7 @@ from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig
 from hypenet_jax.model.presets import (
     HYPENET_2B_SOFTMAX_LAYERS,
     HYPENET_5B_SOFTMAX_LAYERS,
@@ -80,15 +80,17 @@ def stage_config(recipe: Recipe, name: str) -> Callable[..., StageConfig]:
 def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
     """The `config` of a whole conversion: stages 1, 2 and 3, then long contexts of teacher and student.
 
-    It keeps softmax attention in the published layers; a select stage can choose them anew, see configs/quickstart.py.
+    It keeps softmax attention in the published layers, unless a select stage is to choose them anew:
+    `--student.softmax-layers None --student.selected-by select`.
     """
     stages = _stages_config(recipe)
 
     @functools.wraps(stages)
     def config(*args, **kwargs) -> HaloConfig:
         made = stages(*args, **kwargs)
-        del made["select"]
         last = made["finetune"]
+        if last.student is not None and last.student.selected_by is None:
+            del made["select"]
         folders, out = (str(last.hf_folder), last.teacher_folder), f"{last.run_dir}/report"
         measured = evaluation(*folders, lengths=EVALUATED_LENGTHS, out=out)
         text = HeldOut(made["align"].data.corpus.folder)
@@ -99,11 +101,16 @@ def chain_config(recipe: Recipe) -> Callable[..., HaloConfig]:
 
 
 def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
+    published = StudentConfig(softmax_layers=recipe.softmax_layers)
+
     def config(
         teacher: str = f"models/{recipe.teacher_name}",
         data: str = "data/fineweb-edu",
         run_dir: str = f"runs/{recipe.name}",
         conversations: str | None = None,
+        mixer: str = "lightning",
+        recurrent: MixerOptions = AS_PUBLISHED,
+        student: StudentConfig = published,
         upstream_parity: bool = False,
     ) -> dict[str, StageConfig]:
         """A published conversion, or one stage of it.
@@ -113,17 +120,24 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
           data: folder of JSON lines.
           run_dir: where everything goes.
           conversations: folder of JSON lines or Parquet with `messages`, which stage 3 reads in place of `data`.
+          mixer: what replaces softmax attention, by its name.
+          recurrent: options of that mixer, in all stages.
+          student: its plan, in all stages; the exported model has the published logit scale unless it names another.
           upstream_parity: as the official code does it, to compare with the released models: rows cross documents (one
             segment, one count of positions), and the first update has learning rate 0.
         """
-        made = _stages(recipe, teacher, data, conversations, run_dir, upstream=upstream_parity)
-        return {stage.name: stage for stage in made}
+        made = _stages(
+            recipe, student, teacher, data, conversations, run_dir, upstream=upstream_parity
+        )
+        mixers = {"mixer": mixer, "recurrent": recurrent}
+        return {stage.name: dataclasses.replace(stage, **mixers) for stage in made}
 
     return config
 
 
 def _stages(
     recipe: Recipe,
+    student: StudentConfig,
     teacher: str,
     text: str,
     conversations: str | None,
@@ -176,7 +190,7 @@ def _stages(
     distill = dataclasses.replace(
         align,
         name="distill",
-        student=StudentConfig(softmax_layers=recipe.softmax_layers),
+        student=student,
         method=DistillConfig(start_from="align"),
         data=rows(context_length=SHORT, sequences_per_step=DISTILL_ROWS, first_token=first),
         training=training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
@@ -193,7 +207,7 @@ def _stages(
     finetune = dataclasses.replace(
         align,
         name="finetune",
-        student=StudentConfig(softmax_layers=recipe.softmax_layers, logit_scale=recipe.logit_scale),
+        student=dataclasses.replace(student, logit_scale=student.logit_scale or recipe.logit_scale),
         method=FinetuneConfig(start_from="distill"),
         data=last,
         training=training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),

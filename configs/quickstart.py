@@ -28,7 +28,7 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import Method
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.config import MixerOptions, ModelConfig
 from hypenet_jax.model.layers import Initialization
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.sharding import MeshConfig
@@ -123,7 +123,7 @@ def config(
         FinetuneConfig(start_from=n) for n in ("teacher_short", "rope_distill")
     )
     student = StudentConfig(selected_by="select", logit_scale=float(TRAINED_LENGTH))
-    with_rope = StudentConfig(selected_by="select", rope_in_softmax=True)
+    with_rope = StudentConfig(selected_by="select", softmax=MixerOptions(rope=True))
     recurrent = StudentConfig(softmax_layers=())
     # First and last learning rates for a training of minutes; the published ones are meant for 20,000 steps.
     to_align, to_tune = (1e-3, 1e-5), (2e-3, 5e-5)

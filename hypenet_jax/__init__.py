@@ -2,7 +2,7 @@
 
 from hypenet_jax.generation.decode import Sampling
 from hypenet_jax.generation.generate import generate
-from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
+from hypenet_jax.model.config import MixerOptions, ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.decoder import Decoder, DecodeState, Output, decode_state, init_params
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
@@ -25,6 +25,7 @@ __all__ = [
     "Decoder",
     "LightningSpec",
     "LogLengthScale",
+    "MixerOptions",
     "ModelConfig",
     "Output",
     "Sampling",

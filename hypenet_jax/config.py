@@ -10,7 +10,7 @@ from hypenet_jax.config_file import ConfigError
 from hypenet_jax.data.config import DataConfig
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.halo.method import Method, TrainedMethod
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec
 from hypenet_jax.model.mixers import mixer_kind
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
@@ -24,13 +24,15 @@ class StudentConfig:
     Attributes:
       softmax_layers: layers that keep softmax attention; None takes those that `selected_by` chose.
       selected_by: name of a select stage.
-      rope_in_softmax: keep rotary positions in the kept layers (a control).
+      softmax: options of the kept layers; `rope` keeps their rotary positions (a control).
+      tie_embeddings: whether the output head is the embedding; None: as the teacher's.
       logit_scale: constant a of the log-length logit scale of the exported model; training never scales.
     """
 
     softmax_layers: tuple[int, ...] | None = None
     selected_by: str | None = None
-    rope_in_softmax: bool = False
+    softmax: MixerOptions = AS_PUBLISHED
+    tie_embeddings: bool | None = None
     logit_scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class StageConfig:
         stage makes the teacher itself.
       student: plan of the student; None where the stage trains a plan like the teacher's.
       mixer: what replaces softmax attention in the student, by its name in `MIXERS`; the same in all stages.
+      recurrent: options of that mixer; the same in all stages.
       method: how it learns, with its numbers.
       data: what it reads.
       training: how it is trained; None for select and refit, which train nothing.
@@ -94,9 +97,12 @@ class StageConfig:
     seed: int
     export: Literal["bfloat16", "float32"] | None = None
     mixer: str = "lightning"
+    recurrent: MixerOptions = AS_PUBLISHED
 
     def __post_init__(self) -> None:
         mixer_kind(self.mixer)
+        if self.method.reads_teacher or self.student is not None:
+            aligned_spec(self.teacher, self.mixer, self.recurrent)
         if (self.training is None) == isinstance(self.method, TrainedMethod):
             trains = isinstance(self.method, TrainedMethod)
             needs = "needs a training section" if trains else "trains nothing: leave training out"
@@ -143,6 +149,9 @@ class HaloConfig:
         elsewhere = {stage.run_dir for stage in self.stages} - {self.run_dir}
         if elsewhere:
             raise ConfigError(f"stages lie in {sorted(elsewhere)}, not in {self.run_dir}: use one")
+        for stage in self.stages:
+            if stage.method.start_from in names:
+                _check_same_plan(stage, self.stage(stage.method.start_from))
 
     def stage(self, name: str) -> StageConfig:
         """The stage of this name.
@@ -154,3 +163,19 @@ class HaloConfig:
         if name not in stages:
             raise ConfigError(f"no stage {name!r}; the stages are {[*stages]}")
         return stages[name]
+
+
+def _check_same_plan(stage: StageConfig, parent: StageConfig) -> None:
+    """Refuses a stage that starts from weights of another plan, as far as both say theirs."""
+    fields = {
+        name: (getattr(stage, name), getattr(parent, name)) for name in ("mixer", "recurrent")
+    }
+    if stage.student is not None and parent.student is not None:
+        for name in ("softmax", "tie_embeddings"):
+            pair = getattr(stage.student, name), getattr(parent.student, name)
+            fields[f"student.{name}"] = pair
+    different = {name: pair for name, pair in fields.items() if pair[0] != pair[1]}
+    if different:
+        raise ConfigError(
+            f"{stage.name} starts from {parent.name}, whose plan differs: {different}; give both the same"
+        )

@@ -10,7 +10,7 @@ import inspect
 import pathlib
 import runpy
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -25,6 +25,7 @@ RENAMED = {
     "stage": "method",
     "race": "speed",
     "sweep.length": "sweep.by.lengths",
+    "student.rope-in-softmax": "student.softmax.rope",
 }
 
 
@@ -183,15 +184,21 @@ def _defined(path: str) -> Any:
     return config if callable(config) else lambda: config
 
 
-def _fields(config: Any, arguments: Collection[str]) -> Iterator[Field]:
-    """What can be set of a config, except a field, not a section, with the name of one of the arguments."""
+def _fields(config: Any, arguments: Mapping[str, inspect.Parameter]) -> Iterator[Field]:
+    """What can be set of a config, except fields with the name of an argument, and sections with that of a section."""
     kinds = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if _is_named(value):
             yield field.name, _inline(dict[str, Any]), {one.name: one for one in value}
-        elif field.init and (field.name not in arguments or dataclasses.is_dataclass(value)):
+        elif field.init and not _yields(value, arguments.get(field.name)):
             yield field.name, kinds[field.name], value
+
+
+def _yields(value: Any, argument: inspect.Parameter | None) -> bool:
+    """Whether the options of a field would be those of this argument."""
+    both = (value, argument.default) if argument is not None else ()
+    return len({dataclasses.is_dataclass(one) for one in both}) == 1
 
 
 def _replaced(config: Any, section: Any) -> Any:

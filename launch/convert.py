@@ -6,6 +6,7 @@ python -m launch.convert SmolLM2-135M-Instruct.Q4_1.gguf SmolLM2-135M-Instruct
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +16,12 @@ from hypenet_jax import runtime
 from hypenet_jax.gguf import Unsaid, convert_gguf
 from hypenet_jax.halo.transfer import transfer
 from hypenet_jax.hub import model_folder
-from hypenet_jax.model.config import hypenet
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, hypenet
 from hypenet_jax.weights import CheckpointError, read_hf, save_hf
 from hypenet_jax.weights.model_card import ModelCard
 from hypenet_jax.weights.verify import our_logits, their_logits, transformers_can_read
+
+PLAN = ("mixer", "recurrent", "softmax", "tie_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Arguments:
     """Layers that keep softmax attention; the others become `mixer`. None: a copy."""
     mixer: str = "lightning"
     """Name of the mixer that replaces softmax attention."""
+    recurrent: MixerOptions = AS_PUBLISHED
+    """Options of that mixer."""
+    softmax: MixerOptions = AS_PUBLISHED
+    """Options of the layers that keep softmax attention."""
+    tie_embeddings: bool | None = None
+    """Whether the output head of the student is its embedding; None: as in the source."""
     seed: int = 0
     """Decides the weights of new gates."""
     verify: bool = False
@@ -44,6 +53,11 @@ class Arguments:
     """Of a GGUF file that does not say all: texts of the tokens that end what is written, first that of documents."""
 
     @property
+    def plan(self) -> dict[str, Any]:
+        """What `hypenet` takes beside the layers."""
+        return {name: getattr(self, name) for name in PLAN}
+
+    @property
     def reads_gguf(self) -> bool:
         return self.source.suffix == ".gguf"
 
@@ -52,6 +66,9 @@ class Arguments:
             raise ValueError(
                 "a GGUF file becomes a folder first, without --softmax-layers; convert that folder then"
             )
+        asked = [name for name in PLAN if getattr(self, name) != getattr(type(self), name)]
+        if self.softmax_layers is None and asked:
+            raise ValueError(f"a copy has the plan of its source: {asked} need --softmax-layers")
         if not self.reads_gguf and (self.pre_tokenizer or self.end_tokens):
             raise ValueError(
                 "--pre-tokenizer and --end-tokens are for GGUF files; a folder says them"
@@ -73,7 +90,7 @@ def convert(args: Arguments) -> None:
     config, params = read_hf(source)
     stored, dtype, card = params["embed"]["embedding"].dtype, None, ModelCard()
     if args.softmax_layers is not None:
-        teacher, config = config, hypenet(config, args.softmax_layers, mixer=args.mixer)
+        teacher, config = config, hypenet(config, args.softmax_layers, **args.plan)
         params = transfer(teacher, params, config, jax.random.key(args.seed))
         dtype = "bfloat16" if stored == "bfloat16" else "float32"
         card = ModelCard(teacher=source)

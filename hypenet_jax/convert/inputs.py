@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
-from hypenet_jax.config_file import ConfigError
+from hypenet_jax.config_file import ConfigError, resolved
 from hypenet_jax.convert.programs import check_neighbor_exchange, models_of
 from hypenet_jax.convert.provenance import TEACHER, teacher_fingerprint
 from hypenet_jax.data.batch import Batch
@@ -17,7 +17,7 @@ from hypenet_jax.data.loader import loader
 from hypenet_jax.data.prepare import prepare
 from hypenet_jax.data.prepared import Prepared, open_prepared
 from hypenet_jax.halo.method import Models, Weights, abstract_params
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.config import AS_PUBLISHED, ModelConfig
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.sharding import make_mesh, place_batch, row_parts
 from hypenet_jax.train.errors import CheckpointError
@@ -110,12 +110,17 @@ def load_teacher(config: StageConfig, models: Models, mesh: Mesh) -> Params:
 
 def _check_same_teacher(config: StageConfig, parent: str) -> None:
     folder = config.final_of(parent)
-    written = {"mixer": "lightning", **read_stage_output(folder, parent)["config"]}
-    if written["mixer"] != config.mixer:
-        raise CheckpointError(
-            f"{folder}: trained with mixer {written['mixer']!r}, stage {config.name!r} has {config.mixer!r}; "
-            "give both the same"
-        )
+    written = {
+        "mixer": "lightning",
+        "recurrent": AS_PUBLISHED,
+        **read_stage_output(folder, parent)["config"],
+    }
+    for field in ("mixer", "recurrent"):
+        theirs, ours = resolved(written[field]), resolved(getattr(config, field))
+        if theirs != ours:
+            raise CheckpointError(
+                f"{folder}: trained with {field} {theirs!r}, stage {config.name!r} has {ours!r}; give both the same"
+            )
     here = teacher_fingerprint(config)
     if written.get(TEACHER) != here:
         raise CheckpointError(

@@ -31,12 +31,18 @@ def student_config(config: StageConfig) -> ModelConfig:
     """
     if config.student is None:
         return config.teacher
-    layers = config.student.softmax_layers
+    student, layers = config.student, config.student.softmax_layers
     if layers is None:
-        path = config.final_of(str(config.student.selected_by)).parent / "selection.json"
+        path = config.final_of(str(student.selected_by)).parent / "selection.json"
         layers = read_selection(path).softmax_layers
-    rope = config.student.rope_in_softmax
-    return hypenet(config.teacher, layers, mixer=config.mixer, rope_in_softmax=rope)
+    return hypenet(
+        config.teacher,
+        layers,
+        mixer=config.mixer,
+        recurrent=config.recurrent,
+        softmax=student.softmax,
+        tie_embeddings=student.tie_embeddings,
+    )
 
 
 def models_of(config: StageConfig) -> Models:
@@ -50,7 +56,13 @@ def models_of(config: StageConfig) -> Models:
         student = student.clone(dtype=dtype, remat=config.training.remat)
     teacher = student.clone(config=config.teacher, remat="none")
     chats = config.data.corpus.holds_conversations
-    return Models(teacher=teacher, student=student, mixer=config.mixer, answers_only=chats)
+    return Models(
+        teacher=teacher,
+        student=student,
+        mixer=config.mixer,
+        recurrent=config.recurrent,
+        answers_only=chats,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +118,7 @@ def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
     """Refuses `training.neighbor_exchange` with parts of the sequence in which the slowest head does not forget."""
     if config.training is None or not config.training.neighbor_exchange:
         return
-    spec = aligned_spec(config.teacher, config.mixer)
+    spec = aligned_spec(config.teacher, config.mixer, config.recurrent)
     if not isinstance(spec, LightningSpec):
         raise ConfigError(
             f"{config.name}: training.neighbor_exchange is for lightning attention, not {config.mixer}; leave it off"

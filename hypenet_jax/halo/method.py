@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.model.config import aligned_spec
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, aligned_spec
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.mixers import MixerSpec
@@ -31,18 +31,20 @@ class Models:
       teacher: frozen: nothing of it is differentiated or recomputed.
       student: the plan that the stage works towards; the teacher's own where the config names no student.
       mixer: what replaces softmax attention, by its name in `MIXERS`.
+      recurrent: its options.
       answers_only: their text is conversations, and losses on what comes next count what the assistant says.
     """
 
     teacher: Decoder
     student: Decoder
     mixer: str
+    recurrent: MixerOptions = AS_PUBLISHED
     answers_only: bool = False
 
     @property
     def aligned_spec(self) -> MixerSpec:
         """The mixer that stands in for any layer of the teacher; see `model.config.aligned_spec`."""
-        return aligned_spec(self.teacher.config, self.mixer)
+        return aligned_spec(self.teacher.config, self.mixer, self.recurrent)
 
     def aligned_mixers(self) -> "AbstractParams":
         """{"mixers": ...} of stage 1: a mixer for every layer, stacked on axis 0."""

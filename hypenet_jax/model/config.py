@@ -71,23 +71,75 @@ def with_rope_scaling(config: ModelConfig, scaling: RopeScaling | None) -> Model
     return dataclasses.replace(config, mixers=tuple(mixers))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixerOptions:
+    """What the mixers of a student have; None, which is the default, is what those of the published models have.
+
+    Attributes:
+      rope: rotary positions, those of the teacher. Published: in recurrent mixers, not in softmax attention (HyPE).
+      qk_norm: RMS norm of every head's queries and keys; starts as the teacher's, or at one. Published: in recurrent
+        mixers, and in softmax attention where the teacher has it.
+      output_gate: multiply the outputs of the heads by sigmoid(W x), x the mixer's input. Published: in both.
+      expand_kv: each of the teacher's key/value heads once for every query head that reads it. Published: in recurrent
+        mixers, not in softmax attention.
+    """
+
+    rope: bool | None = None
+    qk_norm: bool | None = None
+    output_gate: bool | None = None
+    expand_kv: bool | None = None
+
+    def spec(self, kind: type[MixerSpec], softmax: SoftmaxSpec) -> MixerSpec:
+        """The mixer of this kind that replaces a teacher's softmax attention.
+
+        Raises:
+          ValueError: the mixer cannot have what is asked for, or the teacher has no rotary positions.
+        """
+        spec, changes = kind.from_softmax(softmax), self._changes(softmax)
+        lacking = [name for name, value in changes.items() if value and not hasattr(spec, name)]
+        if lacking:
+            raise ValueError(f"the mixer {kind.NAME} has no {', '.join(lacking)}: leave it out")
+        known = {name: value for name, value in changes.items() if hasattr(spec, name)}
+        return dataclasses.replace(cast(Any, spec), **known)
+
+    def _changes(self, softmax: SoftmaxSpec) -> dict[str, Any]:
+        """Fields of specs."""
+        names = [name for name in ("qk_norm", "output_gate") if getattr(self, name) is not None]
+        changes: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.rope and softmax.rope_theta is None:
+            raise ValueError("rope: a layer of the teacher has no rotary positions to take over")
+        if self.rope is not None:
+            source = softmax if self.rope else softmax.without_positions()
+            changes |= {"rope_theta": source.rope_theta, "rope_scaling": source.rope_scaling}
+        if self.expand_kv is not None:
+            changes["num_kv_heads"] = softmax.num_heads if self.expand_kv else softmax.num_kv_heads
+        return changes
+
+
+AS_PUBLISHED = MixerOptions()
+
+
 def hypenet(
     teacher: ModelConfig,
     softmax_layers: tuple[int, ...],
     *,
     mixer: str = "lightning",
-    rope_in_softmax: bool = False,
+    recurrent: MixerOptions = AS_PUBLISHED,
+    softmax: MixerOptions = AS_PUBLISHED,
+    tie_embeddings: bool | None = None,
 ) -> ModelConfig:
     """The student of `teacher`: the named layers keep softmax attention, all others get another mixer.
 
-    Kept layers lose their rotary positions (NoPE) and gain an output gate.
+    Kept layers lose their rotary positions (NoPE) and gain an output gate, unless options say otherwise.
 
     Args:
       softmax_layers: indices that keep softmax attention, in any order.
       mixer: `NAME` of the mixer of the other layers, one of `MIXERS`.
-      rope_in_softmax: keep the rotary positions there too (a control that shows what HyPE is for).
+      recurrent: options of that mixer.
+      softmax: options of the layers that keep softmax attention.
+      tie_embeddings: whether the output head is the embedding; None: as the teacher's.
     Raises:
-      ValueError: indices out of range or named twice, or what `aligned_spec` refuses.
+      ValueError: indices out of range or named twice, options that a mixer cannot have, or what `aligned_spec` refuses.
     Source: arXiv 2601.22156, section on HypeNet; flags of the published configurations.
     """
     outside = [i for i in softmax_layers if not 0 <= i < teacher.num_layers]
@@ -95,20 +147,16 @@ def hypenet(
         raise ValueError(
             f"softmax_layers {softmax_layers} must be distinct indices from 0 to {teacher.num_layers - 1}"
         )
-    aligned, mixers = aligned_spec(teacher, mixer), []
-    for i, spec in enumerate(cast(tuple[SoftmaxSpec, ...], teacher.mixers)):
-        rotary = dataclasses.replace(spec, output_gate=True)
-        kept = rotary if rope_in_softmax else SoftmaxSpec.from_softmax(spec)
-        mixers.append(kept if i in softmax_layers else aligned)
-    if len({mixers[i] for i in softmax_layers}) > 1:
-        raise ValueError(
-            f"rope_in_softmax: some of the teacher's layers {softmax_layers} have no rotary positions to keep; "
-            "name layers that all have them"
-        )
-    return dataclasses.replace(teacher, mixers=tuple(mixers))
+    mixers = [aligned_spec(teacher, mixer, recurrent)] * teacher.num_layers
+    for i in softmax_layers:
+        mixers[i] = softmax.spec(SoftmaxSpec, cast(SoftmaxSpec, teacher.mixers[i]))
+    tied = teacher.tie_embeddings if tie_embeddings is None else tie_embeddings
+    return dataclasses.replace(teacher, mixers=tuple(mixers), tie_embeddings=tied)
 
 
-def aligned_spec(teacher: ModelConfig, mixer: str = "lightning") -> MixerSpec:
+def aligned_spec(
+    teacher: ModelConfig, mixer: str = "lightning", options: MixerOptions = AS_PUBLISHED
+) -> MixerSpec:
     """The mixer that stands in for any layer of this teacher, in stage 1 and in the student.
 
     One for all: stage 1 stacks them, and config.json has fields for one. A layer of the teacher without rotary
@@ -117,8 +165,10 @@ def aligned_spec(teacher: ModelConfig, mixer: str = "lightning") -> MixerSpec:
 
     Args:
       mixer: its `NAME` in `MIXERS`.
+      options: what it has.
     Raises:
-      ValueError: an unknown mixer, or layers that are not softmax attention, equal but for their positions.
+      ValueError: an unknown mixer, options that it cannot have, or layers that are not softmax attention, equal but for
+        their positions.
     """
     kind, softmax = mixer_kind(mixer), set()
     for i, spec in enumerate(teacher.mixers):
@@ -131,4 +181,4 @@ def aligned_spec(teacher: ModelConfig, mixer: str = "lightning") -> MixerSpec:
             "a student needs a teacher of equal softmax layers with rotary positions (some may lack them), not "
             f"{softmax}"
         )
-    return kind.from_softmax(rotary[0])
+    return options.spec(kind, rotary[0])

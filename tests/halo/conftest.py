@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,9 +15,9 @@ from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
 from hypenet_jax.halo.method import Models, Weights, Work, abstract_params
 from hypenet_jax.halo.transfer import transfer_mixers
-from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.decoder import Decoder, Output, Tap
-from hypenet_jax.model.mixers import SoftmaxSpec
+from hypenet_jax.model.mixers import MixerSpec, SoftmaxSpec
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.sharding import MeshConfig, make_mesh, place_batch
 from hypenet_jax.testing import random_params
@@ -76,11 +77,20 @@ def teacher() -> Model:
 
 
 @pytest.fixture(scope="session")
-def mixers(teacher: Model) -> Any:
-    """Stage-1 mixers of all layers, stacked."""
-    spec = aligned_spec(teacher.config)
-    make = jax.jit(lambda key: transfer_mixers(teacher.config, teacher.single, spec, key))
-    return make(jax.random.key(1))
+def stage_one(teacher: Model) -> Callable[[MixerSpec], Any]:
+    """Stage-1 mixers of all layers, stacked, of any spec."""
+
+    def made(spec: MixerSpec) -> Any:
+        make = jax.jit(lambda key: transfer_mixers(teacher.config, teacher.single, spec, key))
+        return make(jax.random.key(1))
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def mixers(teacher: Model, stage_one: Callable[[MixerSpec], Any]) -> Any:
+    """Those of the published spec."""
+    return stage_one(aligned_spec(teacher.config))
 
 
 def _batch(*rows: tuple[int, ...]) -> Batch:
@@ -134,7 +144,7 @@ def unpacked():
 
 
 @pytest.fixture
-def work_with(teacher: Model, mixers: Any, tmp_path: pathlib.Path):
+def work_with(teacher: Model, mixers: Any, stage_one: Any, tmp_path: pathlib.Path):
     """`work_with(batches, softmax_layers, devices, mesh_config, ...)`: what a stage works with, all text given; every
     fit is solved.
     """
@@ -144,13 +154,21 @@ def work_with(teacher: Model, mixers: Any, tmp_path: pathlib.Path):
         softmax_layers: tuple[int, ...] = (1,),
         devices: int = 1,
         mesh_config: MeshConfig | None = None,
+        recurrent: MixerOptions = AS_PUBLISHED,
+        softmax: MixerOptions = AS_PUBLISHED,
         **fields: Any,
     ) -> Work:
         mesh = make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
-        student = teacher.decoder.clone(config=hypenet(teacher.config, softmax_layers))
-        models = Models(teacher=teacher.decoder, student=student, mixer="lightning")
+        plan = hypenet(teacher.config, softmax_layers, recurrent=recurrent, softmax=softmax)
+        models = Models(
+            teacher=teacher.decoder,
+            student=teacher.decoder.clone(config=plan),
+            mixer="lightning",
+            recurrent=recurrent,
+        )
         shardings = abstract_params(teacher.decoder).shardings(mesh)
-        aligned = jax.device_put({"mixers": mixers}, models.aligned_mixers().shardings(mesh))
+        made = mixers if recurrent == AS_PUBLISHED else stage_one(models.aligned_spec)
+        aligned = jax.device_put({"mixers": made}, models.aligned_mixers().shardings(mesh))
         placed = [place_batch(jax.tree.map(np.asarray, batch), mesh) for batch in batches]
         lent = {
             "models": models,

@@ -6,19 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every_stage import go_through_every_stage
 
-from hypenet_jax.halo.align import AlignConfig
-from hypenet_jax.halo.distill import DistillConfig
-from hypenet_jax.halo.finetune import FinetuneConfig
-from hypenet_jax.halo.method import Models
 from hypenet_jax.halo.select import SweptDecoder, swept_params
-from hypenet_jax.halo.transfer import transfer, transfer_mixers, with_mixers
-from hypenet_jax.model.config import aligned_spec, hypenet
+from hypenet_jax.halo.transfer import transfer_mixers, with_mixers
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, aligned_spec, hypenet
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import LightningSpec
 from hypenet_jax.model.stacking import stack_layers
 from hypenet_jax.testing import random_params, tiny_teacher
-from hypenet_jax.weights import read_hf, save_hf
 
 pytestmark = [pytest.mark.extended, pytest.mark.brief]
 KEY = jax.random.key(0)
@@ -58,10 +54,11 @@ def test_recurrent_layers_have_rotary_positions_where_the_teachers_layer_has_non
     config = tiny_teacher(family="smollm3", layers=4)
     assert hypenet(config, ()).mixers == (LightningSpec(4, 8, 1e4),) * 4
     assert {spec.rope_theta for spec in hypenet(config, (0, 3)).mixers[::3]} == {None}
-    control = hypenet(config, (0, 1), rope_in_softmax=True)
+    rotary = MixerOptions(rope=True)
+    control = hypenet(config, (0, 1), softmax=rotary)
     assert [spec.rope_theta for spec in control.mixers] == [1e4] * 4
-    with pytest.raises(ValueError, match="rope_in_softmax"):
-        hypenet(config, (0, 3), rope_in_softmax=True)
+    with pytest.raises(ValueError, match="a layer of the teacher has no rotary positions"):
+        hypenet(config, (0, 3), softmax=rotary)
 
 
 def test_a_sweep_replaces_layers_of_any_group(batch):
@@ -86,38 +83,5 @@ def test_a_sweep_replaces_layers_of_any_group(batch):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "smollm3"])
 def test_a_tiny_model_goes_through_every_stage_and_a_folder(family, batch, tmp_path):
     config = tiny_teacher(30, family=family)
-    plan = hypenet(config, (1,))
-    models = Models(
-        teacher=Decoder(config, jnp.float32), student=Decoder(plan, jnp.float32), mixer="lightning"
-    )
-    spec, single = models.aligned_spec, random_params(config)
-    align = AlignConfig().stage(models)
-    distill = DistillConfig(start_from="align").stage(models)
-    finetune = FinetuneConfig(start_from="distill").stage(models)
-
-    @jax.jit
-    def run(single):
-        teacher = stack_layers(single, config)
-        mixers = transfer_mixers(config, single, spec, KEY)
-        student = with_mixers(transfer(config, single, plan, KEY), plan, mixers)
-        alignment = lambda m: align.loss({"mixers": m}, teacher, batch)[0].value()  # noqa: E731
-        gap, gradients = jax.value_and_grad(alignment)(mixers)
-        stacked = stack_layers(student, plan)
-        kl, _ = distill.loss(stacked, teacher, batch)
-        cross_entropy, _ = finetune.loss(stacked, None, batch)
-        losses = jnp.stack([gap, kl.value(), cross_entropy.value()])
-        text = (batch.tokens, batch.positions, batch.segment_ids)
-        swept = {"params": swept_params(teacher, mixers, 0)}
-        return losses, gradients, SweptDecoder(models.teacher, spec).apply(swept, *text), student
-
-    losses, gradients, swept, student = run(single)
-    assert np.isfinite(losses).all()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.abs(leaf).reshape(len(leaf), -1).max(1).min() > 0, path
-    assert np.isfinite(swept.hidden).all()
-
-    save_hf(tmp_path / "student", plan, student, dtype="float32")
-    read, leaves = read_hf(tmp_path / "student")
-    assert read == plan
-    jax.tree.map(np.testing.assert_array_equal, leaves, student)
+    read = go_through_every_stage(config, hypenet(config, (1,)), AS_PUBLISHED, batch, tmp_path)
     assert dataclasses.replace(read, mixers=config.mixers) == config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.model.config import ModelConfig
+from hypenet_jax.model.config import MixerOptions, ModelConfig, hypenet
 from hypenet_jax.model.mixers import SoftmaxSpec
 from hypenet_jax.weights import read_hf, save_hf
 from hypenet_jax.weights.names import flatten, nest, tensors
@@ -63,10 +63,10 @@ def test_a_mixer_that_is_not_listed_is_refused_by_name(run, source, tmp_path, ca
 def test_with_layers_it_writes_a_student_of_the_teachers_weights(run, source, tmp_path):
     target = str(tmp_path / "target")
     (tmp_path / "source" / "README.md").write_text("---\nlicense: mit\n---\n")
-    assert run(source, target, "--softmax-layers", "1") == 0
+    assert run(source, target, "--softmax-layers", "1", "--recurrent.rope", "False") == 0
     assert "mit, the licence of the model" in (tmp_path / "target" / "README.md").read_text()
     (_, teacher), (config, student) = read_hf(source), read_hf(target)
-    assert config.softmax_layers == (1,)
+    assert config == hypenet(QWEN3, (1,), recurrent=MixerOptions(rope=False))
     for path in ("layer_0/mixer/q/kernel", "layer_1/mixer/k/kernel", "layer_0/mlp/up/kernel"):
         np.testing.assert_array_equal(
             np.asarray(flatten(teacher)[path]), np.asarray(flatten(student)[path])
@@ -89,6 +89,7 @@ def test_a_name_in_the_local_cache_is_a_source(run, source, put_in_the_cache, tm
         (("{source}", "{target}", "--softmax-layer", "1"), 2, "--softmax-layers"),
         (("{source}",), 2, "PATH"),
         (("{source}", "{source}"), 2, "not empty"),
+        (("{source}", "{target}", "--recurrent.rope", "False"), 2, "a copy has the plan"),
         (("{source}/nowhere", "{target}"), 5, "config.json"),
         (("{source}.gguf", "{target}", "--softmax-layers", "1"), 2, "a GGUF file becomes a folder"),
         (("{source}", "{target}", "--end-tokens", "<end>"), 2, "are for GGUF files"),

@@ -16,7 +16,7 @@ from hypenet_jax.halo.align import AlignConfig, align_stage
 from hypenet_jax.halo.select import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import transfer, transfer_mixers, with_mixers
 from hypenet_jax.model import mixers
-from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
+from hypenet_jax.model.config import MixerOptions, ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import decode_work, layers_flops, prefill_work, state_bytes
 from hypenet_jax.model.decoder import Decoder, decode_state
 from hypenet_jax.model.stacking import stack_layers
@@ -61,6 +61,12 @@ def imitations(teacher):
 def test_a_student_is_made_of_it_by_name(student):
     assert student.config.mixers[0] == AverageSpec(num_heads=4, head_dim=8)
     assert student.config.softmax_layers == KEPT
+
+
+def test_options_that_it_has_no_fields_for_are_refused_by_name(teacher):
+    assert aligned_spec(teacher.config, "average", MixerOptions(rope=False, qk_norm=False))
+    with pytest.raises(ValueError, match="the mixer average has no qk_norm, num_kv_heads"):
+        aligned_spec(teacher.config, "average", MixerOptions(qk_norm=True, expand_kv=False))
 
 
 def test_prefill_and_single_tokens_are_as_one_pass(student, tokens):

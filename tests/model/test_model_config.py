@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from tiny_decoders import TEACHER, tiny_hybrid
 
-from hypenet_jax.model.config import hypenet, with_logit_scale, with_rope_scaling
+from hypenet_jax.model.config import MixerOptions, hypenet, with_logit_scale, with_rope_scaling
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.model.rope_scaling import YarnScaling
@@ -18,7 +18,7 @@ def test_named_layers_keep_softmax_without_positions_and_with_a_gate():
 
 
 def test_rotary_positions_stay_in_softmax_layers_where_asked():
-    assert hypenet(TEACHER, (0,), rope_in_softmax=True).mixers[0].rope_theta == 1e4
+    assert hypenet(TEACHER, (0,), softmax=MixerOptions(rope=True)).mixers[0].rope_theta == 1e4
 
 
 @pytest.mark.parametrize("layers", [(4,), (-1,), (0, 0)])

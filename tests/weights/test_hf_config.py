@@ -6,7 +6,7 @@ import json
 import pytest
 from strange_values import check_strange_values
 
-from hypenet_jax.model.config import ModelConfig, hypenet, with_logit_scale
+from hypenet_jax.model.config import MixerOptions, ModelConfig, hypenet, with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.mixers import LightningSpec, SoftmaxSpec
 from hypenet_jax.weights.hf_config import CheckpointError, from_hf, read_config, to_hf
@@ -35,7 +35,7 @@ def new(fields: dict) -> dict:
         HYPENET,
         hypenet(QWEN3, ()),
         hypenet(QWEN3, (0, 1, 2)),
-        hypenet(QWEN3, (0,), rope_in_softmax=True),
+        hypenet(QWEN3, (0,), softmax=MixerOptions(rope=True)),
         with_logit_scale(HYPENET, LogLengthScale(500.0)),
         with_logit_scale(HYPENET, LogLengthScale(361.5)),
         with_logit_scale(HYPENET, 1.25),

@@ -4,14 +4,17 @@ The functions make parameters of the mixer that calls them; only mixers call the
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hypenet_jax import axes
-from hypenet_jax.axes import Angles, Hidden, Keys, Queries
+from hypenet_jax.axes import Angles, Hidden, Keys, Params, Queries
 from hypenet_jax.model.layers import Linear, Normed, Product, RMSNorm, project, project_back
+from hypenet_jax.model.mixers.spec import MixerSpec
 from hypenet_jax.sharding import mesh_axes
 from pallas_kernels import MeshAxes, Norm, norm_rotary, rotate
 
@@ -40,6 +43,22 @@ def project_in(
     products = project(x, tuple(one.matrix() for one in maps))
     q, k, v = (to_heads(*pair) for pair in zip(products[:3], maps[:3], strict=True))
     return q, k, v, products[3] if mixer.spec.output_gate else None
+
+
+def heads_from_softmax(spec: MixerSpec, params: Params) -> dict[str, Any]:
+    """Parameters of queries, keys, values, their norms and the output projection, from those of softmax attention.
+
+    Each key/value head, its bias too, is repeated in place to as many as the spec has. Norms of queries and keys that
+    softmax attention lacks start at one.
+    """
+    heads, taken = spec.axis_sizes(), {name: params[name] for name in ("q", "o")}
+    group = heads.get("k", heads["n"]) // params["k"]["kernel"].shape[1]
+    repeat = lambda per_head: jnp.repeat(per_head, group, axis=-2)  # noqa: E731
+    taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
+    if getattr(spec, "qk_norm", False):
+        ones = {"scale": jnp.ones(spec.head_dim)}
+        taken |= {name: params.get(name, ones) for name in ("q_norm", "k_norm")}
+    return taken
 
 
 def to_query_heads(x: Keys, num_heads: int) -> Queries:

@@ -19,6 +19,7 @@ from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Initialization, Normed, Product, RMSNorm
 from hypenet_jax.model.mixers.heads import (
     head_norms,
+    heads_from_softmax,
     norm_and_rotate,
     op_axes,
     project_in,
@@ -163,19 +164,10 @@ class LightningSpec(MixerSpec):
         )
 
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
-        """Queries, output map and norms are copied; keys and values repeat each teacher head in place.
-
-        Of as many heads as queries have, head j takes key/value head j // group, its bias too. The joint norm and norms
-        of queries and keys that the teacher lacks start at one, the gate as in the official code uniform in
+        """See `heads_from_softmax`; the joint norm starts at one, the gate as in the official code uniform in
         +-1/sqrt(D).
         """
-        group = self.kv_heads // params["k"]["kernel"].shape[1]
-        repeat = lambda per_head: jnp.repeat(per_head, group, axis=-2)  # noqa: E731
-        taken = {name: params[name] for name in ("q", "o")}
-        taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
-        if self.qk_norm:
-            ones = {"scale": jnp.ones(self.head_dim)}
-            taken |= {name: params.get(name, ones) for name in ("q_norm", "k_norm")}
+        taken = heads_from_softmax(self, params)
         if self.output_norm:
             taken["output_norm"] = {"scale": jnp.ones((self.num_heads, self.head_dim))}
         if self.output_gate:

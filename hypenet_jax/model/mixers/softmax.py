@@ -19,6 +19,7 @@ from hypenet_jax.model import hype
 from hypenet_jax.model.layers import Initialization, Normed, Product
 from hypenet_jax.model.mixers.heads import (
     head_norms,
+    heads_from_softmax,
     norm_and_rotate,
     op_axes,
     project_in,
@@ -150,11 +151,12 @@ class SoftmaxSpec(MixerSpec):
         return dataclasses.replace(softmax.without_positions(), output_gate=True)
 
     def params_from_softmax(self, params: Params, key: jax.Array) -> dict[str, Any]:
-        """The teacher's, and as in the official code a gate that starts normal with standard deviation 0.02."""
-        if not self.output_gate:
-            return dict(params)
-        gate = Initialization().std * jax.random.normal(key, params["q"]["kernel"].shape)
-        return {**params, "gate": {"kernel": gate}}
+        """See `heads_from_softmax`; a gate starts as in the official code, normal with deviation 0.02."""
+        taken = heads_from_softmax(self, params)
+        if self.output_gate:
+            gate = Initialization().std * jax.random.normal(key, params["q"]["kernel"].shape)
+            taken["gate"] = {"kernel": gate}
+        return taken
 
     @classmethod
     def from_hf(
