@@ -103,6 +103,7 @@ class StageConfig:
         mixer_kind(self.mixer)
         if self.method.reads_teacher or self.student is not None:
             aligned_spec(self.teacher, self.mixer, self.recurrent)
+        self.method.check(self.teacher)
         if (self.training is None) == isinstance(self.method, TrainedMethod):
             trains = isinstance(self.method, TrainedMethod)
             needs = "needs a training section" if trains else "trains nothing: leave training out"

@@ -5,7 +5,7 @@ All sums are float32: a running bfloat16 total is off by up to 1 %.
 """
 
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax.numpy as jnp
@@ -15,7 +15,15 @@ from jaxtyping import Array, Float, Shaped
 from hypenet_jax import axes
 from hypenet_jax.axes import Hidden, Scalar, SegmentIds, Tokens, Weights
 from hypenet_jax.sharding import mesh_axes
-from pallas_kernels import MeshAxes, linear_cross_entropy, linear_kl, num_shards, on_each_device
+from pallas_kernels import (
+    Divergence,
+    MeshAxes,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_kl,
+    num_shards,
+    on_each_device,
+)
 
 
 # Not checked at construction: tree functions build it with shapes or shardings as leaves.
@@ -79,6 +87,55 @@ def distillation(
         mesh_axes=sharded,
     )
     return Mean(total, jnp.sum(weights))
+
+
+class Distilled(NamedTuple):
+    """Means of `distillation_and_next_token`; the total is of the divergence's weight."""
+
+    total: Mean
+    divergence: Mean
+    cross_entropy: Mean
+    teacher_cross_entropy: Mean
+
+
+def distillation_and_next_token(
+    student: Hidden,
+    student_head: Float[Array, "V D"],
+    teacher: Float[Array, "B T E"],
+    teacher_head: Float[Array, "V E"],
+    tokens: Tokens,
+    weights: Weights,
+    loss_weight: Weights,
+    *,
+    share: Scalar | float,
+    divergence: Divergence,
+    temperature: float,
+) -> Distilled:
+    """(1 - c) D + c H, D a divergence from the teacher and H the cross entropy, from one product with each head.
+
+    total = sum_t (1 - c) w_t D_t + c u_t H_t;  w of positions as in `distillation`, u of what they predict as in
+    `next_token`
+
+    Args:
+      share: c, between 0 and 1.
+    """
+    sharded, counted = _op_axes(tokens, student_head), predicting(loss_weight)
+    both = jnp.stack([(1 - share) * weights, share * counted], axis=-1)
+    hidden, target, labels, flat = _flat(
+        sharded, student, teacher, jnp.roll(tokens, -1, axis=1), both
+    )
+    total, losses = linear_distillation(
+        *(hidden, student_head, target, teacher_head, labels, flat),
+        divergence=divergence,
+        temperature=temperature,
+        mesh_axes=sharded,
+    )
+    seen, flat_counted = _flat(sharded, weights * jnp.any(both != 0, axis=-1), counted)
+    means = [
+        Mean(jnp.sum(weight * losses[:, i]), jnp.sum(weight))
+        for i, weight in enumerate((seen, flat_counted, flat_counted))
+    ]
+    return Distilled(Mean(total, jnp.sum(weights)), *means)
 
 
 def _op_axes(tokens: Shaped[Array, "B T"], head: Float[Array, "V D"]) -> MeshAxes:

@@ -10,7 +10,13 @@ from pallas_kernels.dispatch import UnsupportedError, interpreted, platform
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.sharded import NEGLIGIBLE_DECAY, neighbor_exchange
 from pallas_kernels.lightning_step import HeadNorms, lightning_step
-from pallas_kernels.linear_loss import linear_cross_entropy, linear_kl, linear_kl_top_k
+from pallas_kernels.linear_loss import (
+    Divergence,
+    linear_cross_entropy,
+    linear_distillation,
+    linear_kl,
+    linear_kl_top_k,
+)
 from pallas_kernels.mesh import AxisNames, MeshAxes, num_shards, on_each_device
 from pallas_kernels.norm_rotary import norm_rotary, rms_norm, rotate
 from pallas_kernels.projection import Norm, multiplicand, projection
@@ -18,6 +24,7 @@ from pallas_kernels.projection import Norm, multiplicand, projection
 __all__ = [
     "NEGLIGIBLE_DECAY",
     "AxisNames",
+    "Divergence",
     "HeadNorms",
     "MeshAxes",
     "Norm",
@@ -28,6 +35,7 @@ __all__ = [
     "lightning_attention",
     "lightning_step",
     "linear_cross_entropy",
+    "linear_distillation",
     "linear_kl",
     "linear_kl_top_k",
     "multiplicand",

@@ -231,6 +231,12 @@ def test_overrides_are_typed():
     assert run == dataclasses.replace(plain, **changed)
 
 
+def test_a_weight_of_the_loss_is_a_number_or_pairs_of_step_and_weight():
+    words = ["--method.hidden-weight", "0", "1.0", "1000", "0.1", "--method.divergence-weight", "2"]
+    method = load(ALIGN.replace("align", "distill"), StageConfig, [*words, "--data", "here"]).method
+    assert (method.hidden_weight, method.divergence_weight) == (((0, 1.0), (1000, 0.1)), 2.0)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -102,7 +102,7 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     stage, params = method.stage(models), method.params(models)
     check_neighbor_exchange(config, mesh)
     if training.neighbor_exchange:
-        stage = dataclasses.replace(stage, loss=neighbor_exchange()(stage.loss))
+        stage = stage.with_losses(neighbor_exchange())
     rows, flops = config.data.sequences_per_step, method.flops(models, config.data.context_length)
     return StageProgram(
         stage=stage,

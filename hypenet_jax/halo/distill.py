@@ -1,18 +1,19 @@
 """Stage 2: the student's next-token distribution follows the teacher's, KL(teacher || student), everything trainable.
 
-The teacher's forward pass is inside the jitted step, so nothing of it is stored. Source: arXiv 2601.22156.
+The teacher's forward pass is inside the jitted step, so nothing of it is stored. Further terms of the loss are in
+`halo/distillation_loss.py`. Source: arXiv 2601.22156.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from hypenet_jax import axes
 from hypenet_jax.axes import Params
-from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.distillation_loss import DistillationTerms, ModelPair
 from hypenet_jax.halo.method import (
     AbstractParams,
     Models,
@@ -20,36 +21,41 @@ from hypenet_jax.halo.method import (
     Weights,
     abstract_params,
 )
+from hypenet_jax.halo.schedule import final, peak, weight_at
 from hypenet_jax.halo.transfer import transfer, with_mixers
-from hypenet_jax.losses import Mean, distillation, next_token, predicting, real_tokens, token_gap
+from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
-from hypenet_jax.model.decoder import Decoder, Output, Tap, output_head
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
-from hypenet_jax.train.stage import Stage
+from hypenet_jax.train.stage import Loss, Stage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillConfig(TrainedMethod):
+class DistillConfig(DistillationTerms, TrainedMethod):
     """Stage 2: starts from the teacher with the mixers of stage 1, or from a student; leaves the whole student.
+
+    The terms of its loss are those of `DistillationTerms`.
 
     Attributes:
       start_from: name of the stage 1 whose mixers the recurrent layers start from.
       from_student: `start_from` left a whole student, such as that of a refit, and training starts from it.
-      temperature: of both softmaxes; the loss is multiplied by its square.
-      hidden_weight: weight of the mean relative squared gap between what student and teacher layers read; 0 is the
-        published recipe.
     """
 
     reads_teacher: ClassVar[bool] = True
 
     start_from: str
     from_student: bool = False
-    temperature: float = 1.0
-    hidden_weight: float = 0.0
 
     @property
     def loss_name(self) -> str:
-        return "KL, nats"
+        """That of a divergence alone is its own."""
+        if peak(self.cross_entropy_weight) or peak(self.hidden_weight):
+            return "combined loss, nats"
+        names = {"kl": "KL", "reverse_kl": "reverse KL", "jensen_shannon": "Jensen-Shannon"}
+        return f"{names[self.divergence]}, nats"
+
+    def check(self, teacher: ModelConfig) -> None:
+        self.check_layers(teacher.num_layers)
 
     def stage(self, models: Models) -> Stage:
         only = models.answers_only
@@ -79,78 +85,25 @@ class DistillConfig(TrainedMethod):
 
 
 def distill_stage(
-    config: DistillConfig, student: Decoder, teacher: Decoder, *, answers_only: bool = False
+    config: DistillationTerms, student: Decoder, teacher: Decoder, *, answers_only: bool = False
 ) -> Stage:
     """Trains the whole student against the frozen teacher, both with their groups of layers stacked.
 
-    On held-out text it also measures the cross entropies of both, whose difference says how far perplexities are apart.
+    On held-out text the terms have the weights of the last step. There it also measures KL, whatever the divergence,
+    and the cross entropies of both models, whose difference says how far perplexities are apart.
 
     Args:
       answers_only: tokens count by the loss weight of the next one, which they predict; False counts all alike.
     """
-    pair = _Pair(config, student, teacher, answers_only)
-    return Stage("distill", pair.loss, trainable=lambda path: True, heldout=pair.heldout)
+    pair, last = ModelPair(config, student, teacher, answers_only), config.weights(final)
 
+    def loss_at(step: Int[Array, ""]) -> Loss:
+        return functools.partial(pair.loss, config.weights(lambda weight: weight_at(weight, step)))
 
-@dataclasses.dataclass(frozen=True)
-class _Pair:
-    """A student and its teacher, read side by side."""
-
-    config: DistillConfig
-    student: Decoder
-    teacher: Decoder
-    answers_only: bool
-
-    def loss(
-        self, params: Params, frozen: Params | None, batch: Batch
-    ) -> tuple[Mean, dict[str, Mean]]:
-        assert frozen is not None
-        return self._compared(params, frozen, batch, *self._outputs(params, frozen, batch))
-
-    def heldout(
-        self, params: Params, frozen: Params | None, batch: Batch
-    ) -> tuple[Mean, dict[str, Mean]]:
-        assert frozen is not None
-        output, target = self._outputs(params, frozen, batch)
-        total, means = self._compared(params, frozen, batch, output, target)
-        for name, head, hidden in (
-            ("cross_entropy", output_head(params, self.student.config), output.hidden),
-            ("teacher_cross_entropy", output_head(frozen, self.teacher.config), target.hidden),
-        ):
-            means[name] = next_token(hidden, head, batch.tokens, batch.loss_weight)
-        return total, means
-
-    def _outputs(self, params: Params, frozen: Params, batch: Batch) -> tuple[Output, Output]:
-        text = (batch.tokens, batch.positions, batch.segment_ids)
-        taps = self.config.hidden_weight > 0
-        target = self.teacher.apply({"params": frozen}, *text, taps=taps)
-        output = self.student.apply({"params": params}, *text, taps=taps)
-        return output, jax.lax.stop_gradient(target)
-
-    def _compared(
-        self, params: Params, frozen: Params, batch: Batch, output: Output, target: Output
-    ) -> tuple[Mean, dict[str, Mean]]:
-        real = real_tokens(batch.segment_ids)
-        weights = predicting(batch.loss_weight) if self.answers_only else real
-        kl = distillation(
-            output.hidden,
-            output_head(params, self.student.config),
-            target.hidden,
-            output_head(frozen, self.teacher.config),
-            weights,
-            temperature=self.config.temperature,
-        )
-        if output.taps is None or target.taps is None:
-            return kl, {"kl": kl}
-        gap = _hidden_gap(output.taps, target.taps, weights)
-        total = Mean(kl.total + self.config.hidden_weight * gap.total, kl.weight)
-        return total, jax.lax.stop_gradient({"kl": kl, "hidden_gap": gap})
-
-
-def _hidden_gap(student: Tap, teacher: Tap, weights: axes.Weights) -> Mean:
-    """Mean over layers of the streams' squared gap per token; the first layer's stream is the embedding itself."""
-    gaps = [
-        token_gap(ours, theirs, weights)
-        for ours, theirs in zip(student.inputs[1:], teacher.inputs[1:], strict=True)
-    ]
-    return Mean(jnp.mean(jnp.stack([gap.total for gap in gaps])), gaps[0].weight)
+    return Stage(
+        "distill",
+        functools.partial(pair.loss, last),
+        trainable=lambda path: True,
+        heldout=functools.partial(pair.heldout, last),
+        loss_at=loss_at if config.scheduled else None,
+    )

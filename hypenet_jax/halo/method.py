@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, aligned_spec
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
 from hypenet_jax.model.mixers import MixerSpec
@@ -169,6 +169,10 @@ class Method(abc.ABC):
     def parent(self, models: Models) -> AbstractParams:
         """What `start_from` must have left: the whole student, unless a method says otherwise."""
         return abstract_params(models.student)
+
+    def check(self, teacher: ModelConfig) -> None:
+        """Raises ValueError, before anything runs, if its numbers do not fit this teacher."""
+        return
 
     @abc.abstractmethod
     def run(self, work: Work) -> Params:

@@ -38,10 +38,11 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Params | None, batch: Batch):
         trained, fixed = split(state.params, stage.trainable)
+        loss_of = stage.at(state.step)
 
         def gradients_of(micro: Batch) -> _Sums:
             def total(trained: Params):
-                loss, means = stage.loss(merge(trained, fixed), frozen, micro)
+                loss, means = loss_of(merge(trained, fixed), frozen, micro)
                 return loss.total, (loss, means)
 
             gradients, (loss, means) = jax.grad(total, has_aux=True)(trained)

@@ -18,6 +18,7 @@ OPS = (
     losses.CROSS_ENTROPY_LOSS,
     losses.KL_LOSS,
     losses.KL_TOP_K_LOSS,
+    losses.DISTILLATION_LOSS,
 )
 
 

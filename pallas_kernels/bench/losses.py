@@ -5,9 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import linear_cross_entropy, linear_kl, linear_kl_top_k
+from pallas_kernels import (
+    linear_cross_entropy,
+    linear_distillation,
+    linear_kl,
+    linear_kl_top_k,
+)
 from pallas_kernels.bench.op import Inputs, Op, Shape, forward_and_gradient, random
-from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K
+from pallas_kernels.linear_loss import CROSS_ENTROPY, DISTILLATION, KL, KL_TOP_K
 
 # The head of the 2B model; on a CPU the quickstart's, and one of a large vocabulary.
 SHAPES: tuple[Shape, ...] = ((8192, 2048, 151936),)
@@ -47,6 +52,19 @@ def _cross_entropy_definition(hidden, head):
 def _kl_definition(hidden, head, teacher, teacher_head):
     target = jax.lax.stop_gradient(_log_probs(teacher, teacher_head))
     return jnp.sum(jnp.exp(target) * (target - _log_probs(hidden, head)))
+
+
+def _distillation(hidden, head, teacher, teacher_head, *, implementation):
+    """KL and cross entropy, each with weight 1."""
+    labels, weights = _labels(hidden, head)[0], jnp.ones((len(hidden), 2))
+    return linear_distillation(
+        hidden, head, teacher, teacher_head, labels, weights, implementation=implementation
+    )
+
+
+def _distillation_definition(hidden, head, teacher, teacher_head):
+    divergence = _kl_definition(hidden, head, teacher, teacher_head)
+    return divergence + _cross_entropy_definition(hidden, head)
 
 
 def _kl_top_k_definition(hidden, head, log_probs):
@@ -117,5 +135,13 @@ KL_TOP_K_LOSS = dataclasses.replace(
     definition=_kl_top_k_definition,
     inputs=_kl_top_k_inputs,
     modes=forward_and_gradient("total", "dhidden dhead dlog_probs", _logits, 1, 3),
+    cpu_bar=None,
+)
+DISTILLATION_LOSS = dataclasses.replace(
+    KL_LOSS,
+    name="linear_distillation",
+    implementations=DISTILLATION,
+    call=_distillation,
+    definition=_distillation_definition,
     cpu_bar=None,
 )

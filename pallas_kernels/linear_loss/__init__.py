@@ -4,6 +4,8 @@
 and the gradients of the logits with those of hidden and head, so that logits go through HBM once each
 way; `docs/benchmarks.md` has the count. `linear_kl_top_k` has none: its rest is the sum over all
 tokens but k of each row, other ones in every row, which would cost a tile k comparisons per logit.
+`linear_distillation` has none either: its Jensen-Shannon divergence needs the sums of both softmaxes
+before its own.
 
 There is no "gpu": on an H200 `linear_kl` with gradients at 8,192 tokens of width 2,048 and 151,936
 tokens takes 40.7 ms, 1.42 times its products alone, which are cuBLAS's. A kernel could hide XLA's
@@ -16,11 +18,18 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import dispatch
 from pallas_kernels.linear_loss import chunked, reference, sharded, tpu
-from pallas_kernels.linear_loss.reference import Heads, Loss, Settings, Tokens
+from pallas_kernels.linear_loss.reference import (
+    Divergence,
+    Heads,
+    Loss,
+    Settings,
+    Tokens,
+    of_counted,
+)
 from pallas_kernels.mesh import UNSHARDED, MeshAxes
 
 Implementation = Literal["reference", "chunked", "tpu"]
@@ -33,6 +42,7 @@ CROSS_ENTROPY = {
 }
 KL = {"reference": reference.kl, "chunked": chunked.kl, "tpu": tpu.kl}
 KL_TOP_K = {"reference": reference.kl_top_k, "chunked": chunked.kl_top_k}
+DISTILLATION = {"reference": reference.distillation, "chunked": chunked.distillation}
 
 
 def linear_cross_entropy(
@@ -98,7 +108,7 @@ def linear_kl(
     Source: arXiv 1503.02531 (temperature and its square).
     """
     settings = Settings(len(student_head), temperature, mesh_axes)
-    tokens = Tokens(student_hidden, weights, (_without_skipped(teacher_hidden, weights),))
+    tokens = Tokens(student_hidden, weights, (of_counted(teacher_hidden, weights),))
     heads = Heads(student_head, teacher_head)
     return _run("linear_kl", KL, implementation, settings, tokens, heads)
 
@@ -132,10 +142,50 @@ def linear_kl_top_k(
     Source: arXiv 1503.02531 (temperature and its square).
     """
     settings = Settings(len(student_head), temperature, mesh_axes)
-    log_probs = _without_skipped(teacher_log_probs.astype(jnp.float32), weights, -jnp.inf)
-    targets = log_probs, _without_skipped(teacher_indices, weights)
+    log_probs = of_counted(teacher_log_probs.astype(jnp.float32), weights, -jnp.inf)
+    targets = log_probs, of_counted(teacher_indices, weights)
     tokens = Tokens(student_hidden, weights, targets)
     return _run("linear_kl_top_k", KL_TOP_K, implementation, settings, tokens, Heads(student_head))
+
+
+def linear_distillation(
+    student_hidden: Float[Array, "T D"],
+    student_head: Float[Array, "V D"],
+    teacher_hidden: Float[Array, "T E"],
+    teacher_head: Float[Array, "V E"],
+    labels: Int[Array, "T"],
+    weights: Float[Array, "T 2"],
+    *,
+    divergence: Divergence = "kl",
+    temperature: float = 1.0,
+    mesh_axes: MeshAxes = UNSHARDED,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "T 3"]]:
+    """A divergence of the student from its teacher and its cross entropy, from one product with each head.
+
+    p, s = softmax(teacher's, student's logits / r) ;  m = (p + s) / 2 ;  KL(a || b) = sum_v a_v log(a_v / b_v)
+    D = KL(p || s), "kl" ;  KL(s || p), "reverse_kl" ;  (KL(p || m) + KL(s || m)) / 2, "jensen_shannon"
+    losses_t = (r^2 D, cross entropy of the student, that of the teacher), both without temperature
+    total = sum_t weights_t1 losses_t1 + weights_t2 losses_t2
+
+    Otherwise as `linear_kl`; over a sharded vocabulary at most twelve float32 numbers per token are exchanged.
+
+    Args:
+      labels: the tokens whose cross entropies are taken.
+      weights: of divergence and cross entropy; a token with two weights of 0 is skipped.
+      implementation: "reference" or "chunked"; None is "chunked" on every platform.
+    Returns:
+      The total, and all three losses of each token whatever their weights.
+    Source: arXiv 1503.02531; the other divergences: arXiv 2306.13649.
+    """
+    settings = Settings(len(student_head), temperature, mesh_axes, divergence)
+    if divergence not in reference.DIVERGENCES:
+        known = ", ".join(reference.DIVERGENCES)
+        raise ValueError(f"linear_distillation: no divergence {divergence!r}; there are {known}")
+    targets = of_counted(teacher_hidden, weights), labels
+    tokens = Tokens(student_hidden, jnp.pad(weights, ((0, 0), (0, 1))), targets)
+    heads = Heads(student_head, teacher_head)
+    return _run("linear_distillation", DISTILLATION, implementation, settings, tokens, heads)
 
 
 def _run(
@@ -156,15 +206,9 @@ def _run(
     if name == "reference" and axes != UNSHARDED:
         raise dispatch.unsupported(op, name, f"cannot share its work over {axes}", "'chunked'")
     targets, teacher = jax.lax.stop_gradient((tokens.targets, heads.teacher))
-    hidden, weights = _without_skipped(tokens.hidden, tokens.weights), tokens.weights
+    hidden, weights = of_counted(tokens.hidden, tokens.weights), tokens.weights
     tokens = Tokens(hidden, weights.astype(jnp.float32), targets)
     total, token_losses = table[name](
         settings._replace(axes=axes), tokens, Heads(heads[0], teacher)
     )
     return total, jax.lax.stop_gradient(token_losses)
-
-
-def _without_skipped(
-    x: Shaped[Array, "T _"], weights: Float[Array, "T"], fill: float = 0
-) -> Shaped[Array, "T _"]:
-    return jnp.where((weights != 0)[:, None], x, fill)

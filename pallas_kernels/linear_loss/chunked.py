@@ -6,7 +6,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from pallas_kernels import dispatch
-from pallas_kernels.linear_loss import loop, per_token, sharded
+from pallas_kernels.linear_loss import divergences, loop, per_token, sharded
 from pallas_kernels.linear_loss.reference import Heads, Loss, Settings, Tokens
 from pallas_kernels.products import product
 
@@ -15,9 +15,9 @@ from pallas_kernels.products import product
 CHUNK_BYTES = {"cpu": 2**25, "gpu": 2**30, "tpu": 2**28}
 LEAST_TOKENS = 256
 
-# Logits of a chunk, its tokens, the heads -> loss per token, its gradient by logit.
+# Logits of a chunk, its tokens, the heads -> losses per token, gradient of their weighted sum by logit.
 PerToken = Callable[
-    [Settings, Float[Array, "C V"], Tokens, Heads], tuple[Float[Array, "C"], Float[Array, "C V"]]
+    [Settings, Float[Array, "C V"], Tokens, Heads], tuple[Float[Array, "C *n"], Float[Array, "C V"]]
 ]
 
 
@@ -36,16 +36,21 @@ def kl_top_k(settings: Settings, tokens: Tokens, heads: Heads) -> Loss:
     return loop.loss(functools.partial(_chunks, per_token.kl_top_k), settings, tokens, heads)
 
 
+def distillation(settings: Settings, tokens: Tokens, heads: Heads) -> Loss:
+    """As `linear_distillation`."""
+    return loop.loss(functools.partial(_chunks, divergences.distillation), settings, tokens, heads)
+
+
 def _chunks(function: PerToken, settings: Settings, tokens: Tokens, heads: Heads) -> loop.Chunks:
     matrix = heads.student.astype(tokens.hidden.dtype)
 
     def step(tokens, d_head):
-        hidden, weights, _ = tokens
+        hidden = tokens.hidden
         values = product("td,vd->tv", hidden, matrix)
         token_loss, d_logits = function(settings, values, tokens, heads)
         if d_head is None:
             return token_loss, None, None
-        d_logits = (weights[:, None] * d_logits).astype(hidden.dtype)
+        d_logits = d_logits.astype(hidden.dtype)
         d_hidden = sharded.summed(product("tv,vd->td", d_logits, matrix), settings.axes.vocabulary)
         d_head = d_head + product("tv,td->vd", d_logits, hidden)
         return token_loss, d_hidden.astype(hidden.dtype), d_head

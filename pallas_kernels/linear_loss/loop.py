@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.linear_loss import sharded
-from pallas_kernels.linear_loss.reference import Heads, Loss, Settings, Tokens
+from pallas_kernels.linear_loss.reference import Heads, Loss, Settings, Tokens, of_counted
 
 HeadGradient = Float[Array, "V D"] | None  # None where no gradients are formed
 
@@ -22,14 +22,15 @@ class Chunks(NamedTuple):
       size: tokens of a chunk; the last one is padded (weight 0).
       dealt: tokens are dealt to chunks in turn, not cut: where they are sharded, every chunk then
         holds some of every shard and nothing has to move.
-      step: from a chunk, and the float32 gradient of the head by those before: the loss of each
+      step: from a chunk, and the float32 gradient of the head by those before: the losses of each
         token, the gradient of hidden, and the head's with this chunk's added.
     """
 
     size: int
     dealt: bool
     step: Callable[
-        [Tokens, HeadGradient], tuple[Float[Array, "C"], Float[Array, "C D"] | None, HeadGradient]
+        [Tokens, HeadGradient],
+        tuple[Float[Array, "C *n"], Float[Array, "C D"] | None, HeadGradient],
     ]
 
 
@@ -78,7 +79,7 @@ def _walk(gradients, cut, settings, tokens, heads):
 
     def chunk(d_head, tokens):
         token_loss, d_hidden, d_head = step(tokens, d_head)
-        return d_head, (jnp.where(tokens.weights != 0, token_loss, 0.0), d_hidden)
+        return d_head, (of_counted(token_loss, tokens.weights), d_hidden)
 
     start = jnp.zeros(heads.student.shape, jnp.float32) if gradients else None
     d_head, by_token = jax.lax.scan(chunk, start, jax.tree.map(split, tokens))

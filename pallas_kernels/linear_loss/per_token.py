@@ -1,4 +1,4 @@
-"""Loss of each token, and its gradient by each logit, from a chunk's logits.
+"""Loss of each token, and its gradient by each logit times its weight, from a chunk's logits.
 
 The vocabulary may be cut over mesh axes: a device sees its own columns, and what a softmax needs of the
 others is exchanged, at most five numbers per token. None are exchanged where there are no axes.
@@ -29,15 +29,21 @@ def cross_entropy(
     total, logit = sums(axes, -1, exps, local)
     hit = here & (columns == jnp.arange(values.shape[1])[None])
     token_loss = known(jnp.log(total) - logit, labels, settings.vocabulary)
-    return token_loss, exps / total[:, None] - hit
+    return token_loss, tokens.weights[:, None] * (exps / total[:, None] - hit)
 
 
 def kl(settings: Settings, values: Values, tokens: Tokens, heads: Heads) -> tuple[ByToken, Values]:
     """As `linear_kl`; exchanges two maxima and three sums."""
     assert heads.teacher is not None
-    axes, temperature = settings.axes.vocabulary, settings.temperature
     teacher = logits(tokens.targets[0], heads.teacher)
-    both = values / temperature, teacher / temperature
+    token_loss, d_logits = kl_of_logits(settings, values, teacher)
+    return token_loss, tokens.weights[:, None] * d_logits
+
+
+def kl_of_logits(settings: Settings, student: Values, teacher: Values) -> tuple[ByToken, Values]:
+    """KL(teacher || student) of each token, times r^2, and its gradient by the student's logits."""
+    axes, temperature = settings.axes.vocabulary, settings.temperature
+    both = student / temperature, teacher / temperature
     tops = maxima(axes, -1, *both)
     student, teacher = (x - top[:, None] for x, top in zip(both, tops, strict=True))
     s, t = jnp.exp(student), jnp.exp(teacher)
@@ -72,7 +78,8 @@ def kl_top_k(
     token_loss = own_terms - cross - tail * log_rest + mass * jnp.log(s_total)
     d_logits = (mass / s_total)[:, None] * s - (tail / u_total)[:, None] * u
     d_logits = d_logits.at[rows, dropped].add(-probs, mode="drop")
-    return settings.temperature**2 * token_loss, settings.temperature * d_logits
+    d_logits = tokens.weights[:, None] * (settings.temperature * d_logits)
+    return settings.temperature**2 * token_loss, d_logits
 
 
 def known(token_losses: ByToken, labels: Int[Array, "C"], vocabulary: int) -> ByToken:

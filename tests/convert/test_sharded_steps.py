@@ -131,7 +131,7 @@ def test_parameters_gradients_and_metrics_are_those_of_one_device(alone, name, m
 def test_a_step_with_neighbor_exchange_is_that_of_one_device(alone):
     config, accumulate = MESHES[MIXED]
     case = CASES["finetune"]
-    stage = dataclasses.replace(case.stage, loss=neighbor_exchange()(case.stage.loss))
+    stage = case.stage.with_losses(neighbor_exchange())
     case = dataclasses.replace(case, stage=stage)
     assert_same_step(step(case, make_mesh(config), accumulate), alone["finetune"], accumulate)
 

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch, make_row, stack_rows
+from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.method import Models, Weights, Work, abstract_params
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec, hypenet
@@ -48,6 +50,12 @@ class Model:
 
     def hidden(self, batch: Batch) -> np.ndarray:
         return np.asarray(_read(self.decoder, self.params, batch).hidden)
+
+    def log_probs(self, batch: Batch, temperature: float = 1.0) -> np.ndarray:
+        """Of the next token at every token, "B T V", in float64 from all logits of a tied head."""
+        table = np.asarray(self.params["embed"]["embedding"], np.float64)
+        logits = self.hidden(batch).astype(np.float64) @ table.T / temperature
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     def taps(self, batch: Batch) -> Tap:
         return _read(self.decoder, self.params, batch).taps
@@ -91,6 +99,18 @@ def stage_one(teacher: Model) -> Callable[[MixerSpec], Any]:
 def mixers(teacher: Model, stage_one: Callable[[MixerSpec], Any]) -> Any:
     """Those of the published spec."""
     return stage_one(aligned_spec(teacher.config))
+
+
+@pytest.fixture(scope="session")
+def student(teacher: Model, mixers: Any) -> Model:
+    """A student at the start of stage 2: layer 0 lightning, layer 1 softmax."""
+    decoder = teacher.decoder.clone(config=hypenet(teacher.config, (1,)))
+    models = Models(teacher=teacher.decoder, student=decoder, mixer="lightning")
+    weights = Weights(teacher=teacher.params, parent={"mixers": mixers})
+    alone = make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings, method = abstract_params(decoder).shardings(alone), DistillConfig(start_from="align")
+    params = method.initial_weights(models, weights, runtime.keys(2), shardings)
+    return Model(decoder, params)
 
 
 def _batch(*rows: tuple[int, ...]) -> Batch:

@@ -1,7 +1,5 @@
 """Stage 2: the student follows the teacher's distributions, and the teacher stands still."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,7 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
-from hypenet_jax.halo.method import Models, Weights
-from hypenet_jax.model.config import hypenet
-from hypenet_jax.sharding import MeshConfig, make_mesh
+from hypenet_jax.halo.method import Weights
 
 pytestmark = pytest.mark.brief
 
@@ -20,18 +16,6 @@ PLAIN, WARM = (
     DistillConfig(start_from="align"),
     DistillConfig(start_from="align", temperature=2.0, hidden_weight=0.5),
 )
-
-
-@pytest.fixture(scope="module")
-def student(teacher, mixers):
-    """Layer 0 lightning, layer 1 softmax."""
-    decoder = teacher.decoder.clone(config=hypenet(teacher.config, (1,)))
-    models = Models(teacher=teacher.decoder, student=decoder, mixer="lightning")
-    weights = Weights(teacher=teacher.params, parent={"mixers": mixers})
-    alone = make_mesh(MeshConfig(), jax.devices()[:1])
-    shardings = PLAIN.params(models).shardings(alone)
-    params = PLAIN.initial_weights(models, weights, runtime.keys(2), shardings)
-    return dataclasses.replace(teacher, decoder=decoder, params=params)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +28,8 @@ def run(teacher, student, compiled):
 
 
 def divergences(student, teacher, batch, temperature=1.0):
-    """KL(teacher || student) at every token, "B T", in float64 from all logits."""
-
-    def log_probs(model):
-        table = np.asarray(model.params["embed"]["embedding"], np.float64)
-        logits = model.hidden(batch).astype(np.float64) @ table.T / temperature
-        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-    p, q = log_probs(teacher), log_probs(student)
+    """KL(teacher || student) at every token, "B T"."""
+    p, q = teacher.log_probs(batch, temperature), student.log_probs(batch, temperature)
     return temperature**2 * np.sum(np.exp(p) * (p - q), axis=-1)
 
 

@@ -24,6 +24,7 @@ TABLES = {
     "lightning_attention": ("lightning_attention", "IMPLEMENTATIONS"),
     "lightning_step": ("lightning_step", "IMPLEMENTATIONS"),
     "linear_cross_entropy": ("linear_loss", "CROSS_ENTROPY"),
+    "linear_distillation": ("linear_loss", "DISTILLATION"),
     "linear_kl": ("linear_loss", "KL"),
     "linear_kl_top_k": ("linear_loss", "KL_TOP_K"),
     "norm_rotary": ("norm_rotary", "IMPLEMENTATIONS"),

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,18 @@ from pallas_kernels import (
     UnsupportedError,
     dispatch,
     linear_cross_entropy,
+    linear_distillation,
     linear_kl,
     linear_kl_top_k,
 )
-from pallas_kernels.linear_loss import CROSS_ENTROPY, KL, KL_TOP_K, chunked
+from pallas_kernels.linear_loss import CROSS_ENTROPY, DISTILLATION, KL, KL_TOP_K, chunked
 
 pytestmark = pytest.mark.brief
 EXTENDED = pytest.mark.extended
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K = 77, 24, 12, 97, 5
+BOTH = " and cross entropy"
+MIX = np.asarray([[0.75, 0.25]], np.float32)  # of a divergence and the cross entropy beside it
 TABLES = {"cross entropy": CROSS_ENTROPY, "kl": KL, "top-k kl": KL_TOP_K}
 every = pytest.mark.parametrize(("loss", "implementation"), oracles.each_of(TABLES))
 every_kl = pytest.mark.parametrize("implementation", oracles.each(KL))
@@ -62,11 +66,20 @@ def top_k(teacher, teacher_head, temperature, k=K):
 def make(loss, implementation, temperature=1.0, tokens=TOKENS, dtype=jnp.float32):
     """A function of (hidden, head, weights)."""
     _, _, teacher, teacher_head, labels, _ = inputs(dtype, tokens)
-    name = {"implementation": implementation}
+    name: dict[str, Any] = {"implementation": implementation}
     if loss == "cross entropy":
         return lambda hidden, head, weights: linear_cross_entropy(
             hidden, head, labels, weights, **name
         )
+    if loss.endswith(BOTH):
+        name |= {"divergence": loss.removesuffix(BOTH), "temperature": temperature}
+
+        def mixed(hidden, head, weights):
+            target = teacher, teacher_head, labels, weights[:, None] * MIX
+            total, losses = linear_distillation(hidden, head, *target, **name)
+            return total, losses[:, 0] * MIX[0, 0] + losses[:, 1] * MIX[0, 1]
+
+        return mixed
     if loss == "kl":
         target, op = (teacher, teacher_head), linear_kl
     else:
@@ -83,12 +96,26 @@ def definition(hidden, head, weights, teacher, teacher_head, labels, loss, tempe
     target = jax.nn.log_softmax(teacher @ teacher_head.T / temperature, axis=-1)
     if loss == "cross entropy":
         numbers = -jnp.take_along_axis(student, labels[:, None], axis=1)[:, 0]
+    elif loss.endswith(BOTH):
+        rest = weights, teacher, teacher_head, labels, "cross entropy", 1.0
+        numbers = MIX[0, 1] * definition(hidden, head, *rest)[1]
+        apart = temperature**2 * divergence(target, student, loss.removesuffix(BOTH))
+        numbers += MIX[0, 0] * apart
     else:
         if loss == "top-k kl":
             _, indices = top_k(teacher, teacher_head, temperature)
             student, target = buckets(student, indices), buckets(target, indices)
         numbers = temperature**2 * jnp.sum(jnp.exp(target) * (target - student), axis=-1)
     return jnp.sum(weights * numbers), numbers
+
+
+def divergence(target, student, name):
+    """Of each token, from the sums themselves."""
+    p, s = jnp.exp(target), jnp.exp(student)
+    of_mean = {"kl": s, "reverse_kl": p, "jensen_shannon": (p + s) / 2}[name]
+    parts = {"kl": (1, 0), "reverse_kl": (0, 1), "jensen_shannon": (0.5, 0.5)}[name]
+    terms = (x * (jnp.log(x) - jnp.log(of_mean)) for x in (p, s))
+    return sum(part * jnp.sum(term, axis=-1) for part, term in zip(parts, terms, strict=True))
 
 
 def buckets(log_probs, indices):
@@ -179,6 +206,39 @@ def test_numbers_carry_no_gradient(implementation, loss):
     numbers = jax.jit(jax.grad(lambda *a: jnp.sum(function(*a)[1]), (0, 1)))
     grads = numbers(hidden, head, weights)
     assert not any(np.any(x) for x in grads)
+
+
+@pytest.mark.parametrize("implementation", DISTILLATION)
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jensen_shannon"])
+def test_a_divergence_beside_a_cross_entropy_matches_float64(implementation, name):
+    """Whatever tokens of weight 0 hold; and what multiplies the total multiplies the gradients."""
+    hidden, head, _, _, _, weights = inputs()
+    function = make(name + BOTH, implementation, 2.5)
+    dirty = jnp.where((weights == 0)[:, None], jnp.nan, hidden)
+
+    @jax.jit
+    def thrice(hidden, head, weights):
+        (total, numbers), back = jax.vjp(function, hidden, head, weights)
+        return total, numbers, *back((3.0, jnp.zeros_like(numbers)))
+
+    total, numbers, *gradients, toward_weights = thrice(dirty, head, weights)
+    results = total, numbers, *(x / 3 for x in gradients)
+    oracles.assert_close(results, wanted(name + BOTH, 2.5), oracles.TOLERANCE["float32"])
+    oracles.assert_close(toward_weights, 3 * np.asarray(numbers), 1e-6)
+
+
+def test_a_divergence_beside_cross_entropies_is_given_whatever_its_weight():
+    """That of the teacher too; a token is skipped where both weights are 0."""
+    hidden, head, teacher, teacher_head, labels, weights = inputs()
+    alone = jnp.stack([0 * weights, weights], axis=-1)
+    total, losses = jax.jit(linear_distillation)(hidden, head, teacher, teacher_head, labels, alone)
+    expected = (
+        wanted("kl")[1],
+        wanted("cross entropy")[1],
+        jax.jit(linear_cross_entropy)(teacher, teacher_head, labels, weights)[1],
+    )
+    oracles.assert_close(losses, jnp.stack(expected, axis=-1), 5e-6)
+    np.testing.assert_allclose(total, wanted("cross entropy")[0], rtol=1e-5)
 
 
 @every_kl
@@ -293,7 +353,7 @@ def test_the_top_k_teacher_is_a_constant():
 
 def test_an_unknown_name_is_refused():
     hidden, head, teacher, teacher_head, labels, weights = inputs()
-    assert list(KL) == list(CROSS_ENTROPY) == [*KL_TOP_K, "tpu"]
+    assert list(KL) == list(CROSS_ENTROPY) == [*KL_TOP_K, "tpu"] == [*DISTILLATION, "tpu"]
     with pytest.raises(UnsupportedError, match="linear_kl has no implementation 'fused'"):
         inspect.unwrap(linear_kl)(
             hidden, head, teacher, teacher_head, weights, implementation="fused"

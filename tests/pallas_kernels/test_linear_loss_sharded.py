@@ -15,6 +15,7 @@ from pallas_kernels import (
     UnsupportedError,
     dispatch,
     linear_cross_entropy,
+    linear_distillation,
     linear_kl,
     linear_kl_top_k,
 )
@@ -23,12 +24,23 @@ from pallas_kernels.linear_loss import chunked
 pytestmark = pytest.mark.brief
 
 TOKENS, WIDTH, TEACHER_WIDTH, VOCABULARY, K, CHUNK = 77, 24, 12, 96, 5, 16
+
+
+def divergence_and_cross_entropy(hidden, head, teacher, teacher_head, labels, weights, **options):
+    both = jnp.stack([weights, 0.5 * weights], axis=-1)
+    options |= {"divergence": "jensen_shannon"}
+    return linear_distillation(hidden, head, teacher, teacher_head, labels, both, **options)
+
+
 LOSSES = {
     "cross entropy": linear_cross_entropy,
     "kl": linear_kl,
     "top-k kl": linear_kl_top_k,
+    "both": divergence_and_cross_entropy,
 }
-every_loss = pytest.mark.parametrize("loss", list(LOSSES))
+every_loss = pytest.mark.parametrize("loss", ["cross entropy", "kl", "top-k kl"])
+EXCHANGED = {"cross entropy": 3, "kl": 5, "top-k kl": 5, "both": 12}  # numbers per token
+CASES = ((1, 8, 80), (2, 4, TOKENS), (8, 1, 80))  # parts, rows, tokens
 cut = {"mesh_axes": MeshAxes(batch=("parts",), vocabulary=("rows",))}
 
 
@@ -60,6 +72,8 @@ def arrays_of(loss, tokens=TOKENS, vocabulary=VOCABULARY):
         target = (jnp.asarray(rng.integers(0, vocabulary, tokens)),)
     elif loss == "kl":
         target = teacher, teacher_head
+    elif loss == "both":
+        target = teacher, teacher_head, jnp.asarray(rng.integers(0, vocabulary, tokens))
     else:
         log_probs = jax.nn.log_softmax(teacher @ teacher_head.T, axis=-1)
         target = jax.lax.top_k(log_probs, K)
@@ -91,8 +105,13 @@ def with_gradients(loss, **options):
     return jax.jit(jax.value_and_grad(total(loss, **options), (0, 1, 2), has_aux=True))
 
 
-@every_loss
-@pytest.mark.parametrize(("parts", "rows", "tokens"), [(1, 8, 80), (2, 4, TOKENS), (8, 1, 80)])
+@pytest.mark.parametrize(
+    ("loss", "parts", "rows", "tokens"),
+    [
+        *((loss, *case) for loss in ("cross entropy", "kl", "top-k kl") for case in CASES),
+        ("both", 2, 4, TOKENS),
+    ],
+)
 def test_value_and_gradients_are_the_unsharded_ones(loss, parts, rows, tokens, monkeypatch):
     arrays = arrays_of(loss, tokens)
     expected = with_gradients(loss)(*arrays)
@@ -148,7 +167,7 @@ def program(loss, mesh, vocabulary, monkeypatch, gradients=True):
 
 @every_loss
 def test_what_is_exchanged_does_not_grow_with_the_vocabulary(loss, monkeypatch):
-    numbers = {"cross entropy": 3, "kl": 5, "top-k kl": 5}[loss] * CHUNK
+    numbers = EXCHANGED[loss] * CHUNK
     for vocabulary in (VOCABULARY, 16 * VOCABULARY):
         for gradients in (False, True):
             text = program(loss, mesh_of(1, 8), vocabulary, monkeypatch, gradients)
@@ -156,6 +175,12 @@ def test_what_is_exchanged_does_not_grow_with_the_vocabulary(loss, monkeypatch):
             assert {kind for kind, _, _ in found} == {"all-reduce"}
             assert all(looped for _, _, looped in found)
             assert sum(size for _, size, _ in found) == numbers + gradients * CHUNK * WIDTH
+
+
+def test_a_divergence_and_a_cross_entropy_exchange_the_numbers_of_both(monkeypatch):
+    found = collectives(program("both", mesh_of(1, 8), VOCABULARY, monkeypatch))
+    assert {kind for kind, _, _ in found} == {"all-reduce"}
+    assert sum(size for _, size, _ in found) == EXCHANGED["both"] * CHUNK + CHUNK * WIDTH
 
 
 @every_loss

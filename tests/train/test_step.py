@@ -20,7 +20,7 @@ from train_toy import (
 )
 
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh, place_batch, shardings_of
-from hypenet_jax.train.stage import Stage
+from hypenet_jax.train.stage import Mean, Stage
 from hypenet_jax.train.state import abstract_state, create_state, merge, split
 from hypenet_jax.train.step import make_train_step
 
@@ -102,6 +102,25 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_skipped_too():
     assert metrics["skipped"] == 1
     assert jnp.isfinite(metrics["loss"])
     assert bits(state.params) == before
+
+
+def test_a_loss_that_changes_is_that_of_the_batches_taken_so_far():
+    def loss_at(step):
+        def scaled(*arguments):
+            mean, means = loss(*arguments)
+            return Mean(mean.total * (1 + step), mean.weight), means
+
+        return scaled
+
+    stage = Stage("changing", loss, trainable, loss_at=loss_at)
+    step = make_train_step(stage, OPTIMIZER, accumulate=2)
+    _, plain = stepped([make_batch(0)], accumulate=2)
+    later = new_state().replace(step=jnp.int32(3))
+    _, metrics = stepped([make_batch(0)], state=later, step=step)
+    assert float(metrics["loss"]) == pytest.approx(4 * float(plain["loss"]), rel=1e-6)
+    assert float(metrics["grad_norm"]) == pytest.approx(4 * float(plain["grad_norm"]), rel=1e-5)
+    assert stage.with_losses(lambda f: (f, "changed")).at(jnp.int32(0))[1] == "changed"
+    assert STAGE.with_losses(lambda f: (f, "changed")).loss_at is None
 
 
 @pytest.mark.extended
