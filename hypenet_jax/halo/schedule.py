@@ -54,5 +54,5 @@ def vanishes_at(weights: Sequence[Weight]) -> int | None:
     """
     steps = sorted({step for weight in weights for step, _ in knots(weight)})
     # In numpy: a config is built before JAX may ask for its devices.
-    tables = [tuple(zip(*knots(weight), strict=True)) for weight in weights]
-    return next((n for n in steps if not any(np.interp(n, *table) for table in tables)), None)
+    tables = [np.asarray(knots(weight)).T for weight in weights]
+    return next((n for n in steps if not any(np.interp(n, t[0], t[1]) for t in tables)), None)
