@@ -103,7 +103,8 @@ class StageConfig:
         mixer_kind(self.mixer)
         if self.method.reads_teacher or self.student is not None:
             aligned_spec(self.teacher, self.mixer, self.recurrent)
-        self.method.check(self.teacher)
+        loop = self.training and self.training.loop
+        self.method.check(self.teacher, bool(loop and loop.evaluate_every))
         if (self.training is None) == isinstance(self.method, TrainedMethod):
             trains = isinstance(self.method, TrainedMethod)
             needs = "needs a training section" if trains else "trains nothing: leave training out"

@@ -35,6 +35,27 @@ PRESENTATIONS = (
         kind="curves",
     ),
     _errors(
+        metric="heldout_hidden_gap",
+        title="Following the teacher's stream on held-out text",
+        note="Squared gap between what each layer reads in both models, relative to the teacher's square.",
+        kind="curves",
+    ),
+    _recorded(
+        metric="gate_openness",
+        title="How open output gates are",
+        note="Mean of the gate over tokens and channels of held-out text: 0 is shut, 1 open.",
+        kind="curves",
+        unit="share",
+        label="openness",
+    ),
+    _recorded(
+        metric="state_norm",
+        title="Size of recurrent states",
+        note="Root mean square of each layer's state after rows of held-out text.",
+        kind="curves",
+        label="size",
+    ),
+    _errors(
         metric="alignment_error",
         title="Imitating each layer",
         note="Error of each new mixer relative to the variance of what it imitates.",
@@ -62,6 +83,14 @@ PRESENTATIONS = (
 Record: TypeAlias = Mapping[str, Any]
 """A line of metrics.jsonl or fits.jsonl."""
 
+BY_LAYER = {
+    "relative_error": "heldout_alignment_error",
+    "hidden_gap": "heldout_hidden_gap",
+    "gate": "gate_openness",
+    "state_norm": "state_norm",
+}
+"""Names in records of evaluations, before the slash and the layer, and in reports."""
+
 # A loss curve has at most this many points, each the mean of its neighbours.
 CURVE_POINTS = 240
 
@@ -85,8 +114,9 @@ class ConversionEvaluator(Evaluator):
 
         Returns:
           "tokens" of a stage; by the tokens that it had read, those of its closed-form fits included, "training_loss"
-          and, of its evaluations, "heldout_loss" and "heldout_alignment_error" of each layer; "alignment_error" of
-          each layer at the first and the last step, "alignment_error_drop" and "alignment_error_worst" of stage 1;
+          and, of its evaluations, "heldout_loss" and what they told of each layer ("heldout_alignment_error",
+          "heldout_hidden_gap", "gate_openness", "state_norm"); "alignment_error" of each layer at the first and the
+          last step, "alignment_error_drop" and "alignment_error_worst" of stage 1;
           "mixer_fit_error" and "mlp_fit_error" of what was fitted in closed form; "selection_retrieval",
           "selection_commonsense" and "selection_importance" of each layer of a selection, and "softmax_layer" of each
           layer that it keeps.
@@ -118,7 +148,8 @@ def training_rows(file: pathlib.Path) -> Report:
     )
     rows = [Row("tokens", stage, float(read[-1]), 1)]
     rows += _loss_rows(stage, steps, read[1:])
-    errors = {"first step": _alignment_errors(steps[0]), "last step": _alignment_errors(steps[-1])}
+    ends = {"first step": steps[0], "last step": steps[-1]}
+    errors = {when: _by_layer(record, "relative_error") for when, record in ends.items()}
     for when, layers in errors.items():
         rows += (Row("alignment_error", stage, x, 1, label=n, task=when) for n, x in layers.items())
     if worst := errors["last step"].values():
@@ -151,8 +182,9 @@ def _evaluation_rows(stage: str, record: Record, tokens: int) -> Iterator[Row]:
         above = _number(record["cross_entropy"]) - _number(record["teacher_cross_entropy"])
         task = "perplexity over the teacher's - 1"
         yield Row("heldout_perplexity_gap", stage, exp(above) - 1, 1, task=task, tokens=tokens)
-    for layer, error in _alignment_errors(record).items():
-        yield Row("heldout_alignment_error", stage, error, 1, label=layer, tokens=tokens)
+    for name, metric in BY_LAYER.items():
+        for layer, value in _by_layer(record, name).items():
+            yield Row(metric, stage, value, 1, label=layer, tokens=tokens)
 
 
 def _loss_name(record: Record) -> str:
@@ -164,9 +196,9 @@ def _number(value: Number | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _alignment_errors(record: Record) -> dict[str, float]:
-    """Error of each layer relative to the variance of its target, in the order of the layers."""
-    prefix = "relative_error/"
+def _by_layer(record: Record, name: str) -> dict[str, float]:
+    """The numbers of this name, in the order of the layers."""
+    prefix = f"{name}/"
     named = ((name, error) for name, error in record.items() if name.startswith(prefix))
     errors = sorted((int(name.removeprefix(prefix)), _number(error)) for name, error in named)
     return {f"layer {layer}": error for layer, error in errors}

@@ -54,8 +54,8 @@ class DistillConfig(DistillationTerms, TrainedMethod):
         names = {"kl": "KL", "reverse_kl": "reverse KL", "jensen_shannon": "Jensen-Shannon"}
         return f"{names[self.divergence]}, nats"
 
-    def check(self, teacher: ModelConfig) -> None:
-        self.check_layers(teacher.num_layers)
+    def check(self, teacher: ModelConfig, evaluates: bool) -> None:
+        self.check_layers(teacher.num_layers, evaluates)
 
     def stage(self, models: Models) -> Stage:
         only = models.answers_only

@@ -4,7 +4,7 @@ the cross entropy of the text, each with a weight that may change from step to s
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.layer_metrics import layer_metrics
 from hypenet_jax.halo.schedule import Weight, peak, problem, vanishes_at
 from hypenet_jax.losses import (
     Mean,
@@ -47,6 +48,8 @@ class DistillationTerms:
         of the text, and of the mean relative squared gap between what student and teacher layers read; pairs of a step
         and a weight (`halo/schedule.py`) make one that changes.
       layer_weights: weight in that mean of what each layer from the second on reads; () is alike.
+      layer_metrics: on held-out text also tell, of each layer, the gap between what it reads in both models, how open
+        its output gate is and how large its recurrent state (`halo/layer_metrics.py`).
     """
 
     divergence: Divergence = "kl"
@@ -55,6 +58,7 @@ class DistillationTerms:
     cross_entropy_weight: Weight = 0.0
     hidden_weight: Weight = 0.0
     layer_weights: tuple[float, ...] = ()
+    layer_metrics: bool = False
 
     def __post_init__(self) -> None:
         names = ("divergence_weight", "cross_entropy_weight", "hidden_weight")
@@ -83,8 +87,14 @@ class DistillationTerms:
         """A number for each weight."""
         return TermWeights(*map(number, self._weights))
 
-    def check_layers(self, layers: int) -> None:
-        """Raises ValueError if `layer_weights` are not those of a model with so many layers."""
+    def check_layers(self, layers: int, evaluates: bool) -> None:
+        """Raises ValueError if `layer_weights` are not those of a model with so many layers, or if `layer_metrics` are
+        asked for and held-out text is not read.
+        """
+        if self.layer_metrics and not evaluates:
+            raise ValueError(
+                "layer_metrics are of held-out text: set training.loop.evaluate_every, or leave them off"
+            )
         if len(self.layer_weights) not in (0, layers - 1):
             raise ValueError(
                 f"layer_weights has {len(self.layer_weights)} numbers; a model of {layers} layers needs {layers - 1}, "
@@ -124,14 +134,20 @@ class ModelPair:
         self, weights: TermWeights, params: Params, frozen: Params | None, batch: Batch
     ) -> tuple[Mean, Means]:
         """The weighted sum of the terms, and each of them."""
-        return self._compared(weights, self._read(params, frozen, batch))
+        taps = peak(self.terms.hidden_weight) > 0
+        return self._compared(weights, self._read(params, frozen, batch, taps))
 
     def heldout(
         self, weights: TermWeights, params: Params, frozen: Params | None, batch: Batch
     ) -> tuple[Mean, Means]:
         """The same with KL, whatever the divergence, and with the cross entropies of both models."""
-        both = self._read(params, frozen, batch)
+        layers = self.terms.layer_metrics
+        taps = layers or peak(self.terms.hidden_weight) > 0
+        both = self._read(params, frozen, batch, taps)
         loss, means = self._compared(weights, both)
+        if layers and both.student.taps is not None:
+            inputs = both.student.taps.inputs
+            means |= layer_metrics(self.student, params, inputs, batch, both.counted)
         if "kl" not in means:
             means["kl"] = distillation(
                 *both.sides, both.counted, temperature=self.terms.temperature
@@ -142,12 +158,11 @@ class ModelPair:
             means["teacher_cross_entropy"] = next_token(*both.sides[2:], *text)
         return loss, means
 
-    def _read(self, params: Params, frozen: Params | None, batch: Batch) -> _Outputs:
+    def _read(self, params: Params, frozen: Params | None, batch: Batch, taps: bool) -> _Outputs:
         assert frozen is not None
         text = (batch.tokens, batch.positions, batch.segment_ids)
-        options: dict[str, Any] = {"taps": peak(self.terms.hidden_weight) > 0}
-        target = self.teacher.apply({"params": frozen}, *text, **options)
-        output = self.student.apply({"params": params}, *text, **options)
+        target = self.teacher.apply({"params": frozen}, *text, taps=taps)
+        output = self.student.apply({"params": params}, *text, taps=taps)
         heads = (
             output_head(params, self.student.config),
             output_head(frozen, self.teacher.config),

@@ -170,8 +170,10 @@ class Method(abc.ABC):
         """What `start_from` must have left: the whole student, unless a method says otherwise."""
         return abstract_params(models.student)
 
-    def check(self, teacher: ModelConfig) -> None:
-        """Raises ValueError, before anything runs, if its numbers do not fit this teacher."""
+    def check(self, teacher: ModelConfig, evaluates: bool) -> None:
+        """Raises ValueError, before anything runs, if its numbers do not fit this teacher, or the stage does not read
+        held-out text while it trains and should.
+        """
         return
 
     @abc.abstractmethod

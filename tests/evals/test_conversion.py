@@ -25,8 +25,17 @@ def trained(step: int, loss: float | None) -> dict:
 def evaluated(step: int, loss: float) -> dict:
     # JSON of a tree: its keys are sorted as text.
     errors = {f"relative_error/{i}": i + loss for i in sorted(range(LAYERS), key=str)}
+    gates = {f"gate/{i}": 0.5 for i in range(LAYERS)}
     nats = {"cross_entropy": loss + math.log(3), "teacher_cross_entropy": loss}
-    return {"step": step, "kind": "evaluation", "loss_name": "KL", "loss": loss, **errors, **nats}
+    return {
+        "step": step,
+        "kind": "evaluation",
+        "loss_name": "KL",
+        "loss": loss,
+        **errors,
+        **gates,
+        **nats,
+    }
 
 
 @pytest.fixture
@@ -60,6 +69,13 @@ def test_errors_of_layers_are_in_the_order_of_the_layers(report):
     rows = report.select("heldout_alignment_error", "align", tokens=120).rows
     assert [row.label for row in rows] == [f"layer {i}" for i in range(LAYERS)]
     assert [row.value for row in rows] == [i + 0.25 for i in range(LAYERS)]
+
+
+def test_what_evaluations_tell_of_layers_is_shown_over_the_tokens(report):
+    rows = report.select("gate_openness", "align").rows
+    assert [row.tokens for row in rows] == [100] * LAYERS + [120] * LAYERS
+    assert {row.value for row in rows} == {0.5}
+    assert not report.select("state_norm", "align").rows
 
 
 def test_a_loss_that_was_not_finite_is_not_a_number(report):

@@ -9,6 +9,8 @@ import pytest
 
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
 from hypenet_jax.halo.distillation_loss import DistillationTerms
+from hypenet_jax.halo.layer_metrics import layer_metrics
+from hypenet_jax.model.decoder import decode_state
 
 pytestmark = pytest.mark.brief
 
@@ -127,7 +129,7 @@ def test_terms_that_cannot_be_are_refused_before_anything_runs(fields, reason):
 def test_layer_weights_of_another_depth_are_refused(teacher):
     config = DistillConfig(start_from="align", hidden_weight=1.0, layer_weights=(1.0, 1.0))
     with pytest.raises(ValueError, match="2 numbers; a model of 2 layers needs 1"):
-        config.check(teacher.config)
+        config.check(teacher.config, evaluates=True)
 
 
 def test_without_a_schedule_there_is_one_loss_and_its_name_is_that_of_what_it_holds(
@@ -140,3 +142,42 @@ def test_without_a_schedule_there_is_one_loss_and_its_name_is_that_of_what_it_ho
         dataclasses.replace(plain, divergence="jensen_shannon").loss_name == "Jensen-Shannon, nats"
     )
     assert COMBINED.loss_name == "combined loss, nats"
+
+
+def test_held_out_text_tells_of_each_layer_how_it_follows_and_what_it_does(teacher, student, batch):
+    terms = DistillationTerms(layer_metrics=True)
+    stage = distill_stage(terms, student.decoder, teacher.decoder)
+    assert stage.heldout is not None
+    loss, means = jax.jit(stage.heldout)(student.params, teacher.params, batch)
+    assert {name for name in means if "/" in name} == {
+        *("gate/0", "gate/1", "state_norm/0", "hidden_gap/1")
+    }
+    np.testing.assert_allclose(loss.value(), means["kl"].value(), rtol=1e-6)
+    inputs, real = student.taps(batch).inputs, np.asarray(batch.segment_ids) > 0
+    for i in range(2):
+        kernel = np.asarray(student.single[f"layer_{i}"]["mixer"]["gate"]["kernel"], np.float64)
+        gate = 1 / (1 + np.exp(-np.einsum("btd,dnh->btnh", np.float64(inputs[i]), kernel)))
+        np.testing.assert_allclose(means[f"gate/{i}"].value(), gate[real].mean(), rtol=1e-5)
+    assert means["state_norm/0"].weight == 2  # rows that hold text
+
+
+def test_the_size_of_a_state_is_that_after_the_last_token(student, batch):
+    """Of a row alone, by decoding it to its end."""
+    text = batch.tokens[1:2]
+    before = decode_state(student.config, 1, text.shape[1], jnp.float32)
+    plain = student.decoder.clone(scan=False)
+    state = jax.jit(lambda p: plain.apply({"params": p}, text, state=before).state)(student.single)
+    expected = np.sqrt(np.mean(np.square(state.layers[0].recurrent_state)))
+    alone = jax.tree.map(lambda leaf: leaf[1:2], batch)
+    inputs = jnp.asarray(student.taps(alone).inputs)
+    found = jax.jit(layer_metrics, static_argnums=0)(
+        student.decoder, student.params, inputs, alone, jnp.ones(text.shape)
+    )
+    np.testing.assert_allclose(found["state_norm/0"].value(), expected, rtol=1e-5)
+
+
+def test_layer_metrics_without_held_out_text_are_refused(teacher):
+    config = DistillConfig(start_from="align", layer_metrics=True)
+    config.check(teacher.config, evaluates=True)
+    with pytest.raises(ValueError, match="of held-out text"):
+        config.check(teacher.config, evaluates=False)
