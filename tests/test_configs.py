@@ -231,10 +231,14 @@ def test_overrides_are_typed():
     assert run == dataclasses.replace(plain, **changed)
 
 
-def test_a_weight_of_the_loss_is_a_number_or_pairs_of_step_and_weight():
+def test_pairs_are_given_one_after_another():
+    """Steps and weights of the loss, where a number alone is a weight too; patterns and rates."""
     words = ["--method.hidden-weight", "0", "1.0", "1000", "0.1", "--method.divergence-weight", "2"]
-    method = load(ALIGN.replace("align", "distill"), StageConfig, [*words, "--data", "here"]).method
-    assert (method.hidden_weight, method.divergence_weight) == (((0, 1.0), (1000, 0.1)), 2.0)
+    words += ["--training.optimizer.rates", "lightning/mixer/*", "2", "embed/*", "0"]
+    run = load("configs/halo_2b/distill.py", StageConfig, [*words, "--data", "here"])
+    assert run.method.hidden_weight == ((0, 1.0), (1000, 0.1))
+    assert run.method.divergence_weight == 2.0
+    assert run.training.optimizer.rates == (("lightning/mixer/*", 2.0), ("embed/*", 0.0))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,12 @@ from hypenet_jax.halo.select import read_selection
 from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.mixers import MIXERS
 from hypenet_jax.model.mixers.lightning import LightningSpec, slopes
+from hypenet_jax.model.stacking import group_names
 from hypenet_jax.sharding import sharding_of
 from hypenet_jax.train.optimizer import Optimizer
+from hypenet_jax.train.rates import Rates, check_rates, factor
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import TrainState, abstract_state
 from pallas_kernels import NEGLIGIBLE_DECAY, neighbor_exchange
@@ -94,6 +97,7 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
 
     Raises:
       ConfigError: it trains nothing; or `training.neighbor_exchange`, and parts of the sequence too short for it.
+      ValueError: `training.optimizer.rates` match nothing, or freeze all.
     """
     method, training = config.method, config.training
     if training is None or not isinstance(method, TrainedMethod):
@@ -101,6 +105,11 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     models = models_of(config)
     stage, params = method.stage(models), method.params(models)
     check_neighbor_exchange(config, mesh)
+    optimizer = training.optimizer
+    if optimizer.rates:
+        optimizer = dataclasses.replace(optimizer, rates=_rates(config, models.student.config))
+        check_rates(optimizer.rates, params.shapes)
+        stage = _with_frozen(stage, optimizer.rates)
     if training.neighbor_exchange:
         stage = stage.with_losses(neighbor_exchange())
     rows, flops = config.data.sequences_per_step, method.flops(models, config.data.context_length)
@@ -108,10 +117,35 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
         stage=stage,
         shapes=params.shapes,
         shardings=params.shardings(mesh),
-        optimizer=Optimizer(training.optimizer, logical_axes=params.axes),
+        optimizer=Optimizer(optimizer, logical_axes=params.axes),
         teacher=models.teacher if method.reads_teacher else None,
         flops=Flops(rows * flops.model, rows * flops.recomputed),
     )
+
+
+def _rates(config: StageConfig, student: ModelConfig) -> Rates:
+    """The rates of the optimizer, a mixer's name in their patterns replaced by every group of layers that has it."""
+    assert config.training is not None
+    kinds, found = {kind.NAME for kind in MIXERS}, []
+    for pattern, rate in config.training.optimizer.rates:
+        first, slash, rest = pattern.partition("/")
+        if first not in kinds:
+            found.append((pattern, rate))
+            continue
+        groups = group_names(student, scan=True)
+        own = [name for name, layers in groups if first == student.mixers[layers[0]].NAME]
+        if not own:
+            raise ConfigError(
+                f"{config.name}: rates name {pattern}, and no layer has a mixer {first}"
+            )
+        found += ((name + slash + rest, rate) for name in own)
+    return tuple(found)
+
+
+def _with_frozen(stage: Stage, rates: Rates) -> Stage:
+    """The stage without the parameters that these rates freeze."""
+    trains = lambda path: stage.trainable(path) and factor(rates, path) > 0  # noqa: E731
+    return dataclasses.replace(stage, trainable=trains)
 
 
 def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable
 
 import jax
@@ -19,8 +20,11 @@ from hypenet_jax.train.loop import fit
 from hypenet_jax.train.metrics import Metrics, MetricsFile, Sink, TensorBoard
 from hypenet_jax.train.progress import ProgressDisplay
 from hypenet_jax.train.provenance import Provenance
+from hypenet_jax.train.rates import summary
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
+
+log = logging.getLogger("hypenet_jax")
 
 MOST_BATCHES = 16  # at the batch of training: enough to tell its own trend from noise
 
@@ -48,6 +52,8 @@ def train(
     program, keys = build_stage(config, mesh), runtime.keys(config.seed)
     params = method.initial_weights(inputs.models, weights, keys, program.shardings)
     stage, optimizer, evaluates = program.stage, program.optimizer, training.loop.evaluate_every
+    trained = summary(optimizer.config.rates, program.shapes, stage.trainable)
+    log.info("%s: %s", config.name, trained)
     sinks: list[Sink] = [
         MetricsFile(config.folder / "metrics.jsonl", loss_name=method.loss_name),
         ProgressDisplay(training.loop.steps, config.name),

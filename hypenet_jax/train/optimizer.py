@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
+from hypenet_jax.train.rates import Rates, scaled
 
 NEVER_DECAYED = ("scale", "bias")
 _FORWARDED = ("b1", "b2", "eps", "weight_decay")
@@ -40,6 +41,9 @@ class OptimizerConfig:
         (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95, Adafactor
         eps = 1e-8. Norm scales, biases and 1-d leaves do not decay.
       clip_norm: largest global norm of the mean gradient; None does not clip.
+      rates: pairs of a pattern and a factor on the learning rate of the parameters whose paths match, 0 for frozen
+        ones; see `train/rates.py`. Where layers are stacked, a mixer's name before a slash stands for all groups of
+        layers that have it: "lightning/mixer/*".
       first_update_at_zero: count as the published code does, whose first update has learning rate 0.
     """
 
@@ -54,6 +58,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
+    rates: Rates = ()
     first_update_at_zero: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +69,7 @@ class OptimizerConfig:
             "eps > 0": 0 < self.eps < math.inf,
             "weight_decay >= 0": self.weight_decay >= 0,
             "clip_norm > 0, or None for no clipping": self.clip_norm is None or self.clip_norm > 0,
+            "rates of at least 0": all(0 <= rate < math.inf for _, rate in self.rates),
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ValueError(f"{self} needs {', '.join(broken)}")
@@ -158,7 +164,7 @@ class Optimizer:
     ) -> tuple[Params, OptimizerState, dict[str, Scalar]]:
         """New parameters, new state, and `grad_norm` (before clipping) and `learning_rate`."""
         updates, inner = self.transformation.update(gradients, state.inner, params)
-        updated: Any = optax.apply_updates(params, updates)
+        updated: Any = optax.apply_updates(params, scaled(self.config.rates, updates))
         metrics = {
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(self.config, state.applied),

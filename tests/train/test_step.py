@@ -119,8 +119,21 @@ def test_a_loss_that_changes_is_that_of_the_batches_taken_so_far():
     _, metrics = stepped([make_batch(0)], state=later, step=step)
     assert float(metrics["loss"]) == pytest.approx(4 * float(plain["loss"]), rel=1e-6)
     assert float(metrics["grad_norm"]) == pytest.approx(4 * float(plain["grad_norm"]), rel=1e-5)
-    assert stage.with_losses(lambda f: (f, "changed")).at(jnp.int32(0))[1] == "changed"
-    assert STAGE.with_losses(lambda f: (f, "changed")).loss_at is None
+
+
+def test_all_losses_of_a_stage_are_changed_alike():
+    def change(plain):
+        def changed(*arguments):
+            mean, means = plain(*arguments)
+            return mean, {**means, "changed": mean}
+
+        return changed
+
+    scheduled = Stage("changing", loss, trainable, loss_at=lambda step: loss)
+    for stage in (scheduled.with_losses(change), STAGE.with_losses(change)):
+        found = jax.eval_shape(stage.at(jnp.int32(0)), new_state().params, None, make_batch(0))
+        assert "changed" in found[1]
+        assert (stage.loss_at is None) == (stage.name == "toy")
 
 
 @pytest.mark.extended
