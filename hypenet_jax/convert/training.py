@@ -83,7 +83,7 @@ def train(
             mesh=mesh,
             evaluate=heldout_loss(stage, inputs) if evaluates else None,
             stop=stop,
-        ).params
+        ).weights
 
 
 def heldout_loss(stage: Stage, inputs: Inputs) -> Callable[[Params], dict[str, float]]:

@@ -79,7 +79,8 @@ def fit(
 
     Args:
       frozen: the teacher's parameters, already placed; read by the loss, never saved.
-      evaluate: student parameters to metrics, recorded beside those of training; those before the first step as step 0.
+      evaluate: student parameters (`TrainState.weights`) to metrics, recorded beside those of training; those before
+        the first step as step 0.
       stop: called with every step's number, the last one too; True saves and raises Preempted.
     Raises:
       Preempted: `stop` returned True; the state is saved and the same call resumes.
@@ -96,7 +97,7 @@ def fit(
         step = make_train_step(stage, optimizer, accumulate=config.accumulate, shardings=shardings)
         recorder = _Recorder(metrics, config.max_skips)
         if evaluate is not None and first == 0:
-            metrics.write(0, "evaluation", evaluate(state.params))
+            metrics.write(0, "evaluation", evaluate(state.weights))
         for number in range(first + 1, config.steps + 1):
             began = time.monotonic()
             batch = next(batches)
@@ -106,7 +107,7 @@ def fit(
             last = number == config.steps
             if evaluate is not None and (last or _due(number, config.evaluate_every)):
                 recorder.drain()
-                metrics.write(number, "evaluation", evaluate(state.params))
+                metrics.write(number, "evaluation", evaluate(state.weights))
             stopping = stop(number)
             if last or stopping or _due(number, config.checkpoint_every):
                 recorder.drain()

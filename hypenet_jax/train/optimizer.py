@@ -44,6 +44,8 @@ class OptimizerConfig:
       rates: pairs of a pattern and a factor on the learning rate of the parameters whose paths match, 0 for frozen
         ones; see `train/rates.py`. Where layers are stacked, a mixer's name before a slash stands for all groups of
         layers that have it: "lightning/mixer/*".
+      average_decay: most that an average of the weights keeps of itself in an update; the stage then evaluates and
+        leaves that average. None keeps none.
       first_update_at_zero: count as the published code does, whose first update has learning rate 0.
     """
 
@@ -59,6 +61,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0
     rates: Rates = ()
+    average_decay: float | None = None
     first_update_at_zero: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +72,8 @@ class OptimizerConfig:
             "eps > 0": 0 < self.eps < math.inf,
             "weight_decay >= 0": self.weight_decay >= 0,
             "clip_norm > 0, or None for no clipping": self.clip_norm is None or self.clip_norm > 0,
+            "average_decay in (0, 1), or None": self.average_decay is None
+            or 0 < self.average_decay < 1,
             "rates of at least 0": all(0 <= rate < math.inf for _, rate in self.rates),
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
@@ -117,10 +122,13 @@ def decay_mask(params: Params) -> Params:
 
 
 class OptimizerState(NamedTuple):
-    """The number of updates so far, which the learning rate follows, and the state of the optax transformation."""
+    """The number of updates so far, which the learning rate follows, the state of the optax transformation, and where
+    the config asks for one the average of the parameters.
+    """
 
     applied: Int[Array, ""]
     inner: Any
+    average: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +165,10 @@ class Optimizer:
 
     def init(self, params: Params) -> OptimizerState:
         """State before the first update of these parameters."""
-        return OptimizerState(jnp.zeros((), jnp.int32), self.transformation.init(params))
+        average = None
+        if self.config.average_decay is not None:
+            average = jax.tree.map(jnp.copy, params)
+        return OptimizerState(jnp.zeros((), jnp.int32), self.transformation.init(params), average)
 
     def update(
         self, gradients: Params, state: OptimizerState, params: Params
@@ -169,7 +180,19 @@ class Optimizer:
             "grad_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(self.config, state.applied),
         }
-        return updated, OptimizerState(state.applied + 1, inner), metrics
+        average = self._averaged(state, updated)
+        return updated, OptimizerState(state.applied + 1, inner, average), metrics
+
+    def _averaged(self, state: OptimizerState, updated: Params) -> Any:
+        """a += (1 - d) (parameters - a), d = min(average_decay, n / (n + 10)) in update n, so that the start is soon
+        forgotten.
+        """
+        decay = self.config.average_decay
+        if decay is None:
+            return None
+        n = state.applied.astype(jnp.float32) + 1
+        share = 1 - jnp.minimum(decay, n / (n + 10))
+        return jax.tree.map(lambda a, new: a + share * (new - a), state.average, updated)
 
     def _matrices(self, params: Params) -> Params:
         """Muon's dimension numbers of every kernel, None for other leaves."""

@@ -34,6 +34,12 @@ class TrainState:
     params: Params
     opt_state: OptimizerState
 
+    @property
+    def weights(self) -> Params:
+        """What is evaluated and left in the end: averages of what is trained if the optimizer keeps them."""
+        average = self.opt_state.average
+        return self.params if average is None else merge(self.params, average)
+
 
 def split(params: Params, trainable: Callable[[Path], bool]) -> tuple[Params, Params]:
     """The tree in two: leaves that are trained, and leaves that are frozen."""
@@ -44,7 +50,7 @@ def split(params: Params, trainable: Callable[[Path], bool]) -> tuple[Params, Pa
 
 
 def merge(trained: Params, frozen: Params) -> Params:
-    """Inverse of `split`."""
+    """Inverse of `split`; where both have a leaf, the second one's."""
     return unflatten_dict({**flatten_dict(trained), **flatten_dict(frozen)})
 
 
