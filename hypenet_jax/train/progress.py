@@ -32,7 +32,7 @@ class ProgressDisplay(Sink):
     def write(self, step: int, kind: str, values: Values) -> None:
         training, now = kind == "train", time.monotonic()
         names = ("loss", "learning_rate", "grad_norm") if training else values
-        shown = "  ".join(f"{name} {values[name]:.4g}" for name in names)
+        shown = "  ".join(_shown({name: values[name] for name in names}))
         if training:
             self._bar.advance(self._tokens, values.get("tokens", 0.0))
         if kind != "evaluation":
@@ -55,3 +55,12 @@ class ProgressDisplay(Sink):
         left = datetime.timedelta(seconds=step.time_remaining or 0)
         read = f"  {tokens.speed:.3g} tokens/s" if tokens.speed else ""
         return f"{step.speed:.3g} steps/s{read}  {left} left"
+
+
+def _shown(values: Values) -> list[str]:
+    """Each value; of those of many layers, such as `gate/3`, the least and the most."""
+    texts = [f"{name} {value:.4g}" for name, value in values.items() if "/" not in name]
+    for series in dict.fromkeys(name.split("/")[0] for name in values if "/" in name):
+        own = [value for name, value in values.items() if name.startswith(f"{series}/")]
+        texts.append(f"{series} {min(own):.4g} to {max(own):.4g}")
+    return texts

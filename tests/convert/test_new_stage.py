@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 
 import pytest
 from toy_stage import FollowConfig
@@ -34,7 +35,10 @@ def with_follow(config: HaloConfig) -> HaloConfig:
 
 def test_the_chain_runs_it_and_the_same_call_finds_it_done(copy, caplog):
     config = with_follow(copy)
-    assert convert(config)
+    with caplog.at_level("INFO", "hypenet_jax"):
+        assert convert(config)
+    trained = r"follow: trains [\d,]+ of [\d,]+ parameters; frozen: [\d,]+ in 1 arrays"
+    assert re.search(trained, caplog.text)
     stage = config.stage("follow")
     output = read_stage_output(stage.folder / "final", "follow")
     parent = read_stage_output(stage.final_of("align"), "align")

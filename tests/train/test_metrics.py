@@ -75,14 +75,15 @@ def test_lines_come_now_and_then_for_evaluations_and_at_the_end(caplog):
             time.sleep(0.001)
             sink.write(step, "train", values)
             if step == 3:
-                sink.write(step, "evaluation", {"perplexity": 9.0})
+                layers = {f"gate/{i}": 0.1 * i for i in range(3)}
+                sink.write(step, "evaluation", {"perplexity": 9.0, **layers})
     lines = [record.message for record in caplog.records]
     assert [line.split("  ")[0] for line in lines] == [
         "toy step 1/5",
         "toy step 3/5",
         "toy step 5/5",
     ]
-    assert "perplexity 9" in lines[1]
+    assert "perplexity 9  gate 0 to 0.2" in lines[1]
     assert "steps/s" in lines[2]
     assert "0:00:00 left" in lines[2]
 
