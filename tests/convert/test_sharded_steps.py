@@ -136,6 +136,21 @@ def test_a_step_with_neighbor_exchange_is_that_of_one_device(alone):
     assert_same_step(step(case, make_mesh(config), accumulate), alone["finetune"], accumulate)
 
 
+@pytest.mark.slow
+def test_a_step_of_distillation_with_every_term_is_that_of_one_device():
+    config, accumulate = MESHES[MIXED]
+    terms = DistillConfig(
+        start_from="align",
+        divergence="jensen_shannon",
+        cross_entropy_weight=((0, 0.5), (9, 1.0)),
+        hidden_weight=0.5,
+    )
+    stage = distill_stage(terms, STUDENT_DECODER, TEACHER_DECODER)
+    case = dataclasses.replace(CASES["distill"], stage=stage)
+    alone = step(case, make_mesh(MeshConfig(), jax.devices()[:1]), 1)
+    assert_same_step(step(case, make_mesh(config), accumulate), alone, accumulate)
+
+
 def assert_same_step(one: Any, other: Any, accumulate: int) -> None:
     (found, metrics), (wanted_found, wanted_metrics) = one, other
     leaves = jax.tree_util.tree_leaves_with_path(found)
