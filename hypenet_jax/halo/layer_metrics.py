@@ -41,7 +41,8 @@ def layer_metrics(
         spec = decoder.config.mixers[group[0]]
 
         def one(carry: None, layer: tuple[Params, Hidden], spec=spec):
-            return carry, _numbers(decoder, spec, *layer, layout)
+            own, x = layer
+            return carry, _numbers(decoder, spec, own, x, layout)
 
         layers = params[name]["mixer"], inputs[group[0] : group[-1] + 1]
         _, numbers = jax.lax.scan(one, None, layers)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from flax.traverse_util import flatten_dict, path_aware_map
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hypenet_jax.axes import Params
 
@@ -21,16 +21,18 @@ def factor(rates: Rates, path: Path) -> float:
     return 1.0 if place is None else rates[place][1]
 
 
-def scaled(rates: Rates, updates: Params) -> Any:
+def scaled(rates: Rates, updates: Any) -> Any:
     """Updates times the factors of their parameters."""
     if not rates:
         return updates
-    return path_aware_map(lambda path, update: factor(rates, path) * update, updates)
+    leaves: dict = flatten_dict(updates)
+    return unflatten_dict({path: factor(rates, path) * leaf for path, leaf in leaves.items()})
 
 
 def check_rates(rates: Rates, params: Params) -> None:
     """Raises ValueError if a pattern decides over none of these parameters, or nothing is left to train."""
-    paths = [*flatten_dict(params)]
+    leaves: dict = flatten_dict(params)
+    paths = [*leaves]
     used = {_decides(rates, path) for path in paths}
     if idle := [pattern for place, (pattern, _) in enumerate(rates) if place not in used]:
         raise ValueError(
@@ -46,7 +48,8 @@ def check_rates(rates: Rates, params: Params) -> None:
 def summary(rates: Rates, params: Params, trainable: Callable[[Path], bool]) -> str:
     """In a line: how many of these parameters train, and how many have a factor of their own or are frozen."""
     counts, arrays = collections.Counter(), collections.Counter()
-    for path, leaf in flatten_dict(params).items():
+    leaves: dict = flatten_dict(params)
+    for path, leaf in leaves.items():
         own = factor(rates, path) if trainable(path) else 0.0
         counts[own] += math.prod(leaf.shape)
         arrays[own] += 1
