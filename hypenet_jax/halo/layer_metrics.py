@@ -34,7 +34,8 @@ def layer_metrics(
       inputs: `Output.taps.inputs` of the decoder.
       weights: of the tokens in `gate`.
     """
-    layout, _ = layout_tokens(*batch.tokens.shape, batch.positions, batch.segment_ids, None)
+    height, time = batch.tokens.shape
+    layout, _ = layout_tokens(height, time, batch.positions, batch.segment_ids, None)
     rows = jnp.any(batch.segment_ids != 0, axis=1).astype(jnp.float32)
     found = {}
     for name, group in group_names(decoder.config, scan=True):
