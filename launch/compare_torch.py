@@ -7,10 +7,12 @@ Same sizes, float32, same batch, forward + backward + AdamW on both sides, in tu
 ratio ours / PyTorch. Threads of PyTorch wait by spinning, so only a machine with free cores gives a fair ratio.
 """
 
+import importlib
 import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,13 +55,12 @@ def ours(tokens: np.ndarray) -> Callable[[], float]:
 
 def pytorch(tokens: np.ndarray, threads: int) -> Callable[[], float]:
     """The same step of transformers' Qwen3ForCausalLM with scaled-dot-product attention."""
-    # Both come with the extra `torch`, which the type check does not install.
-    import torch  # pyright: ignore[reportMissingImports]
-    from transformers import Qwen3Config, Qwen3ForCausalLM  # pyright: ignore[reportMissingImports]
-
+    # Both come with the extra `torch`: the type check finds the same whether they are installed or not.
+    torch: Any = importlib.import_module("torch")
+    transformers: Any = importlib.import_module("transformers")
     torch.set_num_threads(threads)
-    config = Qwen3Config(**to_hf(MODEL, "float32"), attn_implementation="sdpa")
-    model = Qwen3ForCausalLM(config).to(torch.float32).train()
+    config = transformers.Qwen3Config(**to_hf(MODEL, "float32"), attn_implementation="sdpa")
+    model = transformers.Qwen3ForCausalLM(config).to(torch.float32).train()
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=OPTIMIZER.peak_lr,
