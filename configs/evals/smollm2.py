@@ -138,21 +138,19 @@ def config(
 
 def checks(*, long: bool, controls: bool) -> tuple[Check, ...]:
     """What a budget should reach; text differs between machines, so only that stage 2 improves is required."""
+    shown = functools.partial(Check, required=False)
     kl = functools.partial(Check, metric="heldout_kl", length=512)
-    shown = functools.partial(kl, required=False)
+    needle = functools.partial(shown, metric="ruler_mean", model=HYPENET)
     made = [
         kl(model=STAGE_2, minus=(START, 512), at_most=0.0),
-        shown(model=START, at_most=1.45),
-        shown(model=STAGE_2, at_most=1.10),
+        kl(model=START, at_most=1.45, required=False),
+        kl(model=STAGE_2, at_most=1.10, required=False),
+        shown(metric="perplexity", model=HYPENET, length=2048, over=(TEACHER, 2048), at_most=1.08),
+        needle(length=4096, minus=(TEACHER, 4096), at_least=-0.1),
     ]
     if controls:
-        made.append(shown(model=START, minus=(CONTROLS["even_refit"], 512), at_most=0.0))
+        even = (CONTROLS["even_refit"], 512)
+        made.append(kl(model=START, minus=even, at_most=0.0, required=False))
     if long:
-        perplexity = functools.partial(Check, metric="perplexity", required=False)
-        needle = functools.partial(Check, metric="ruler_mean", model=HYPENET, required=False)
-        made += [
-            perplexity(model=HYPENET, length=2048, over=(TEACHER, 2048), at_most=1.08),
-            needle(length=4096, minus=(TEACHER, 4096), at_least=-0.1),
-            needle(length=16384, minus=(TEACHER, 16384), at_least=0.01),
-        ]
+        made.append(needle(length=16384, minus=(TEACHER, 16384), at_least=0.01))
     return tuple(made)
