@@ -7,6 +7,7 @@
 from pallas_kernels.attention import attention
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.dispatch import UnsupportedError, interpreted, platform
+from pallas_kernels.gated_delta_rule import gated_delta_rule
 from pallas_kernels.lightning_attention import lightning_attention
 from pallas_kernels.lightning_attention.sharded import NEGLIGIBLE_DECAY, neighbor_exchange
 from pallas_kernels.lightning_step import HeadNorms, lightning_step
@@ -31,6 +32,7 @@ __all__ = [
     "UnsupportedError",
     "attention",
     "decode_attention",
+    "gated_delta_rule",
     "interpreted",
     "lightning_attention",
     "lightning_step",

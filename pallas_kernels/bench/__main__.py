@@ -11,8 +11,9 @@ with PyTorch and Triton. `fla_upcast` is the same on bfloat16 tokens that are ca
 own code calls it.
 
 --cpu-bars times forward and gradient at the shapes for which a CPU has bars: the token scan takes at
-least 8 times as long as the chunks of lightning attention, and its tree at most twice; the defining
-losses at least as long as theirs, and 5 times the scratch memory (10 GB).
+least 8 times as long as the chunks of lightning attention, and its tree at most twice; the chunks of
+the gated delta rule take at most twice as long; the defining losses at least as long as theirs, and 5
+times the scratch memory (10 GB).
 """
 
 import contextlib

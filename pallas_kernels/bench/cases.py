@@ -5,12 +5,14 @@ from collections.abc import Iterable
 
 import tyro
 
-from pallas_kernels.bench import attention, lightning, losses, projections, rotary
+from pallas_kernels.bench import attention, delta, lightning, losses, projections, rotary
 from pallas_kernels.bench.op import Case
 
 OPS = (
     lightning.WHOLE_ROWS,
     lightning.PART_OF_A_ROW,
+    delta.BY_HEAD,
+    delta.BY_CHANNEL,
     rotary.NORM_ROTARY,
     attention.ATTENTION,
     attention.DECODE_ATTENTION,

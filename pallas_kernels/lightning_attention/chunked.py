@@ -57,7 +57,7 @@ def chunked(operands: Operands, *, scale: float, prefix: Prefix = scan_prefix) -
         real = segments.is_real(segment_ids)[..., None, None]
         q, k, v = (jnp.where(real, x, 0) for x in (q, k, v))
     within, entering, leaving, across = _decays(log_decay, steps)
-    q, k, v = (_split(x, chunk) for x in (q, k, v))
+    q, k, v = (in_chunks(x, chunk) for x in (q, k, v))
     # Turned once for both of its products: a CPU multiplies small matrices 1.4 times as fast so.
     keys = jnp.swapaxes(k, -1, -2)
 
@@ -94,7 +94,8 @@ def _decays(log_decay: Float[Array, "N"], steps: Steps) -> list[Float[Array, "_ 
     return [segments.decay_factor(heads[..., None], within[:, :, None]), *others]
 
 
-def _split(x: Float[Array, "B T N H"], chunk: int) -> Float[Array, "B M N C H"]:
+def in_chunks(x: Float[Array, "B T N H"], chunk: int) -> Float[Array, "B M N C H"]:
+    """float32, the last chunk filled up with zeros."""
     batch, length, heads, width = x.shape
     x = jnp.pad(x.astype(jnp.float32), ((0, 0), (0, -length % chunk), (0, 0), (0, 0)))
     return jnp.swapaxes(x.reshape(batch, -1, chunk, heads, width), 2, 3)

@@ -50,6 +50,30 @@ def steps_of_segments(segment_ids: Int[Array, "B T"], chunk: int) -> Steps:
     )
 
 
+class Ends(NamedTuple):
+    """Ids of the first and the last real token of every row; 0 where all is padding."""
+
+    first: Int[Array, "B"]
+    last: Int[Array, "B"]
+
+
+def ends(segment_ids: Int[Array, "B T"]) -> Ends:
+    """Those of some tokens."""
+    real = is_real(segment_ids)
+    places = jnp.argmax(real, axis=1), real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
+    return Ends(*(jnp.take_along_axis(segment_ids, x[:, None], axis=1)[:, 0] for x in places))
+
+
+def carried(
+    state: Float[Array, "B N _ _"], open_id: Int[Array, "B"], next_ends: Ends
+) -> tuple[Float[Array, "B N _ _"], Int[Array, "B"]]:
+    """What the next tokens start from where a state is of segment `open_id`, and the id that is open after them."""
+    first, last = next_ends
+    same = (first == open_id) | (first == 0) | (open_id == 0)
+    state = jnp.where(same[:, None, None, None], state, 0.0)
+    return state, jnp.where(last == 0, open_id, last)
+
+
 def decay_factor(log_decay: Float[Array, "..."], steps: Float[Array, "..."]) -> Float[Array, "..."]:
     """exp(log_decay * steps), 0 for NEVER. Clamped before exp: an overflow masked afterwards is NaN."""
     return jnp.where(steps < 0, 0.0, jnp.exp(log_decay * jnp.maximum(steps, 0.0)))

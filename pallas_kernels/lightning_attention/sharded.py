@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.lightning_attention import segments
 from pallas_kernels.lightning_attention.reference import Operands, Results, State
+from pallas_kernels.lightning_attention.segments import Ends
 from pallas_kernels.mesh import AxisNames, MeshAxes, manual_axes, num_shards, on_each_device
 from pallas_kernels.products import product
 
@@ -34,8 +35,7 @@ class Summary(NamedTuple):
 
     state: State  # after the tokens, from a zero state
     decay: Float[Array, "B N"]  # factor on the state before them; 0 where a segment starts inside
-    first_id: Int[Array, "B"]  # segment id of the first and last real token; 0 where all is padding
-    last_id: Int[Array, "B"]
+    ends: Ends
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def _own_tokens(attend: Attend, axes: AxisNames, operands: Operands) -> Results:
 def _from_all(axes: AxisNames, summary: Summary, state: State) -> tuple[State, State]:
     """The state before this device's tokens and the one after those of the last device."""
     summaries = jax.lax.all_gather(summary, axes)
-    start = state, jnp.zeros_like(summary.last_id)
+    start = state, jnp.zeros_like(summary.ends.last)
     (last, _), before = jax.lax.scan(_advance, start, summaries)
     return before[jax.lax.axis_index(axes)], last
 
@@ -87,7 +87,7 @@ def _from_neighbor(axes: AxisNames, summary: Summary, state: State) -> tuple[Sta
     device, last = jax.lax.axis_index(axes), num_shards(axes) - 1
     onward = [(i, i + 1) for i in range(last)]
     # The first device receives zeros: a zero state, and no segment.
-    received, open_id = jax.lax.ppermute((summary.state, summary.last_id), axes, onward)
+    received, open_id = jax.lax.ppermute((summary.state, summary.ends.last), axes, onward)
     (after, _), own = _advance((jnp.where(device == 0, state, received), open_id), summary)
     return own, jax.lax.psum(jnp.where(device == last, after, 0.0), axes)
 
@@ -111,16 +111,10 @@ def _summary(
     k32, v32 = (jnp.where(leaving[..., None] < 0, 0, x).astype(jnp.float32) for x in (k, v))
     k32 *= segments.decay_factor(log_decay[None, None], leaving)[..., None]
     decay = segments.decay_factor(log_decay[None], across)
-    real = segments.is_real(segment_ids)
-    places = jnp.argmax(real, axis=1), real.shape[1] - 1 - jnp.argmax(real[:, ::-1], axis=1)
-    ids = (jnp.take_along_axis(segment_ids, x[:, None], axis=1)[:, 0] for x in places)
-    return Summary(product("btnk,btnv->bnkv", k32, v32), decay, *ids)
+    return Summary(product("btnk,btnv->bnkv", k32, v32), decay, segments.ends(segment_ids))
 
 
 def _advance(before: Open, summary: Summary) -> tuple[Open, State]:
     """From what is before some tokens to what is after them, and the state they start from."""
-    state, open_id = before
-    same = (summary.first_id == open_id) | (summary.first_id == 0) | (open_id == 0)
-    state = jnp.where(same[:, None, None, None], state, 0.0)
-    after = summary.decay[..., None, None] * state + summary.state
-    return (after, jnp.where(summary.last_id == 0, open_id, summary.last_id)), state
+    state, open_id = segments.carried(*before, summary.ends)
+    return (summary.decay[..., None, None] * state + summary.state, open_id), state

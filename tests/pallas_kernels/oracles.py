@@ -80,6 +80,52 @@ def lightning(q, k, v, state, log_decay, segment_ids, scale):
     return scale * jnp.einsum("btnk,btnkv->btnv", q * real[:, :, None, None], states), states[:, -1]
 
 
+def delta_recurrence(q, k, v, log_decay, beta, state, segment_ids, scale):
+    """The gated delta rule token by token: outputs and last state."""
+    q, k, v, decay, beta, memory = (
+        np.asarray(x, np.float64).copy() for x in (q, k, v, log_decay, beta, state)
+    )
+    decay = np.exp(decay if decay.ndim == 4 else decay[..., None])[..., None]
+    out = np.zeros_like(v)
+    for b in range(q.shape[0]):
+        document = 0
+        for t in range(q.shape[1]):
+            number = 1 if segment_ids is None else segment_ids[b, t]
+            if number != 0:
+                kept = decay[b, t] * memory[b] if document in (0, number) else 0.0 * memory[b]
+                error = v[b, t] - np.einsum("nh,nhw->nw", k[b, t], kept)
+                written = beta[b, t][:, None] * k[b, t]
+                memory[b] = kept + written[:, :, None] * error[:, None]
+                document = number
+                out[b, t] = scale * np.einsum("nh,nhw->nw", q[b, t], memory[b])
+    return out, memory
+
+
+def delta_rule(q, k, v, log_decay, beta, state, segment_ids, scale):
+    """The gated delta rule by its transition matrices, m_t = (1 - beta k k^T) D m_(t-1) + beta k v^T."""
+    real, starts = np.ones(q.shape[:2], bool), np.zeros(q.shape[:2], bool)
+    if segment_ids is not None:
+        real = segment_ids != 0
+        for b, row in enumerate(segment_ids):
+            places = np.flatnonzero(row)
+            starts[b, places[1:]] = row[places[1:]] != row[places[:-1]]
+    log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
+
+    def step(memory, token):
+        q, k, v, log_decay, beta, real, starts = token
+        written = beta[..., None, None] * k[..., None]
+        taken = jnp.eye(k.shape[-1])[None, None] - written * k[..., None, :]
+        old = jnp.where(starts[:, None, None, None], 0.0, memory) * jnp.exp(log_decay)[..., None]
+        after = jnp.einsum("bnij,bnjw->bniw", taken, old) + written * v[..., None, :]
+        memory = jnp.where(real[:, None, None, None], after, memory)
+        out = jnp.einsum("bnh,bnhw->bnw", q, memory)
+        return memory, jnp.where(real[:, None, None], scale * out, 0.0)
+
+    tokens = (q, k, v, log_decay, beta, jnp.asarray(real), jnp.asarray(starts))
+    memory, out = jax.lax.scan(step, state, tuple(jnp.swapaxes(x, 0, 1) for x in tokens))
+    return jnp.swapaxes(out, 0, 1), memory
+
+
 def _factors(log_decay, segment_ids, shape):
     """How much of token s, and of the first state, is in the memory after token t."""
     batch, length = shape
