@@ -32,6 +32,7 @@ CHATML = (
 """A chat template whose earlier turns read the same whatever follows."""
 
 SPREAD = {"kernel": (0.0, 0.2), "embedding": (0.0, 0.7), "scale": (1.0, 0.1), "bias": (0.0, 0.5)}
+SPREAD |= {"log_rate": (0.0, 0.5), "taps": (0.0, 0.5)}
 """Mean and standard deviation of random weights, by the last name of their path."""
 
 

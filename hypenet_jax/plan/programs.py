@@ -114,6 +114,7 @@ def _context(config: ServeConfig, decoder: Decoder, mesh: Mesh) -> Context:
             **{
                 name: _placed(getattr(layer, name), names, mesh)
                 for name, names in spec.STATE_AXES.items()
+                if getattr(layer, name) is not None
             }
         )
         for spec, layer in zip(config.model.mixers, state.layers, strict=True)

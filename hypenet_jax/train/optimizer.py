@@ -21,7 +21,7 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Params, Scalar
 from hypenet_jax.train.rates import Rates, scaled
 
-NEVER_DECAYED = ("scale", "bias")
+NEVER_DECAYED = ("scale", "bias", "log_rate")
 _FORWARDED = ("b1", "b2", "eps", "weight_decay")
 
 
@@ -39,7 +39,7 @@ class OptimizerConfig:
       options: further arguments of that function, as pairs of name and value; they win over the next four.
       b1, b2, eps, weight_decay: go to any optimizer that has a parameter of that name, or of that name after `adam_`
         (Muon's, for leaves that are no matrices), in place of its own default: Lion gets b2 = 0.95, Adafactor
-        eps = 1e-8. Norm scales, biases and 1-d leaves do not decay.
+        eps = 1e-8. Norm scales, biases, rates of decays and 1-d leaves do not decay.
       clip_norm: largest global norm of the mean gradient; None does not clip.
       rates: pairs of a pattern and a factor on the learning rate of the parameters whose paths match, 0 for frozen
         ones; see `train/rates.py`. Where layers are stacked, a mixer's name before a slash stands for all groups of

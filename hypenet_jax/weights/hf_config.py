@@ -194,8 +194,20 @@ def _hybrid(config: ModelConfig, specs: list[MixerSpec]) -> dict[str, Any]:
         "expand_kv_proj": not any(
             getattr(spec, "num_kv_heads", None) for spec in specs if spec.NAME != SoftmaxSpec.NAME
         ),
-        **{key: value for spec in specs for key, value in spec.to_hf().items()},
+        **_of_all(specs),
     }
+
+
+def _of_all(specs: list[MixerSpec]) -> dict[str, Any]:
+    """The fields of all mixers; some have one in common, the width of their heads for example."""
+    fields: dict[str, Any] = {}
+    for spec in specs:
+        for key, value in spec.to_hf().items():
+            if fields.setdefault(key, value) != value:
+                raise ValueError(
+                    f"config.json has one {key}, {fields[key]!r}; {spec.NAME} layers have {value!r}"
+                )
+    return fields
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Tensor:
         A merged axis splits as its first letter; if its other letters split too, it is read whole.
         """
         of = [*ours, *[None] * len(self.our_shape)]
-        whole = [all(of[axis] is None for axis in group[1:]) for group in self.groups]
+        whole = [g and all(of[axis] is None for axis in g[1:]) for g in self.groups]
         return tuple(of[g[0]] if ok else None for g, ok in zip(self.groups, whole, strict=True))
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+from hypenet_jax.model.mixers.gdn import GatedDeltaSpec
+from hypenet_jax.model.mixers.kda import KimiDeltaSpec
 from hypenet_jax.model.mixers.lightning import LightningSpec
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
 from hypenet_jax.model.mixers.spec import MixerSpec
 
-MIXERS: tuple[type[MixerSpec], ...] = (SoftmaxSpec, LightningSpec)
+MIXERS: tuple[type[MixerSpec], ...] = (SoftmaxSpec, LightningSpec, GatedDeltaSpec, KimiDeltaSpec)
 
 
 def mixer_kind(name: str) -> type[MixerSpec]:

@@ -4,7 +4,7 @@ The functions make parameters of the mixer that calls them; only mixers call the
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,11 @@ Gate = Float[Array, "B T O"]
 
 
 def project_in(
-    mixer: nn.Module, x: Hidden | Normed, num_heads: int, num_kv_heads: int
+    mixer: nn.Module,
+    x: Hidden | Normed,
+    num_heads: int,
+    num_kv_heads: int,
+    gate_name: str = "gate",
 ) -> tuple[Queries, Keys, Keys, Gate | None]:
     """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`."""
     width, bias = mixer.spec.head_dim, mixer.spec.qkv_bias
@@ -38,11 +42,12 @@ def project_in(
 
     queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
     maps = [linear("q", *queries, bias), linear("k", *keys, bias), linear("v", *keys, bias)]
-    if mixer.spec.output_gate:
-        maps.append(linear("gate", *queries, False))
+    has_gate = getattr(mixer.spec, "output_gate", False)
+    if has_gate:
+        maps.append(linear(gate_name, *queries, False))
     products = project(x, tuple(one.matrix() for one in maps))
     q, k, v = (to_heads(*pair) for pair in zip(products[:3], maps[:3], strict=True))
-    return q, k, v, products[3] if mixer.spec.output_gate else None
+    return q, k, v, products[3] if has_gate else None
 
 
 def heads_from_softmax(spec: MixerSpec, params: Params) -> dict[str, Any]:
@@ -99,10 +104,11 @@ def project_out(
     gate: Gate | None,
     *,
     norm: Norm | None = None,
+    activation: Literal["sigmoid", "silu"] = "sigmoid",
 ) -> Hidden | Product:
-    """W_o (norm(heads) * sigmoid(gate)), heads end to end; x is the mixer's input."""
+    """W_o (norm(heads) * activation(gate)), heads end to end; x is the mixer's input."""
     shape, names = (*heads.shape[2:], mixer.d_model), (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
     std = mixer.start.std * mixer.start.output_gain
     kernel = Linear(shape, names, std, num_inputs=2, name="o").matrix()
     joint = heads.reshape(*heads.shape[:2], len(kernel))
-    return project_back(x, joint, kernel, norm=norm, gate=gate)
+    return project_back(x, joint, kernel, norm=norm, gate=gate, activation=activation)

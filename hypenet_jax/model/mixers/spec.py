@@ -26,7 +26,8 @@ class Rule:
 
     Attributes:
       axes: "our axes -> their axes" in the letters of `hypenet_jax.axes`; parentheses merge neighbouring axes.
-        "d n h -> (n h) d" merges heads and head width into rows and puts the model width last, as torch does.
+        "d n h -> (n h) d" merges heads and head width into rows and puts the model width last, as torch does; "()" is
+        an axis of one.
       flag: the field of the mixer's spec that must be true for it to exist; None: always.
     """
 
@@ -84,8 +85,8 @@ class MixerSpec(abc.ABC):
 
     NAME: ClassVar[str]
     """In settings, for example `--mixer lightning`."""
-    STATE_AXES: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Logical names of the axes of each array in its state."""
+    STATE_AXES: ClassVar[Mapping[str, tuple[str | None, ...]]]
+    """Logical names of the axes of each array in its state; None is never sharded."""
     CHECKPOINT: ClassVar[CheckpointFormat]
 
     num_heads: int
@@ -174,7 +175,11 @@ class MixerSpec(abc.ABC):
         rules = [rule for rule in self.rules() if rule.ours.endswith("/kernel")]
         kernels = [rule.axes.split(" -> ")[0].split() for rule in rules]
         inward, outward = (
-            sum(2.0 * math.prod(sizes[a] for a in axes) for axes in kernels if axes[end] == "d")
-            for end in (0, -1)
+            sum(
+                2.0 * math.prod(sizes[a] for a in axes)
+                for axes in kernels
+                if (axes[-1] == "d") == back
+            )
+            for back in (False, True)
         )
         return inward, outward

@@ -1,0 +1,227 @@
+"""What gated delta net and Kimi delta attention do alike around their recurrence; only those mixers call it."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, no_type_check
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from hypenet_jax import axes
+from hypenet_jax.axes import Keys, Params, Queries
+from hypenet_jax.model.layers import parameter
+from hypenet_jax.model.mixers.heads import heads_from_softmax, op_axes
+from hypenet_jax.model.mixers.spec import MixerState, Rule
+from hypenet_jax.model.short_conv import WIDTH, short_conv
+from hypenet_jax.model.token_layout import TokenLayout
+from hypenet_jax.sharding import constrain
+from pallas_kernels import gated_delta_rule
+
+RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
+STATE_AXES: Mapping[str, tuple[str | None, ...]] = {
+    "recurrent_state": RECURRENT_AXES,
+    "q_inputs": (axes.BATCH, None, axes.HEADS, axes.HEAD_DIM),
+    "k_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
+    "v_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
+}
+CONVOLVED = ("q", "k", "v")
+
+
+# Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
+@no_type_check
+@flax.struct.dataclass
+class DeltaState(MixerState):
+    """State of every head, [key dim, value dim], float32; and where there are short convolutions their last inputs."""
+
+    recurrent_state: Float[Array, "B N H H"]
+    q_inputs: Float[Array, "B I N H"] | None = None
+    k_inputs: Float[Array, "B I K H"] | None = None
+    v_inputs: Float[Array, "B I K H"] | None = None
+
+
+def init_state(spec: Any, batch: int, dtype: DTypeLike) -> DeltaState:
+    """Zeros, of the same size whatever the capacity."""
+    shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
+    recurrent = constrain(jnp.zeros(shape, jnp.float32), RECURRENT_AXES)
+    if not spec.short_conv:
+        return DeltaState(recurrent)
+    inputs = {}
+    for name, heads in _convolved_heads(spec):
+        zeros = jnp.zeros((batch, WIDTH - 1, heads, spec.head_dim), dtype)
+        inputs[f"{name}_inputs"] = constrain(zeros, STATE_AXES[f"{name}_inputs"])
+    return DeltaState(recurrent, **inputs)
+
+
+def state_bytes(spec: Any, itemsize: int) -> int:
+    """N H^2 numbers in float32, and the inputs of the convolutions."""
+    inputs = 0
+    if spec.short_conv:
+        heads = sum(count for _, count in _convolved_heads(spec))
+        inputs = (WIDTH - 1) * heads * spec.head_dim
+    return 4 * spec.num_heads * spec.head_dim**2 + inputs * itemsize
+
+
+def mixing_flops(spec: Any, tokens: int) -> float:
+    """6 N H^2 per token, the recurrent form: what the state holds for k, its correction, and what q reads."""
+    return 6.0 * tokens * spec.num_heads * spec.head_dim**2
+
+
+def conv_rules() -> tuple[Rule, ...]:
+    """Tensors of the short convolutions."""
+    shapes = {"q": "n h w -> (n h) () w", "k": "k h w -> (k h) () w", "v": "k h w -> (k h) () w"}
+    return tuple(
+        Rule(f"mixer/{name}_conv/taps", f"self_attn.{name}_conv1d.weight", shape, "short_conv")
+        for name, shape in shapes.items()
+    )
+
+
+def qkv_rules() -> tuple[Rule, ...]:
+    """Tensors of the projections that softmax attention has too, and of the norm of outputs."""
+    heads = {"q": "n", "k": "k", "v": "k"}
+    kernels = (
+        Rule(f"mixer/{x}/kernel", f"self_attn.{x}_proj.weight", f"d {n} h -> ({n} h) d")
+        for x, n in heads.items()
+    )
+    biases = (
+        Rule(f"mixer/{x}/bias", f"self_attn.{x}_proj.bias", f"{n} h -> ({n} h)", "qkv_bias")
+        for x, n in heads.items()
+    )
+    return (
+        *kernels,
+        *biases,
+        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
+        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+        Rule("mixer/output_norm/scale", "self_attn.o_norm.weight", "h -> h"),
+    )
+
+
+def taken_from_softmax(spec: Any, params: Params, key: jax.Array) -> dict[str, Any]:
+    """See `heads_from_softmax`; the norm of outputs starts at one, filters as torch's, uniform in +-1/sqrt(W)."""
+    taken = heads_from_softmax(spec, params)
+    if spec.short_conv:
+        shapes = {f"{x}_conv": (n, spec.head_dim, WIDTH) for x, n in _convolved_heads(spec)}
+        filters = uniform(key, shapes, lambda shape: shape[-1] ** -0.5)
+        taken |= {name: {"taps": taps} for name, taps in filters.items()}
+    return {**taken, "output_norm": {"scale": jnp.ones(spec.head_dim)}}
+
+
+def uniform(
+    key: jax.Array,
+    shapes: Mapping[str, tuple[int, ...]],
+    bound: Callable[[tuple[int, ...]], float],
+) -> dict[str, Float[Array, "..."]]:
+    """Arrays of these shapes, uniform up to a bound that depends on the shape."""
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: jax.random.uniform(k, shape, minval=-bound(shape), maxval=bound(shape))
+        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+class Filter(nn.Module):
+    """The filters of a short convolution, one per channel, oldest token first."""
+
+    heads: int
+    axis: str
+    head_dim: int
+
+    def setup(self) -> None:
+        start = nn.initializers.uniform(2 * WIDTH**-0.5)
+        centred = lambda *args: start(*args) - WIDTH**-0.5  # noqa: E731
+        shape, names = (self.heads, self.head_dim, WIDTH), (self.axis, axes.HEAD_DIM, axes.HEAD_DIM)
+        self.taps = parameter(self, "taps", centred, shape, names)
+
+
+def convolved(
+    mixer: nn.Module,
+    heads: tuple[Queries, Keys, Keys],
+    layout: TokenLayout,
+    state: DeltaState | None,
+) -> tuple[tuple[Queries, Keys, Keys], dict[str, Any]]:
+    """Queries, keys and values after their short convolutions, if the mixer has them, and the inputs to remember."""
+    if not mixer.spec.short_conv:
+        return heads, {}
+    results, inputs = [], {}
+    names = (axes.HEADS, axes.KV_HEADS, axes.KV_HEADS)
+    for name, x, axis in zip(CONVOLVED, heads, names, strict=True):
+        taps = Filter(x.shape[2], axis, x.shape[3], name=f"{name}_conv").taps
+        before = None if state is None else getattr(state, f"{name}_inputs")
+        y, inputs[f"{name}_inputs"] = short_conv(x, taps, before, layout)
+        results.append(y)
+    return (results[0], results[1], results[2]), inputs
+
+
+def unit_length(x: Queries) -> Queries:
+    """x / sqrt(sum x^2 + 1e-6) of every head, in float32."""
+    wide = x.astype(jnp.float32)
+    size = jnp.sum(jnp.square(wide), axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(size + 1e-6)).astype(x.dtype)
+
+
+class DecayRate(nn.Module):
+    """The natural logarithm of a decay, -exp(log_rate) softplus(x + bias), float32; a rate per head.
+
+    Attributes:
+      shape, names: of the bias, heads first, and the logical name of each of its axes.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def setup(self) -> None:
+        self.log_rate = parameter(self, "log_rate", log_rates, self.shape[:1], self.names[:1])
+        self.bias = parameter(self, "bias", rate_biases, self.shape, self.names)
+
+    def __call__(self, x: Float[Array, "B T *N"]) -> Float[Array, "B T *N"]:
+        steps = jax.nn.softplus(x.astype(jnp.float32) + self.bias[None, None])
+        rate = jnp.exp(self.log_rate).reshape(1, 1, -1, *(1,) * (x.ndim - 3))
+        return -rate * steps
+
+
+def log_rates(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "N"]:
+    """Of rates uniform in 1 to 16, as in Mamba-2."""
+    return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, 16.0))
+
+
+def rate_biases(
+    key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
+) -> Float[Array, "..."]:
+    """Whose softplus is log-uniform in 0.001 to 0.1, likewise."""
+    steps = jnp.exp(jax.random.uniform(key, shape, dtype, math.log(0.001), math.log(0.1)))
+    return steps + jnp.log(-jnp.expm1(-steps))
+
+
+def new_rate(key: jax.Array, shape: tuple[int, ...]) -> dict[str, Float[Array, "..."]]:
+    """Parameters of a `DecayRate` as it starts."""
+    first, second = jax.random.split(key)
+    return {"log_rate": log_rates(first, shape[:1]), "bias": rate_biases(second, shape)}
+
+
+def attend(
+    heads: tuple[Queries, Queries, Queries],
+    log_decay: Float[Array, "B T N *E"],
+    beta: Float[Array, "B T N"],
+    layout: TokenLayout,
+    state: DeltaState | None,
+) -> tuple[Queries, Float[Array, "B N H H"]]:
+    """Outputs of any number of tokens, and the recurrent state after them."""
+    q, k, v = heads
+    before = None if state is None else state.recurrent_state
+    if before is not None and layout.reset_state is not None:
+        before = jnp.where(layout.reset_state[:, None, None, None], 0.0, before)
+    recur = functools.partial(gated_delta_rule, scale=q.shape[3] ** -0.5, mesh_axes=op_axes(q))
+    segment_ids = None if layout.single_segment else layout.segment_ids
+    return recur(q, k, v, log_decay, beta, before, segment_ids)
+
+
+def _convolved_heads(spec: Any) -> tuple[tuple[str, int], ...]:
+    """How many heads queries, keys and values have."""
+    return ("q", spec.num_heads), ("k", spec.kv_heads), ("v", spec.kv_heads)
