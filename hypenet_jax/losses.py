@@ -8,6 +8,7 @@ import typing
 from typing import Any, NamedTuple
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Shaped
@@ -30,7 +31,7 @@ from pallas_kernels import (
 @typing.no_type_check
 @flax.struct.dataclass
 class Mean:
-    """A weighted sum over tokens and the sum of the weights; their ratio is the mean."""
+    """A weighted sum over tokens and the sum of the weights; their ratio is the mean. Of each row, they are "B"."""
 
     total: Scalar
     weight: Scalar
@@ -55,11 +56,27 @@ def next_token(hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weight
       tokens: token ids; shifted here.
       weights: loss weight of predicting each token; the first token of a row is never predicted.
     """
+    total, _, counted = _next_token(hidden, head, tokens, weights)
+    return Mean(total, jnp.sum(counted))
+
+
+def next_token_by_row(
+    hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights
+) -> Mean:
+    """`next_token` of each row by itself, without gradients."""
+    _, losses, counted = _next_token(hidden, head, tokens, weights)
+    return Mean(jnp.sum(losses * counted, axis=1), jnp.sum(counted, axis=1))
+
+
+def _next_token(
+    hidden: Hidden, head: Float[Array, "V D"], tokens: Tokens, weights: Weights
+) -> tuple[Scalar, Float[Array, "B T"], Weights]:
+    """The total, the loss of each token, and its weight."""
     targets, counted = jnp.roll(tokens, -1, axis=1), predicting(weights)
     sharded = _op_axes(tokens, head)
     sources, targets, flat_counted = _flat(sharded, hidden, targets, counted)
-    total, _ = linear_cross_entropy(sources, head, targets, flat_counted, mesh_axes=sharded)
-    return Mean(total, jnp.sum(counted))
+    total, losses = linear_cross_entropy(sources, head, targets, flat_counted, mesh_axes=sharded)
+    return total, _unflat(sharded, losses, tokens.shape), counted
 
 
 def distillation(
@@ -75,9 +92,37 @@ def distillation(
 
     Weights are those of positions, without a shift: in the official stage 2 (arXiv 2601.22156) every real one counts.
     """
+    pair = (student, student_head, teacher, teacher_head)
+    total, _ = _divergences(*pair, weights, temperature=temperature)
+    return Mean(total, jnp.sum(weights))
+
+
+def distillation_by_row(
+    student: Hidden,
+    student_head: Float[Array, "V D"],
+    teacher: Float[Array, "B T E"],
+    teacher_head: Float[Array, "V E"],
+    weights: Weights,
+) -> Mean:
+    """`distillation` of each row by itself at temperature 1, without gradients."""
+    pair = (student, student_head, teacher, teacher_head)
+    _, losses = _divergences(*pair, weights, temperature=1.0)
+    return Mean(jnp.sum(losses * weights, axis=1), jnp.sum(weights, axis=1))
+
+
+def _divergences(
+    student: Hidden,
+    student_head: Float[Array, "V D"],
+    teacher: Float[Array, "B T E"],
+    teacher_head: Float[Array, "V E"],
+    weights: Weights,
+    *,
+    temperature: float,
+) -> tuple[Scalar, Float[Array, "B T"]]:
+    """The weighted total, and KL of each token."""
     sharded = _op_axes(weights, student_head)
     flat_student, flat_teacher, counted = _flat(sharded, student, teacher, weights)
-    total, _ = linear_kl(
+    total, losses = linear_kl(
         flat_student,
         student_head,
         flat_teacher,
@@ -86,7 +131,7 @@ def distillation(
         temperature=temperature,
         mesh_axes=sharded,
     )
-    return Mean(total, jnp.sum(weights))
+    return total, _unflat(sharded, losses, weights.shape)
 
 
 class Distilled(NamedTuple):
@@ -162,6 +207,15 @@ def _flat(sharded: MeshAxes, *arrays: Shaped[Array, "B T ..."]) -> list[Any]:
     return on_each_device(merge, *specs)(*arrays)
 
 
+def _unflat(
+    sharded: MeshAxes, tokens: Float[Array, "N"], shape: tuple[int, ...]
+) -> Float[Array, "B T"]:
+    """Undoes `_flat`."""
+    rows, length = shape[0] // num_shards(sharded.batch), shape[1] // num_shards(sharded.sequence)
+    specs = PartitionSpec(sharded.tokens), PartitionSpec(sharded.batch, sharded.sequence)
+    return on_each_device(lambda own: own.reshape(rows, length), *specs)(tokens)
+
+
 def squared_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     """Sum over tokens of the mean square over the width of imitation - target."""
     return Mean(jnp.sum(_per_token(imitation, target) * weights), jnp.sum(weights))
@@ -194,6 +248,11 @@ def relative_gap(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
     centre = jnp.sum(wide * real, axis=(0, 1), keepdims=True) / count
     variance = jnp.sum(jnp.mean(jnp.square(wide - centre), axis=-1) * weights)
     return Mean(squared_gap(imitation, target, weights).total, variance)
+
+
+def relative_gap_by_row(imitation: Hidden, target: Hidden, weights: Weights) -> Mean:
+    """`relative_gap` of each row by itself."""
+    return jax.vmap(lambda *row: relative_gap(*(x[None] for x in row)))(imitation, target, weights)
 
 
 def real_tokens(segment_ids: SegmentIds) -> Weights:

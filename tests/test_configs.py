@@ -346,6 +346,20 @@ def test_every_stage_but_select_needs_a_training_section_and_a_teacher():
     assert made.teacher_folder is None
 
 
+@pytest.mark.parametrize("size", ["2b", "5b", "9b"])
+def test_every_way_to_select_layers_can_be_set_on_the_command_line(size):
+    scores = f"configs/halo_{size}/scores.jsonl"
+    budget = "--method.decode-tokens 131072 --method.decode-bytes 20000000000"
+    for words, said in (
+        ("--method.rule kl --method.measure --method.resamples 0", {"rule": "kl", "measure": ()}),
+        (f"--method.scores {scores} --method.rule jet", {"scores": scores, "rule": "jet"}),
+        (f"--method.keep None {budget}", {"keep": None, "decode_bytes": 20_000_000_000}),
+        ("--method.rule explicit --method.keep None --method.layers 3 1", {"layers": (3, 1)}),
+    ):
+        method = load(f"configs/halo_{size}/select.py", StageConfig, words.split()).method
+        assert {name: getattr(method, name) for name in said} == said
+
+
 def test_two_stages_of_one_name_are_refused():
     config = load("configs/halo_2b/halo.py", HaloConfig)
     with pytest.raises(ConfigError, match="share a name"):

@@ -8,13 +8,17 @@ import pytest
 from hypenet_jax.losses import (
     Mean,
     distillation,
+    distillation_by_row,
     next_token,
+    next_token_by_row,
     norm_gap,
     predicting,
     real_tokens,
     relative_gap,
+    relative_gap_by_row,
     squared_gap,
 )
+from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 
 B, T, D, E, V = 2, 5, 8, 6, 11
 GAPS = (squared_gap, norm_gap, relative_gap)
@@ -144,3 +148,37 @@ def test_a_mean_of_nothing_is_zero():
 
 def test_every_token_of_a_document_is_real():
     np.testing.assert_array_equal(real_tokens(jnp.asarray([[0, 1, 1, 7]])), [[0.0, 1.0, 1.0, 1.0]])
+
+
+@pytest.mark.parametrize("mesh_config", [None, MeshConfig(fsdp=2, sequence=2, tensor=2)])
+def test_losses_by_row_are_those_of_each_row_alone_on_any_mesh(draw, mesh_config):
+    hidden, head, teacher, teacher_head = draw(2, 6, D), draw(12, D), draw(2, 6, E), draw(12, E)
+    tokens = jnp.arange(12).reshape(2, 6)
+    weights = jnp.asarray([[0, 1, 1, 2, 0, 0], [0, 1, 0, 0, 0, 1]], jnp.float32)
+    mesh = mesh_config and make_mesh(mesh_config)
+
+    def by_row(hidden, teacher):
+        read = next_token_by_row(hidden, head, tokens, weights)
+        return read, distillation_by_row(hidden, head, teacher, teacher_head, weights)
+
+    with on_mesh(mesh):
+        found = jax.jit(by_row)(hidden, teacher)
+    for r in range(2):
+        row = slice(r, r + 1)
+        pair = hidden[row], head, teacher[row], teacher_head
+        alone = (
+            next_token(hidden[row], head, tokens[row], weights[row]),
+            distillation(*pair, weights[row], temperature=1.0),
+        )
+        for rows, mean in zip(found, alone, strict=True):
+            assert float(rows.total[r]) == pytest.approx(float(mean.total), rel=1e-5)
+            assert float(rows.weight[r]) == float(mean.weight)
+
+
+def test_relative_gaps_by_row_are_those_of_each_row_alone(draw, weights):
+    imitation, target = draw(B, T, D), draw(B, T, D)
+    found = jax.jit(relative_gap_by_row)(imitation, target, weights)
+    for r in range(B):
+        row = slice(r, r + 1)
+        alone = relative_gap(imitation[row], target[row], weights[row])
+        np.testing.assert_allclose(found.value()[r], alone.value(), rtol=1e-6)

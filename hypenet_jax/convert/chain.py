@@ -15,8 +15,13 @@ from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.fits import Fits
 from hypenet_jax.convert.inputs import Inputs, first_batches, open_inputs
 from hypenet_jax.convert.programs import student_config
-from hypenet_jax.convert.provenance import is_done, provenance_of, teacher_fingerprint
-from hypenet_jax.convert.selection import LayerScores
+from hypenet_jax.convert.provenance import (
+    files_fingerprint,
+    is_done,
+    provenance_of,
+    teacher_fingerprint,
+)
+from hypenet_jax.convert.selection import Sweep, measure, placed_rows
 from hypenet_jax.convert.training import train
 from hypenet_jax.evals.conversion import tokens_read
 from hypenet_jax.evals.runner import evaluate
@@ -44,7 +49,7 @@ def convert(
     Args:
       only: run this stage alone ("evaluation" is the last one).
       start: skip the stages before this one; what they left is still checked by the stages that need it.
-      stop: called after every training step, every layer of a selection, every kernel fitted in closed form and before
+      stop: called after every training step, every model of a selection, every kernel fitted in closed form and before
         every part of the evaluation; True saves what is to save and raises Preempted.
     Returns:
       Whether every required check of the evaluation holds; True where there is none.
@@ -81,7 +86,8 @@ def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step:
         return
     inputs = open_inputs(config)
     parent, text = inputs.weights.fingerprint, inputs.prepared.text_fingerprint
-    provenance = provenance_of(config, parent, teacher_fingerprint(config), text)
+    teacher, files = teacher_fingerprint(config), files_fingerprint(config)
+    provenance = provenance_of(config, parent, teacher, text, files)
     with contextlib.closing(Fits(inputs, provenance, stop)) as fits:
         work = Work(
             models=inputs.models,
@@ -91,7 +97,9 @@ def run_stage(config: StageConfig, *, stop: Callable[[int], bool] = lambda step:
             batches=functools.partial(first_batches, inputs),
             train=functools.partial(train, inputs, provenance, stop),
             fit=fits,
-            score=LayerScores(inputs, provenance, stop),
+            heldout=functools.partial(placed_rows, inputs),
+            measure=functools.partial(measure, inputs),
+            keep=Sweep(inputs, provenance, stop),
         )
         params = config.method.run(work)
     _export(inputs, params)

@@ -11,7 +11,7 @@ from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.halo.method import Models, TrainedMethod
-from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.selection.chosen import read_selection
 from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder

@@ -18,8 +18,8 @@ from hypenet_jax.train.provenance import Provenance, check_provenance
 from hypenet_jax.train.stage_output import read_stage_output
 from hypenet_jax.weights.shards import find_tensors
 
-# Beside the settings in what a stage writes: the fingerprints of the teacher and of the text that it read.
-TEACHER, TEXT = "teacher_weights", "text_fingerprint"
+# Beside the settings in what a stage writes: the fingerprints of the teacher, the text and the files that it read.
+TEACHER, TEXT, FILES = "teacher_weights", "text_fingerprint", "files_fingerprint"
 
 # What may change between two starts of one stage: where things lie, and how often they are saved.
 RESUMABLE_FIELDS = (
@@ -34,10 +34,15 @@ RESUMABLE_FIELDS = (
 
 
 def provenance_of(
-    config: StageConfig, parent: str | None, teacher: str | None, text: str | None
+    config: StageConfig,
+    parent: str | None,
+    teacher: str | None,
+    text: str | None,
+    files: str | None = None,
 ) -> Provenance:
-    """The settings of a stage, the weights that it starts from, and those of its teacher and text."""
-    settings = {**resolved(config), TEACHER: teacher, TEXT: text}
+    """The settings of a stage, and fingerprints: of the weights that it starts from, its teacher, text and files."""
+    read = {} if files is None else {FILES: files}
+    settings = {**resolved(config), TEACHER: teacher, TEXT: text, **read}
     return Provenance(config.name, settings, parent, RESUMABLE_FIELDS)
 
 
@@ -61,8 +66,20 @@ def is_done(config: StageConfig) -> bool:
     if (pathlib.Path(config.data.corpus.folder) / "manifest.json").is_file():
         text = open_prepared(config.data.corpus.folder).text_fingerprint
     teacher = teacher_fingerprint(config) or written["config"].get(TEACHER)
-    check_provenance(written, provenance_of(config, parent, teacher, text), final)
+    files = files_fingerprint(config) or written["config"].get(FILES)
+    check_provenance(written, provenance_of(config, parent, teacher, text, files), final)
     return True
+
+
+def files_fingerprint(config: StageConfig) -> str | None:
+    """Hash over the files that the method reads, all of a folder; None where it reads none, or one is gone."""
+    paths = [pathlib.Path(name) for name in config.method.files]
+    if not paths or not runtime.broadcast(all(path.exists() for path in paths)):
+        return None
+    found: list[pathlib.Path] = []
+    for path in paths:
+        found += sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return runtime.broadcast(_hash_of(found) if jax.process_index() == 0 else None)
 
 
 def teacher_fingerprint(config: StageConfig) -> str | None:

@@ -77,6 +77,28 @@ PRESENTATIONS = (
         kind="bars",
         label="importance",
     ),
+    _recorded(
+        metric="selection_steps",
+        title="Softmax layers one after another",
+        note="KL to the teacher, in nats, of the refitted student once each layer was restored, from left to right.",
+        kind="bars",
+        label="KL, nats",
+    ),
+    _recorded(
+        metric="selection_kept",
+        title="How sure the choice of layers is",
+        note="Share of {counts} draws of the questions with replacement in which a layer is kept.",
+        kind="bars",
+        unit="share",
+        label="share of draws",
+    ),
+    _recorded(
+        metric="selection_rank",
+        title="The rank of each layer",
+        note="1 keeps softmax attention first; 95\u00a0% of the ranks in {counts} draws lie in the interval.",
+        kind="bars",
+        label="rank",
+    ),
     _recorded(metric="tokens", title="Training tokens", unit="count", kind="list"),
 )
 
@@ -117,9 +139,10 @@ class ConversionEvaluator(Evaluator):
           and, of its evaluations, "heldout_loss" and what they told of each layer ("heldout_alignment_error",
           "heldout_hidden_gap", "gate_openness", "state_norm"); "alignment_error" of each layer at the first and the
           last step, "alignment_error_drop" and "alignment_error_worst" of stage 1;
-          "mixer_fit_error" and "mlp_fit_error" of what was fitted in closed form; "selection_retrieval",
-          "selection_commonsense" and "selection_importance" of each layer of a selection, and "softmax_layer" of each
-          layer that it keeps.
+          "mixer_fit_error" and "mlp_fit_error" of what was fitted in closed form; "selection_importance" of each layer
+          of a selection, "selection_retrieval" and the like of each kind of scores, "selection_rank" and
+          "selection_kept" of its confidence, "selection_steps" of a greedy search, and "softmax_layer" of each layer
+          that it keeps.
         """
         folder, report = pathlib.Path(self.run_dir), Report()
         files = [file for name in RECORDS for file in folder.glob(f"*/{name}")]
@@ -231,12 +254,32 @@ def selection_rows(file: pathlib.Path) -> Report:
     selection, stage = json.loads(file.read_text(encoding="utf-8")), file.parent.name
     kept = selection["softmax_layers"]
     rows = [Row("softmax_layer", stage, float(i), 1, label=f"layer {i}") for i in kept]
-    for score in ("retrieval", "commonsense", "importance"):
-        for layer, value in enumerate(map(float, selection[score])):
+    for layer, kl in selection.get("steps", ()):
+        rows.append(Row("selection_steps", stage, float(kl), 1, label=f"layer {layer}"))
+    # Older versions wrote two kinds of scores beside the importance.
+    older = ("retrieval", "commonsense")
+    scores = selection.get("scores") or {k: selection[k] for k in older if k in selection}
+    columns = {**scores, "importance": selection.get("importance")}
+    count, intervals = 1, {}
+    if sure := selection.get("confidence"):
+        columns |= {"rank": _ranks(selection["importance"]), "kept": sure["kept"]}
+        count = sure["resamples"]
+        intervals["rank"] = list(zip(sure["rank_low"], sure["rank_high"], strict=True))
+    for score, layers in columns.items():
+        for layer, value in enumerate(layers or ()):
             becomes = "keeps softmax attention" if layer in kept else "becomes recurrent"
-            label = f"layer {layer}"
-            rows.append(Row(f"selection_{score}", stage, value, 1, label=label, task=becomes))
+            own: dict[str, Any] = {"label": f"layer {layer}", "task": becomes}
+            if score in intervals:
+                own["low"], own["high"] = map(float, intervals[score][layer])
+            drawn = count if score in ("rank", "kept") else 1
+            rows.append(Row(f"selection_{score}", stage, float(value), drawn, **own))
     return Report(tuple(rows))
+
+
+def _ranks(importance: Sequence[float]) -> list[int]:
+    """From 1, the most important; of equal layers the deeper comes first, as in the selection."""
+    order = sorted(range(len(importance)), key=lambda i: (importance[i], i), reverse=True)
+    return [order.index(layer) + 1 for layer in range(len(importance))]
 
 
 RECORDS: Mapping[str, Callable[[pathlib.Path], Report]] = {

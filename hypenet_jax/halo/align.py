@@ -2,7 +2,7 @@
 
 One pass of the teacher serves all layers: each student mixer gets the input of its teacher layer (the teacher's own
 normed stream, with its positions) and is compared with the output of that layer; nothing of it enters the next layer.
-Source: arXiv 2601.22156, hidden-state alignment; the ridge start is ours (`halo/ridge.py`).
+Source: arXiv 2601.22156, hidden-state alignment; the ridge start is ours (`halo/closed_form/ridge.py`).
 """
 
 import dataclasses
@@ -16,16 +16,15 @@ import tyro
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.closed_form.ridge import ridge_start
+from hypenet_jax.halo.imitation import imitate
 from hypenet_jax.halo.method import AbstractParams, Models, TrainedMethod, Weights, Work
-from hypenet_jax.halo.ridge import ridge_start
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import Mean, norm_gap, real_tokens, relative_gap, squared_gap
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, layers_flops
-from hypenet_jax.model.decoder import Decoder, Tap
-from hypenet_jax.model.layers import Initialization, unroll_layers
+from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.model.mixers import MixerSpec
 from hypenet_jax.model.stacking import unstack_layers
-from hypenet_jax.model.token_layout import layout_tokens
 from hypenet_jax.train.stage import Stage
 
 
@@ -37,7 +36,7 @@ class AlignConfig(TrainedMethod):
       loss: "mse", mean square over layers, tokens and width; or "l2norm", mean norm over layers and tokens / sqrt(D).
       ridge_batches: so many first batches of the text, before those of training, give the output projections in closed
         form (`ridge_start`); 0 starts from the teacher's, as published.
-      ridge: strength of that regression; see `halo/regression.py`.
+      ridge: strength of that regression; see `halo/closed_form/regression.py`.
     """
 
     reads_teacher: ClassVar[bool] = True
@@ -107,26 +106,3 @@ def align_stage(config: AlignConfig, teacher: Decoder, spec: MixerSpec) -> Stage
         return Mean(total, gaps[0].weight), jax.lax.stop_gradient(relative)
 
     return Stage("align", loss, trainable=lambda path: True)
-
-
-def imitate(
-    spec: MixerSpec, student: Params, teacher: Decoder, taps: Tap, batch: Batch
-) -> jax.Array:
-    """Outputs of every student mixer, "L B T D", for the inputs of its teacher mixer: one scan over the layers."""
-    mixer = spec.module(
-        d_model=teacher.config.d_model,
-        norm_eps=teacher.config.norm_eps,
-        start=Initialization(),
-        dtype=teacher.dtype,
-    )
-    rows, time = batch.tokens.shape
-    layout, _ = layout_tokens(rows, time, batch.positions, batch.segment_ids, None)
-
-    def one(carry: None, layer: tuple[Params, jax.Array]) -> tuple[None, jax.Array]:
-        params, inputs = layer
-        outputs, _ = mixer.apply({"params": params}, inputs, layout, None)
-        return carry, outputs
-
-    unroll = teacher.config.num_layers if unroll_layers() else 1
-    _, outputs = jax.lax.scan(one, None, (student["mixers"], taps.inputs), unroll=unroll)
-    return outputs

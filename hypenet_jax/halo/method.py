@@ -6,15 +6,17 @@ What needs checkpoints, folders and meshes is handed in: decoders as `Models`, a
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from hypenet_jax.axes import Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.selection.scores import Kind, Measure, Score
 from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec
 from hypenet_jax.model.cost import WITH_GRADIENTS, Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder, init_params, logical_axes
@@ -128,6 +130,15 @@ class Fit(Protocol):
         ...
 
 
+@runtime_checkable
+class Keep(Protocol):
+    """Scores of one model after another, each measured once and kept."""
+
+    def __call__(self, model: str, measure: Measure) -> Sequence[Score]:
+        """What `measure` returns, or returned in an earlier call that was cut off."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
     """What the chain lends to a running stage.
@@ -139,8 +150,9 @@ class Work:
       batches: so many first batches of the stage's text, on the mesh.
       train: the loop.
       fit: keeps what is fitted in closed form.
-      score: (number, decoder, params, rows) to (retrieval, log-likelihood) of model `number` on so many held-out rows;
-        each is scored once and kept.
+      heldout: so many held-out rows, as batches on the mesh.
+      measure: (kind, decoder, params, rows) to scores of so many held-out rows and their weights.
+      keep: keeps what models of a sweep were scored.
     """
 
     models: Models
@@ -150,7 +162,9 @@ class Work:
     batches: Callable[[int], list[Batch]]
     train: Train
     fit: Fit
-    score: Callable[[int, Any, Params, int], tuple[float, float]]
+    heldout: Callable[[int], Iterable[Batch]]
+    measure: Callable[[Kind, Any, Params, int], tuple[np.ndarray, np.ndarray]]
+    keep: Keep
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +179,11 @@ class Method(abc.ABC):
     reads_teacher: ClassVar[bool]
 
     start_from: str | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files and folders, beside text and weights, on whose content the result depends."""
+        return ()
 
     def parent(self, models: Models) -> AbstractParams:
         """What `start_from` must have left: the whole student, unless a method says otherwise."""

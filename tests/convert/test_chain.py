@@ -16,7 +16,7 @@ from hypenet_jax.convert import convert
 from hypenet_jax.convert.inputs import load_teacher, open_inputs
 from hypenet_jax.convert.programs import models_of, student_config
 from hypenet_jax.convert.provenance import teacher_fingerprint
-from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.selection.chosen import read_selection
 from hypenet_jax.model.config import with_logit_scale
 from hypenet_jax.model.hype import LogLengthScale
 from hypenet_jax.model.stacking import unstack_layers

@@ -1,27 +1,35 @@
 """A conversion asked to stop outside of training, and one whose earlier stages or teacher are not what they were."""
 
 import dataclasses
+import itertools
 import logging
 import pathlib
 import shutil
 import sys
 
+import chex
 import jax
+import numpy as np
 import pytest
 from tiny_chain import evaluation
 
 from hypenet_jax.convert import convert
 from hypenet_jax.convert.inputs import open_inputs
 from hypenet_jax.convert.provenance import TEXT, provenance_of, teacher_fingerprint
+from hypenet_jax.convert.selection import heldout_rows, measure
 from hypenet_jax.data import prepare
+from hypenet_jax.data.loader import heldout_batches
 from hypenet_jax.evals import EvalModel
-from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.selection.chosen import read_selection
+from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.errors import CheckpointError, Preempted
 from hypenet_jax.train.provenance import Provenance
 from hypenet_jax.train.stage_output import load_params, save_params
 from hypenet_jax.weights import load_hf
 
 pytestmark = pytest.mark.brief
+
+OTHER = MeshConfig(data=4, fsdp=2)  # all eight are fsdp where nothing is said
 
 # What is asked of the first candidate does not matter: it is not reached.
 
@@ -32,18 +40,34 @@ def test_a_selection_that_was_stopped_goes_on_after_the_layers_it_had_scored(
     shutil.rmtree(copy.stage("select").folder)
     with pytest.raises(Preempted, match="stopped after layer 0 of select; its scores are kept"):
         convert(copy, only="select", stop=lambda layer: True)
-    module, scored = sys.modules["hypenet_jax.convert.selection"], []
-    real = module._score
-    monkeypatch.setattr(module, "_score", lambda *args: scored.append(args) or real(*args))
+    module, scored = sys.modules["hypenet_jax.convert.chain"], []
+    real = module.measure
+    monkeypatch.setattr(module, "measure", lambda *args: scored.append(args[1]) or real(*args))
+    stages = tuple(dataclasses.replace(stage, mesh=OTHER) for stage in copy.stages)
     with caplog.at_level(logging.INFO, "hypenet_jax"):
-        convert(copy, only="select")
-    assert len(scored) == 1
+        convert(dataclasses.replace(copy, stages=stages), only="select")
+    assert scored == ["retrieval", "commonsense"]
     assert "select: going on after layer 0, fingerprint holds" in caplog.text
     again, before = (
         read_selection(config.stage("select").folder / "selection.json")
         for config in (copy, done.config)
     )
-    assert again == before
+    assert again.softmax_layers == before.softmax_layers
+    for kind, layers in before.scores.items():
+        assert again.scores[kind] == pytest.approx(layers, rel=1e-5)
+
+
+def test_rows_of_a_sweep_are_spread_over_more_devices_than_a_batch_has_rows(copy):
+    run = copy.stage("select")
+    inputs = open_inputs(run)
+    few = dataclasses.replace(run, data=dataclasses.replace(run.data, sequences_per_step=3))
+    inputs = dataclasses.replace(inputs, config=few)
+    (batch,) = heldout_rows(inputs, 7)
+    assert batch.tokens.shape == (8, 16)
+    wanted = itertools.islice(heldout_batches(inputs.prepared, 16, 3, True), 2)
+    whole = jax.tree.map(lambda *parts: np.concatenate(parts), *wanted)
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:6], batch), whole)
+    assert not any(leaf[6:].any() for leaf in jax.tree.leaves(batch))
 
 
 def test_scores_of_another_sweep_are_refused(copy):
@@ -73,9 +97,13 @@ def test_text_without_a_catalogue_is_scored_by_codes_stated_in_words(copy, tmp_p
         prepared=prepare.prepare(corpus),
     )
     model = EvalModel("teacher", *load_hf(run.teacher_folder))
-    retrieved, likelihood = sys.modules["hypenet_jax.convert.selection"]._score(inputs, model, 4)
-    assert 0.0 <= retrieved < 0.5  # it never saw a code
-    assert -10.0 < likelihood < 0.0
+    found, by = measure(inputs, "retrieval", model.decoder, model.params, 4)
+    assert (len(found), set(by)) == (4, {1.0})
+    assert 0.0 <= found.mean() < 0.5  # it never saw a code
+    likelihoods, tokens = measure(inputs, "commonsense", model.decoder, model.params, 8)
+    assert len(likelihoods) == 8
+    assert (tokens > 200).all()
+    assert -10.0 < likelihoods.mean() < 0.0
 
 
 def test_an_evaluation_that_is_asked_to_stop_says_that_the_same_command_goes_on(copy):

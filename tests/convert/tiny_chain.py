@@ -91,6 +91,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path, teacher: ModelConfig = TEAC
             export=export,
         )
 
+    select = SelectConfig(start_from="align", keep=1, rows=16, eps=0.01, resamples=50)
     start = FinetuneConfig(start_from=None, start=Initialization(std=0.2, embedding_std=0.5))
     first = data(LENGTH, 0)
     second = data(LENGTH, tokens_after(first, 3))
@@ -101,7 +102,7 @@ def chain(text: pathlib.Path, run_dir: pathlib.Path, teacher: ModelConfig = TEAC
         stages=(
             run(start, "teacher", first, steps=3, export="float32"),
             run(AlignConfig(), "align", second),
-            run(SelectConfig(start_from="align", keep=1, rows=16, eps=0.01), "select", second),
+            run(select, "select", second),
             run(DistillConfig(start_from="align"), "distill", third, selected),
             run(FinetuneConfig(start_from="distill"), "finetune", last, selected, export="float32"),
         ),

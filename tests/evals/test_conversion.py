@@ -88,6 +88,27 @@ def test_errors_of_closed_form_fits_are_told_before_and_after(report):
         assert [(row.label, row.value) for row in rows] == [("layer 0", error), ("layer 1", error)]
 
 
+def test_the_confidence_of_a_selection_is_told_by_layer(tmp_path):
+    sure = {"resamples": 9, "rank_low": [1, 1], "rank_high": [2, 1.5], "kept": [0.25, 0.75]}
+    scores = {"kl": [0.5, 0.2]}
+    chosen = {"softmax_layers": [1], "importance": [0.0, 0.3], "confidence": sure, "scores": scores}
+    write(tmp_path / "select" / "selection.json", chosen)
+    placed = {"softmax_layers": [0], "importance": None, "confidence": None, "scores": {}}
+    write(tmp_path / "even" / "selection.json", placed)
+    session = Session(model="", seed=0, folder=tmp_path, key="")
+    report = ConversionEvaluator(run_dir=str(tmp_path)).compare((), session)
+    ranks = report.select("selection_rank", "select").rows
+    assert [(row.value, row.interval) for row in ranks] == [(2, (1, 2)), (1, (1, 1.5))]
+    kept = report.select("selection_kept").rows
+    assert [(row.value, row.count, row.model) for row in kept] == [
+        (0.25, 9, "select"),
+        (0.75, 9, "select"),
+    ]
+    assert [row.value for row in report.select("selection_kl").rows] == [0.5, 0.2]
+    assert report.value("softmax_layer", "even") == 0
+    assert not report.select("selection_importance", "even").rows
+
+
 def test_several_selections_are_told_apart(report, tmp_path):
     told = dict(ConversionEvaluator(run_dir=str(tmp_path)).summary(report))
     assert told == {

@@ -12,7 +12,7 @@ from hypenet_jax.evals.language import predictions
 from hypenet_jax.evals.language.predictions import likelihoods
 from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.retrieval.passkey import PasskeyEvaluator
-from hypenet_jax.halo.select import SweptDecoder, swept_params
+from hypenet_jax.halo.selection.swept import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.model.config import ModelConfig, aligned_spec
 from hypenet_jax.model.decoder import Decoder, Output, init_params
@@ -87,7 +87,7 @@ def test_a_layer_that_is_swept_reads_codes_like_any_model_and_long_rows_whole(mo
     teacher, key = Decoder(config, jnp.float32), jax.random.key(0)
     params, spec = init_params(teacher, key), aligned_spec(config)
     mixers = transfer_mixers(config, unstack_layers(params), spec, key)
-    swept = EvalModel("swept", SweptDecoder(teacher, spec), swept_params(params, mixers, -1))
+    swept = EvalModel("swept", SweptDecoder(teacher, spec), swept_params(params, mixers, ()))
     rows = [*np.random.default_rng(0).integers(0, 40, (2, 25))]
     found, expected = (
         dict(likelihoods(model, rows, (3, 5), width=24))

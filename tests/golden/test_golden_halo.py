@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from hypenet_jax.data.batch import Batch
-from hypenet_jax.halo.align import AlignConfig, align_stage, imitate
+from hypenet_jax.halo.align import AlignConfig, align_stage
+from hypenet_jax.halo.imitation import imitate
 from hypenet_jax.halo.transfer import transfer_mixers
 from hypenet_jax.losses import distillation, squared_gap
 from hypenet_jax.model.config import aligned_spec
@@ -131,10 +132,10 @@ def test_distillation_has_the_official_loss_and_gradient(golden):
 
 
 def test_published_scores_give_the_published_importances_and_layers():
-    select = pytest.importorskip("hypenet_jax.halo.select")
+    rules = pytest.importorskip("hypenet_jax.halo.selection.rules")
     scores = golden_recipe.layer_scores()
     column = lambda name: np.asarray([layer[name] for layer in scores["layers"]])  # noqa: E731
-    importance = select.halo_importance(column("retrieval_average"), column("commonsense_average"))
+    importance = rules.halo_importance(column("retrieval_average"), column("commonsense_average"))
     np.testing.assert_allclose(importance, column("importance"), rtol=1e-9)
-    layers = select.keep_layers(importance, scores["n_attention_layers"])
+    layers = rules.keep_layers(importance, scores["n_attention_layers"])
     assert layers == HYPENET_2B_SOFTMAX_LAYERS

@@ -131,6 +131,14 @@ def batch() -> Batch:
 
 
 @pytest.fixture
+def rows(batch):
+    """Four rows: two documents and padding, one document, and both once more in another order of tokens."""
+    both = jax.tree.map(lambda leaf: leaf[:2], batch)
+    other = both.replace(tokens=jnp.where(both.segment_ids > 0, (3 * both.tokens + 1) % 30, 0))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), both, other)
+
+
+@pytest.fixture
 def whole(batch: Batch) -> Batch:
     """The second row three times: no padding."""
     return jax.tree.map(lambda leaf: jnp.stack([leaf[1]] * 3), batch)
@@ -198,7 +206,9 @@ def work_with(teacher: Model, mixers: Any, stage_one: Any, tmp_path: pathlib.Pat
             "batches": lambda count: placed[:count],
             "train": lambda start=None, first_batch=0: pytest.fail("it trains nothing"),
             "fit": lambda number, count, kernel, solve: solve()[0],
-            "score": lambda *model: pytest.fail("it scores nothing"),
+            "heldout": lambda rows: placed,
+            "measure": lambda *model: pytest.fail("it measures nothing"),
+            "keep": lambda model, measure: measure(),
         }
         return Work(**{**lent, **fields})
 

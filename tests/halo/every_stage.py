@@ -11,7 +11,7 @@ from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import Models
-from hypenet_jax.halo.select import SweptDecoder, swept_params
+from hypenet_jax.halo.selection.swept import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import transfer, transfer_mixers, with_mixers
 from hypenet_jax.model.config import MixerOptions, ModelConfig
 from hypenet_jax.model.decoder import Decoder
@@ -55,7 +55,7 @@ def go_through_every_stage(
         cross_entropy, _ = finetune.loss(stacked, None, batch)
         losses = jnp.stack([gap, kl.value(), cross_entropy.value()])
         text = (batch.tokens, batch.positions, batch.segment_ids)
-        swept = {"params": swept_params(teacher, mixers, 0)}
+        swept = {"params": swept_params(teacher, mixers, (0,))}
         return losses, gradients, SweptDecoder(models.teacher, spec).apply(swept, *text), student
 
     losses, gradients, swept, student = run(single)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from every_stage import go_through_every_stage
 
-from hypenet_jax.halo.select import SweptDecoder, swept_params
+from hypenet_jax.halo.selection.swept import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import transfer_mixers, with_mixers
 from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, aligned_spec, hypenet
 from hypenet_jax.model.decoder import Decoder
@@ -71,7 +71,7 @@ def test_a_sweep_replaces_layers_of_any_group(batch):
 
     @jax.jit
     def run(params):
-        swept = swept_params(stack_layers(params, config), mixers, 1)
+        swept = swept_params(stack_layers(params, config), mixers, (1,))
         wanted = stack_layers(with_mixers(params, last, mixers), last)
         decoders = SweptDecoder(Decoder(config, jnp.float32), spec), Decoder(last, jnp.float32)
         trees = swept, wanted

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from every_stage import go_through_every_stage
 
+from hypenet_jax.halo.closed_form.ridge import ridge_start
 from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.halo.refit import RefitConfig
-from hypenet_jax.halo.ridge import ridge_start
 from hypenet_jax.halo.transfer import transfer
 from hypenet_jax.model.config import MixerOptions, hypenet
 from hypenet_jax.model.decoder import Decoder

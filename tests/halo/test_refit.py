@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.refit import RefitConfig, _start
+from hypenet_jax.halo.closed_form.student_fit import neutral_student
+from hypenet_jax.halo.refit import RefitConfig
 from hypenet_jax.halo.transfer import with_neutral_gates
 from hypenet_jax.model.stacking import stack_layers, unstack_layers
 from hypenet_jax.sharding import MeshConfig, on_mesh
@@ -14,14 +15,6 @@ pytestmark = [pytest.mark.extended, pytest.mark.brief]
 
 REFIT = RefitConfig(start_from="align", batches=1)
 MIXED = {"devices": 8, "mesh_config": MeshConfig(fsdp=2, sequence=2, tensor=2)}
-
-
-@pytest.fixture
-def rows(batch):
-    """Four rows: two documents and padding, one document, and both once more in another order of tokens."""
-    both = jax.tree.map(lambda leaf: leaf[:2], batch)
-    other = both.replace(tokens=jnp.where(both.segment_ids > 0, (3 * both.tokens + 1) % 30, 0))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), both, other)
 
 
 def gap(work, teacher, params, batch):
@@ -42,7 +35,7 @@ def test_errors_fall_in_every_sublayer_and_the_student_nears_its_teacher(teacher
 
     work = work_with([rows], fit=fit)
     with on_mesh(work.mesh):
-        start = stack_layers(_start(work), work.models.student.config)
+        start = stack_layers(neutral_student(work, work.models), work.models.student.config)
     refitted = REFIT.run(work)
     assert gap(work, teacher, refitted, rows) < 0.5 * gap(work, teacher, start, rows)
     assert [(number, count) for number, count, _ in seen] == [(i, 4) for i in range(4)]
@@ -56,7 +49,7 @@ def test_errors_fall_in_every_sublayer_and_the_student_nears_its_teacher(teacher
 def test_only_output_projections_move(rows, work_with):
     work = work_with([rows])
     with on_mesh(work.mesh):
-        before = _start(work)
+        before = neutral_student(work, work.models)
     after = unstack_layers(REFIT.run(work))
     for path, leaf in jax.tree_util.tree_leaves_with_path(before):
         name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.regression import fit_kernel, relative_weights, token_sums
+from hypenet_jax.halo.closed_form.regression import fit_kernel, relative_weights, token_sums
 from hypenet_jax.sharding import MeshConfig, make_mesh, on_mesh
 from hypenet_jax.train.errors import NumericsError
 

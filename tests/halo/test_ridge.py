@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.align import AlignConfig, imitate
-from hypenet_jax.halo.ridge import ridge_start
+from hypenet_jax.halo.align import AlignConfig
+from hypenet_jax.halo.closed_form.ridge import ridge_start
+from hypenet_jax.halo.imitation import imitate
 from hypenet_jax.model.config import aligned_spec
 
 pytestmark = pytest.mark.brief

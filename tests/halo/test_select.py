@@ -1,137 +1,193 @@
-"""The choice of softmax layers: the score, the ranking, its file, and the decoder that is swept."""
+"""The stage that selects: what it has scored, what it chooses, and the decoder that is swept."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.halo.select import (
-    SelectConfig,
-    Selection,
-    SweptDecoder,
-    halo_importance,
-    keep_layers,
-    read_selection,
-    select,
-    swept_params,
-    write_selection,
-)
+from hypenet_jax.halo.refit import RefitConfig
+from hypenet_jax.halo.select import SelectConfig
+from hypenet_jax.halo.selection.budget import decode_bytes
+from hypenet_jax.halo.selection.chosen import read_selection
+from hypenet_jax.halo.selection.swept import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import with_mixers
 from hypenet_jax.model.config import aligned_spec
 from hypenet_jax.model.stacking import stack_layers
 
 pytestmark = pytest.mark.brief
 
-
-@pytest.fixture(params=range(5))
-def scores(request):
-    """Retrieval and common sense of eight layers."""
-    return np.random.default_rng(request.param).uniform(0.2, 0.9, (2, 8))
+SELECT = SelectConfig(start_from="align", keep=1, rows=3, resamples=20)
 
 
-def test_importance_lies_between_zero_and_fifty(scores):
-    importance = halo_importance(*scores)
-    assert ((importance >= 0) & (importance <= 50)).all()
+@pytest.fixture
+def swept_by(work_with):
+    """`swept_by(config, batches)`: (what was asked of each model, the selection)."""
+
+    def run(config, batches=()):
+        asked, kept = [], []
+
+        def measure(kind, decoder, params, rows):
+            replaced = np.flatnonzero(params["replaced"]).tolist()
+            asked.append((kind, replaced, rows))
+            return np.asarray([0.0, 1.0]) + len(replaced) + sum(replaced), np.asarray([1.0, 3.0])
+
+        def keep(name, measure):
+            kept.append(name)
+            return measure()
+
+        work = work_with([*batches], measure=measure, keep=keep)
+        assert config.run(work) is work.weights.parent
+        return asked, kept, read_selection(work.folder / "selection.json")
+
+    return run
 
 
-def test_importance_is_lost_retrieval_per_lost_common_sense(scores):
-    retrieval, sense = scores
-    i = int(np.argmin(sense))
-    wanted = (retrieval.max() - retrieval[i]) / (sense.max() - sense[i] + 1e-10)
-    assert halo_importance(retrieval, sense)[i] == pytest.approx(min(50, wanted))
+def test_a_stage_scores_each_layer_with_that_layer_replaced(swept_by):
+    asked, kept, selection = swept_by(SELECT)
+    kinds = ("retrieval", "commonsense")
+    assert asked == [(kind, [layer], 3) for layer in (0, 1) for kind in kinds]
+    assert kept == ["layer 0", "layer 1"]
+    assert selection.scores == {kind: (1.75, 2.75) for kind in kinds}
+    assert selection.confidence.resamples == 20
 
 
-def test_the_layer_of_best_common_sense_has_fifty(scores):
-    retrieval, sense = scores
-    best = int(np.argmax(sense))
-    retrieval[best] = retrieval.max() - 0.1
-    assert halo_importance(retrieval, sense)[best] == 50
+def test_the_rule_says_which_models_are_scored_in_what(swept_by):
+    only = dataclasses.replace(SELECT, measure=())
+    asked, kept, selection = swept_by(dataclasses.replace(only, rule="jet"))
+    assert asked == [("retrieval", layers, 3) for layers in ([0], [1], [])]
+    assert selection.teacher == {"retrieval": 0.75}
+    asked, kept, _ = swept_by(dataclasses.replace(only, rule="kl"))
+    assert asked == [("kl", layers, 3) for layers in ([1], [0])]  # all others are replaced
+    assert kept == ["layer 0 restored", "layer 1 restored"]
 
 
-def test_the_layer_of_best_retrieval_has_zero_even_with_best_common_sense(scores):
-    retrieval, sense = scores
-    best = int(np.argmax(sense))
-    retrieval[best] = 1.0
-    assert halo_importance(retrieval, sense)[best] == 0
+def test_by_mse_the_layer_that_was_imitated_worst_is_kept(swept_by, batch):
+    config = dataclasses.replace(SELECT, rule="mse", measure=())
+    asked, kept, selection = swept_by(config, [batch])
+    assert (asked, kept) == ([], ["imitations"])
+    errors = np.asarray(selection.importance)
+    assert selection.softmax_layers == (int(np.argmax(errors)),)
+    assert (errors > 0.1).all()
 
 
-def test_importance_does_not_change_when_all_scores_shift(scores):
-    retrieval, sense = scores
-    shifted = halo_importance(retrieval + 3.0, sense - 5.0, eps=0.01)
-    np.testing.assert_allclose(shifted, halo_importance(retrieval, sense, eps=0.01), rtol=1e-9)
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"rule": "uniform"}, (1,)),
+        ({"rule": "uniform", "keep": 2}, (0, 1)),
+        ({"rule": "explicit", "keep": None, "layers": (1, 0)}, (0, 1)),
+    ],
+)
+def test_layers_that_are_placed_need_no_scores(swept_by, fields, layers):
+    asked, kept, selection = swept_by(dataclasses.replace(SELECT, **fields))
+    assert (asked, kept) == ([], [])
+    assert (selection.rule, selection.softmax_layers) == (fields["rule"], layers)
+    assert selection.importance is None
 
 
-def test_a_larger_eps_lowers_every_importance(scores):
-    assert (halo_importance(*scores, eps=0.1) <= halo_importance(*scores, eps=0.01)).all()
+def test_scores_of_a_file_are_ranked_without_a_sweep(swept_by, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    line = {"kind": "commonsense", "task": "t"}
+    scores = [{**line, "layer": i, "scores": [-1.0, -1.5 - i]} for i in (0, 1)]
+    path.write_text("".join(json.dumps(score) + "\n" for score in scores))
+    config = dataclasses.replace(SELECT, rule="likelihood", scores=str(path))
+    asked, kept, selection = swept_by(config)
+    assert (asked, kept, selection.softmax_layers) == ([], [], (1,))
+    assert config.files == (str(path),)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("which", [0, 1])
-def test_scores_that_are_not_finite_are_refused(scores, which, bad):
-    scores[which, 2] = bad
-    with pytest.raises(ValueError, match="finite"):
-        halo_importance(*scores)
+def test_a_budget_decides_how_many_are_kept(swept_by, teacher):
+    cost = [decode_bytes(teacher.config, "lightning", kept, 5000) for kept in (1, 2)]
+    for at_most, kept in ((cost[1] - 1, 1), (cost[1], 2)):
+        room = {"keep": None, "decode_tokens": 5000, "decode_bytes": at_most}
+        _, _, selection = swept_by(dataclasses.replace(SELECT, rule="uniform", **room))
+        assert len(selection.softmax_layers) == kept
 
 
-def test_the_most_important_layers_are_kept_in_order_of_depth():
-    assert keep_layers(np.asarray([1.0, 9.0, 3.0, 7.0]), 2) == (1, 3)
-    assert keep_layers(np.asarray([1.0, 9.0, 3.0, 7.0]), 3) == (1, 2, 3)
+def test_greedy_restores_the_layer_whose_refitted_student_is_nearest(work_with, rows, teacher):
+    config = dataclasses.replace(SELECT, rule="greedy", keep=2, refit_batches=1)
+    kept = {}
+
+    def keep(name, measure):
+        return kept.setdefault(name, measure())
+
+    work = work_with([rows], keep=keep)
+    assert config.run(work) is work.weights.parent
+    selection = read_selection(work.folder / "selection.json")
+    assert [*kept] == ["softmax layers 0", "softmax layers 1", "softmax layers 0, 1"]
+    alone = [kept[f"softmax layers {i}"][0].mean for i in (0, 1)]
+    best = int(np.argmin(alone))
+    both = kept["softmax layers 0, 1"][0].mean
+    assert selection.steps == ((best, min(alone)), (1 - best, both))
+    assert selection.softmax_layers == (0, 1)
+    # The score is that of the refit stage's own student.
+    work = work_with([rows], (best,))
+    student = RefitConfig(start_from="align", batches=1).run(work)
+    own, theirs = (
+        np.asarray(jax.jit(log_probabilities, static_argnums=0)(decoder, params, rows))
+        for decoder, params in (
+            (work.models.student, student),
+            (work.models.teacher, work.weights.teacher),
+        )
+    )
+    kl = np.sum(np.exp(theirs) * (theirs - own), axis=-1)
+    real = np.asarray(rows.segment_ids) != 0
+    assert min(alone) == pytest.approx(kl[real].mean(), rel=1e-3)
 
 
-def test_of_equally_important_layers_the_deeper_is_kept():
-    assert keep_layers(np.asarray([50.0, 2.0, 50.0, 50.0]), 2) == (2, 3)
-    assert keep_layers(np.zeros(4), 1) == (3,)
+def log_probabilities(decoder, params, batch):
+    variables, text = {"params": params}, (batch.tokens, batch.positions, batch.segment_ids)
+    hidden = decoder.apply(variables, *text).hidden
+    return jax.nn.log_softmax(decoder.apply(variables, hidden, method="logits"))
 
 
-def test_none_or_all_layers_may_be_kept_and_no_other_number():
-    assert keep_layers(np.ones(3), 0) == ()
-    assert keep_layers(np.ones(3), 3) == (0, 1, 2)
-    for k in (-1, 4):
-        with pytest.raises(ValueError, match="use 0 to 3"):
-            keep_layers(np.ones(3), k)
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rule": "greedy"}, "refit_batches are those of the rule greedy"),
+        ({"refit_batches": 1}, "refit_batches are those of the rule greedy"),
+        ({"keep": None}, "give one of keep, decode_bytes"),
+        ({"decode_bytes": 5}, "go together"),
+        ({"decode_bytes": 5, "decode_tokens": 5}, "give one of keep, decode_bytes"),
+        ({"rule": "explicit", "layers": (1,)}, "give one of keep"),
+        ({"rule": "explicit", "keep": None}, "which needs them"),
+        ({"layers": (1,)}, "layers are those of the rule explicit"),
+        ({"rule": "uniform", "scores": "x.jsonl"}, "uniform reads no scores"),
+        ({"rows": 0}, "rows must be at least 1"),
+        ({"resamples": -1}, "not negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_at_once(fields, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(SELECT, **fields)
 
 
-def test_by_likelihood_the_layers_whose_loss_costs_most_are_kept():
-    retrieval, sense = np.asarray([0.7, 0.7, 0.8, 0.7]), np.asarray([-2.8, -2.9, -2.81, -3.0])
-    made = select(retrieval, sense, keep=2, eps=0.01, rule="likelihood")
-    assert made.softmax_layers == (1, 3)
-    np.testing.assert_allclose(made.importance, (0.0, 0.1, 0.01, 0.2), atol=1e-9)
-    assert select(retrieval, sense, keep=2, eps=0.01).softmax_layers == (0, 1)
+def test_the_rule_of_older_versions_is_named_with_those_of_today():
+    config = dataclasses.replace(SELECT)
+    object.__setattr__(config, "rule", "ratio")
+    with pytest.raises(ValueError, match=r"no rule 'ratio'; there are halo, .*\(halo was ratio\)"):
+        config.__post_init__()
 
 
-def test_a_selection_file_gives_back_the_selection(tmp_path, scores):
-    made = select(*scores, keep=2, eps=0.01)
-    write_selection(tmp_path / "selection.json", made)
-    read = read_selection(tmp_path / "selection.json")
-    assert read == made
-    assert keep_layers(np.asarray(read.importance), 2) == read.softmax_layers
-    assert isinstance(read, Selection)
-
-
-def test_a_missing_selection_names_the_stage_that_writes_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the select stage"):
-        read_selection(tmp_path / "selection.json")
-
-
-def test_a_stage_scores_each_layer_with_that_layer_replaced(tmp_path, work_with):
-    seen = []
-
-    def score(layer, decoder, params, rows):
-        seen.append((layer, int(params["replaced"]), rows))
-        return 0.5 + layer, -1.0 * layer
-
-    work = work_with([], score=score)
-    assert SelectConfig(start_from="align", keep=1, rows=3).run(work) is work.weights.parent
-    assert seen == [(0, 0, 3), (1, 1, 3)]
-    selection = read_selection(tmp_path / "selection.json")
-    assert (selection.retrieval, selection.commonsense) == ((0.5, 1.5), (0.0, -1.0))
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"keep": 3}, "use 0 to 2"),
+        ({"rule": "explicit", "keep": None, "layers": (2,)}, "different ones from 0 to 1"),
+        ({"rule": "explicit", "keep": None, "layers": (1, 1)}, "different ones from 0 to 1"),
+    ],
+)
+def test_layers_that_the_model_lacks_are_refused_before_anything_is_scored(work_with, fields, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(SELECT, **fields).run(work_with([]))
 
 
 @pytest.fixture(scope="module")
 def swept(teacher, mixers):
-    """(replaced layer, batch) -> hidden states; one program for every layer."""
+    """(replaced layers, batch) -> hidden states; one program for all."""
     decoder = SweptDecoder(teacher.decoder, aligned_spec(teacher.config))
 
     @jax.jit
@@ -139,27 +195,28 @@ def swept(teacher, mixers):
         text = (batch.tokens, batch.positions, batch.segment_ids)
         return decoder.apply({"params": params}, *text).hidden
 
-    return lambda layer, batch: read(swept_params(teacher.params, mixers, layer), batch)
+    return lambda layers, batch: read(swept_params(teacher.params, mixers, layers), batch)
 
 
 def test_replacing_no_layer_is_the_teacher(teacher, batch, swept):
-    np.testing.assert_allclose(swept(-1, batch), teacher.hidden(batch), atol=1e-5)
+    np.testing.assert_allclose(swept((), batch), teacher.hidden(batch), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_replacing_a_layer_is_a_decoder_of_that_plan(teacher, mixers, batch, swept, layer):
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
+def test_replacing_layers_is_a_decoder_of_that_plan(teacher, mixers, batch, swept, layers):
     plan = list(teacher.config.mixers)
-    plan[layer] = aligned_spec(teacher.config)
+    for layer in layers:
+        plan[layer] = aligned_spec(teacher.config)
     config = dataclasses.replace(teacher.config, mixers=tuple(plan))
     params = stack_layers(with_mixers(teacher.single, config, mixers), config)
     real = dataclasses.replace(teacher, decoder=teacher.decoder.clone(config=config), params=params)
-    np.testing.assert_allclose(swept(layer, batch), real.hidden(batch), atol=1e-5)
-    assert np.abs(swept(layer, batch) - teacher.hidden(batch)).max() > 1e-2
+    np.testing.assert_allclose(swept(layers, batch), real.hidden(batch), atol=1e-5)
+    assert np.abs(swept(layers, batch) - teacher.hidden(batch)).max() > 1e-2
 
 
 def test_logits_of_a_swept_decoder_are_those_of_the_teachers_head(teacher, mixers):
     hidden = jnp.ones((1, 2, teacher.config.d_model))
-    params = swept_params(teacher.params, mixers, 0)
+    params = swept_params(teacher.params, mixers, (0,))
     ours = SweptDecoder(teacher.decoder, aligned_spec(teacher.config)).apply(
         {"params": params}, hidden, method="logits"
     )

@@ -13,7 +13,7 @@ from tiny_decoders import CAPACITY, VOCABULARY, Model
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.generation.generate import generate
 from hypenet_jax.halo.align import AlignConfig, align_stage
-from hypenet_jax.halo.select import SweptDecoder, swept_params
+from hypenet_jax.halo.selection.swept import SweptDecoder, swept_params
 from hypenet_jax.halo.transfer import transfer, transfer_mixers, with_mixers
 from hypenet_jax.model import mixers
 from hypenet_jax.model.config import MixerOptions, ModelConfig, aligned_spec, hypenet
@@ -131,7 +131,7 @@ def test_every_stage_takes_it(teacher, student, imitations, tokens):
     jax.tree.map(np.testing.assert_array_equal, started, student.params)
 
     swept = SweptDecoder(decoder, spec).apply(
-        {"params": swept_params(frozen, imitations, 0)}, batch.tokens
+        {"params": swept_params(frozen, imitations, (0,))}, batch.tokens
     )
     np.testing.assert_allclose(
         swept.hidden, _replaced(teacher, imitations).hidden(tokens), atol=1e-5

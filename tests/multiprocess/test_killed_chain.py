@@ -7,7 +7,7 @@ import time
 import pytest
 from processes import HALO
 
-from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.selection.chosen import read_selection
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import read_stage_output
 

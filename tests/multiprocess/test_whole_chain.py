@@ -10,7 +10,7 @@ import pytest
 from processes import HALO, starting
 
 from hypenet_jax.evals.report import Report, report_from_json_lines
-from hypenet_jax.halo.select import read_selection
+from hypenet_jax.halo.selection.chosen import read_selection
 from hypenet_jax.train.metrics import read_metrics
 from hypenet_jax.train.stage_output import load_params
 
@@ -21,8 +21,8 @@ STOPS = (
     ("weights of align", r"stopped after layer \d of select; its scores are kept"),
     ("evaluate: needle of teacher", r"stopped before .* of \w+; the same command goes on"),
 )
-# What a clock or the cut of a device's memory decides.
-OF_THIS_RUN = ("_seconds", "_speedup", "_peak_bytes")
+# What a clock or the cut of a device's memory decides, or the last bit of scores that are nearly equal.
+OF_THIS_RUN = ("_seconds", "_speedup", "_peak_bytes", "selection_kept")
 TRAINED = ("teacher", "align", "distill", "finetune")
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Params
@@ -23,7 +24,13 @@ from hypenet_jax.evals.model import EvalModel
 from hypenet_jax.evals.present.presentation import Presentation
 from hypenet_jax.evals.report import Report, Row, Z
 from hypenet_jax.generation.model import Model
-from hypenet_jax.losses import Mean, distillation, next_token, predicting, real_tokens
+from hypenet_jax.losses import (
+    Mean,
+    distillation_by_row,
+    next_token_by_row,
+    predicting,
+    real_tokens,
+)
 from hypenet_jax.model.decoder import output_head
 from hypenet_jax.sharding import constrain
 
@@ -109,18 +116,48 @@ def held_out(
       teacher, "kl": KL(teacher || model) in nats. The count is that of predicted tokens; the interval of 95 % is that
       of a mean over batches, None for a single batch.
     """
-    models = [model] if teacher is None else [model, teacher]
-    decoders, params = tuple(m.decoder for m in models), tuple(m.params for m in models)
     parts, length, count = [], 0, 0
     for batch in batches:
         length = batch.tokens.shape[1]
         count += int(np.count_nonzero(np.asarray(batch.loss_weight)))
-        parts.append(_held_out(decoders, answers_only, params, batch))
+        means = _rows(model, batch, teacher, answers_only)
+        parts.append(jax.tree.map(lambda rows: np.asarray(rows, np.float64).sum(), means))
     if not count:
         raise ValueError(f"no token to predict in the held-out text of {model.name}; give more")
     own = {"model": model.name, "count": count, "length": length}
     rows = [_mean(name, [part[name] for part in parts], **own) for name in parts[0]]
     return Report((*rows, *(_perplexity(row) for row in rows if row.metric == "cross_entropy")))
+
+
+def held_out_rows(
+    model: EvalModel, batches: Iterable[Batch], teacher: EvalModel | None = None
+) -> dict[str, tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"]]]:
+    """What `held_out` measures, of each row by itself; rows of padding alone are left out.
+
+    Returns:
+      By metric, the mean of each row, and the sum of the weights that it is over.
+    """
+    parts = [_rows(model, batch, teacher, answers_only=False) for batch in batches]
+    rows = {}
+    for name in parts[0] if parts else ():
+        total, weight = (
+            np.concatenate([np.asarray(x, np.float64) for x in column])
+            for column in zip(*((p[name].total, p[name].weight) for p in parts), strict=True)
+        )
+        real = weight > 0
+        rows[name] = total[real] / weight[real], weight[real]
+    if not any(len(means) for means, _ in rows.values()):
+        raise ValueError(f"no token to predict in the held-out text of {model.name}; give more")
+    return rows
+
+
+def _rows(
+    model: EvalModel, batch: Batch, teacher: EvalModel | None, answers_only: bool
+) -> dict[str, Mean]:
+    """Sums over each row of a batch, "B"."""
+    models = [model] if teacher is None else [model, teacher]
+    decoders, params = tuple(m.decoder for m in models), tuple(m.params for m in models)
+    return _held_out(decoders, answers_only, params, batch)
 
 
 def _mean(metric: str, batches: Sequence[Mean], **own: Any) -> Row:
@@ -153,7 +190,7 @@ def _perplexity(entropy: Row) -> Row:
 def _held_out(
     decoders: tuple[Model, ...], answers_only: bool, params: tuple[Params, ...], batch: Batch
 ) -> dict[str, Mean]:
-    """Sums over a batch for the first model, and its distance from the second one, if there is one."""
+    """Sums over each row for the first model, and its distance from the second one, if there is one."""
     tokens = constrain(batch.tokens, (axes.BATCH, axes.TIME))
     placed = (tokens, batch.positions, batch.segment_ids)
     pairs = list(zip(decoders, params, strict=True))
@@ -162,10 +199,10 @@ def _held_out(
     labels, weights = jnp.roll(tokens, -1, axis=1), predicting(batch.loss_weight)
     _, hits = token_scores(decoders[0], params[0], hidden, labels, weights > 0)
     means = {
-        "cross_entropy": next_token(hidden, head, tokens, batch.loss_weight),
-        "top1": Mean(jnp.sum(hits * weights), jnp.sum(weights)),
+        "cross_entropy": next_token_by_row(hidden, head, tokens, batch.loss_weight),
+        "top1": Mean(jnp.sum(hits * weights, axis=1), jnp.sum(weights, axis=1)),
     }
     for target, target_head in zip(targets, target_heads, strict=True):
         counted = weights if answers_only else real_tokens(batch.segment_ids)
-        means["kl"] = distillation(hidden, head, target, target_head, counted, temperature=1.0)
-    return jax.tree.map(lambda x: constrain(x, ()), means)
+        means["kl"] = distillation_by_row(hidden, head, target, target_head, counted)
+    return jax.tree.map(lambda x: constrain(x, (None,)), means)

@@ -155,13 +155,21 @@ def retrieval(
     Returns:
       One row "retrieval"; its count is that of all queries.
     """
+    found = retrieved(model, needles, length=length, num_rows=num_rows, seed=seed)
+    return Report((share("retrieval", model.name, int(found.sum()), found.size, length=length),))
+
+
+def retrieved(
+    model: EvalModel, needles: NeedleRows, *, length: int, num_rows: int, seed: int
+) -> Bool[np.ndarray, "R Q"]:
+    """Which queries of short rows a model answers; arguments as `retrieval` has them."""
     asked = quiz(needles, model.text, length, num_rows, seed)
-    hits = 0
+    found = np.zeros(asked.answers.shape, bool)
     for batch in batches_by_width([length] * num_rows, width=length):
         tokens, places, answers = (rows[batch.order] for rows in asked)
-        found = _hits(model.decoder, model.params, tokens, places, answers)
-        hits += int(np.asarray(found)[: len(batch.rows)].sum())
-    return Report((share("retrieval", model.name, hits, asked.answers.size, length=length),))
+        hits = _hits(model.decoder, model.params, tokens, places, answers)
+        found[[*batch.rows]] = np.asarray(hits)[: len(batch.rows)]
+    return found
 
 
 def quiz(

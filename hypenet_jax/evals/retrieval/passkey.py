@@ -71,12 +71,19 @@ class PasskeyEvaluator(Evaluator):
         Raises:
           ValueError: the statements do not fit the length, or there is not enough text.
         """
+        rows, counted = self.questions(model, length, seed)
+        return answered("passkey", model, rows, counted, length, by_depth=False)
+
+    def questions(
+        self, model: EvalModel, length: int, seed: int
+    ) -> tuple[Int[np.ndarray, "R T"], tuple[int, ...]]:
+        """Tokens of all rows, and how many of the last ones of each are the answer."""
         made = [
             self.row(model, length, np.random.default_rng((seed, length, i)))
             for i in range(self.rows)
         ]
         rows, counted = zip(*made, strict=True)
-        return answered("passkey", model, np.stack(rows), counted, length, by_depth=False)
+        return np.stack(rows), counted
 
     def row(
         self, model: EvalModel, length: int, rng: np.random.Generator

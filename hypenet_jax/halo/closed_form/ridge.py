@@ -11,9 +11,17 @@ import jax.numpy as jnp
 
 from hypenet_jax.axes import Hidden, Params
 from hypenet_jax.data.batch import Batch
+from hypenet_jax.halo.closed_form.regression import TokenSums, fit_kernel, token_sums
+from hypenet_jax.halo.closed_form.streams import (
+    OUTPUT,
+    advance,
+    embed,
+    layer_of,
+    layer_params,
+    product,
+    take,
+)
 from hypenet_jax.halo.method import Work
-from hypenet_jax.halo.regression import TokenSums, fit_kernel, token_sums
-from hypenet_jax.halo.streams import OUTPUT, advance, embed, layer_of, layer_params, product, take
 from hypenet_jax.losses import real_tokens
 from hypenet_jax.model.decoder import Layer
 from hypenet_jax.sharding import on_mesh
