@@ -109,10 +109,21 @@ class StageConfig:
             trains = isinstance(self.method, TrainedMethod)
             needs = "needs a training section" if trains else "trains nothing: leave training out"
             raise ConfigError(f"{self.name}: {needs}")
+        self._check_curriculum()
         makes_teacher = not self.method.reads_teacher and self.student is None
         if self.teacher_folder is None and not makes_teacher:
             raise ConfigError(
                 f"{self.name}: teacher_folder is needed for every stage with a teacher"
+            )
+
+    def _check_curriculum(self) -> None:
+        first = self.data.phases[-1].first_batch
+        if first and self.training is None:
+            raise ConfigError(f"{self.name}: trains nothing: leave data.curriculum out")
+        if self.training is not None and self.training.loop.steps <= first > 0:
+            raise ConfigError(
+                f"{self.name}: data.curriculum takes {first} of {self.training.loop.steps} steps and leaves none for "
+                f"rows of {self.data.context_length} tokens; give it fewer tokens, or training.loop.steps more"
             )
 
     @property

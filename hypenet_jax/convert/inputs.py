@@ -10,7 +10,7 @@ from hypenet_jax import runtime
 from hypenet_jax.axes import Params
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError, resolved
-from hypenet_jax.convert.programs import check_neighbor_exchange, models_of
+from hypenet_jax.convert.programs import check_curriculum, check_neighbor_exchange, models_of
 from hypenet_jax.convert.provenance import TEACHER, teacher_fingerprint
 from hypenet_jax.data.batch import Batch
 from hypenet_jax.data.loader import loader
@@ -44,6 +44,7 @@ def open_inputs(config: StageConfig) -> Inputs:
       ConfigError: neighbor exchange over parts of the sequence that are too short for it, or ids in the text that
         the teacher does not know.
       FileNotFoundError: the student's plan follows a selection that was not made yet.
+      ShardingError: rows of a curriculum that do not divide over the mesh.
     """
     mesh = make_mesh(config.mesh)
     if jax.process_index() == 0:
@@ -58,6 +59,7 @@ def open_inputs(config: StageConfig) -> Inputs:
         )
     models = models_of(config)
     check_neighbor_exchange(config, mesh)  # before anything large is read
+    check_curriculum(config, mesh)
     weights = read_weights(config, models, mesh)
     return Inputs(config=config, mesh=mesh, prepared=prepared, models=models, weights=weights)
 

@@ -77,7 +77,7 @@ class StageProgram:
       shapes: of the parameters; shardings: the like tree.
       optimizer: what updates them.
       teacher: whose parameters the loss reads beside them; None where there is no teacher.
-      flops: of one step.
+      flops: of one step; of a curriculum, of one with the longest rows.
     """
 
     stage: Stage
@@ -98,6 +98,7 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     Raises:
       ConfigError: it trains nothing; or `training.neighbor_exchange`, and parts of the sequence too short for it.
       ValueError: `training.optimizer.rates` match nothing, or freeze all.
+      ConfigError, ShardingError: see `check_curriculum`.
     """
     method, training = config.method, config.training
     if training is None or not isinstance(method, TrainedMethod):
@@ -105,6 +106,7 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     models = models_of(config)
     stage, params = method.stage(models), method.params(models)
     check_neighbor_exchange(config, mesh)
+    check_curriculum(config, mesh)
     optimizer = training.optimizer
     if optimizer.rates:
         optimizer = dataclasses.replace(optimizer, rates=_rates(config, models.student.config))
@@ -157,7 +159,7 @@ def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
         raise ConfigError(
             f"{config.name}: training.neighbor_exchange is for lightning attention, not {config.mixer}; leave it off"
         )
-    length, heads = config.data.context_length, spec.num_heads
+    length, heads = config.data.phases[0].data.context_length, spec.num_heads
     (part,) = sharding_of((axes.TIME,), (length,), mesh, "row").shard_shape((length,))
     reach = math.ceil(-math.log(NEGLIGIBLE_DECAY) / slopes(heads).min())
     if part < min(reach, length):
@@ -166,3 +168,22 @@ def check_neighbor_exchange(config: StageConfig, mesh: Mesh) -> None:
             f"over {length // part} devices are parts of {part}; cut the sequence into at most "
             f"{max(length // reach, 1)}, or leave it off"
         )
+
+
+def check_curriculum(config: StageConfig, mesh: Mesh) -> None:
+    """Refuses at the start what would end the stage in the middle: rows of a curriculum that a step cannot take.
+
+    Raises:
+      ConfigError: they do not split into micro-batches.
+      ShardingError: micro-batches do not divide over the mesh.
+    """
+    if config.training is None or not config.data.curriculum:
+        return
+    accumulate = config.training.loop.accumulate
+    for phase in config.data.phases:
+        rows, length = phase.data.sequences_per_step, phase.data.context_length
+        what = f"{config.name}: {rows} rows of {length} tokens in {accumulate} micro-batches"
+        if rows % accumulate:
+            raise ConfigError(f"{what} do not split evenly; use another training.loop.accumulate")
+        names = (None, axes.BATCH, axes.TIME)
+        sharding_of(names, (accumulate, rows // accumulate, length), mesh, what)

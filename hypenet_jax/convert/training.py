@@ -9,10 +9,11 @@ import jax
 
 from hypenet_jax import runtime
 from hypenet_jax.axes import Params
+from hypenet_jax.config import StageConfig
 from hypenet_jax.convert.inputs import Inputs
 from hypenet_jax.convert.programs import build_stage
 from hypenet_jax.data.batch import Batch, log_positions
-from hypenet_jax.data.loader import heldout_batches, loader
+from hypenet_jax.data.loader import Loader, heldout_batches, loader
 from hypenet_jax.halo.method import TrainedMethod
 from hypenet_jax.sharding import place_batch, row_parts
 from hypenet_jax.train.checkpoint import Checkpoints
@@ -27,6 +28,8 @@ from hypenet_jax.train.state import create_state
 log = logging.getLogger("hypenet_jax")
 
 MOST_BATCHES = 16  # at the batch of training: enough to tell its own trend from noise
+
+log = logging.getLogger("hypenet_jax")
 
 
 def train(
@@ -66,8 +69,7 @@ def train(
         contextlib.closing(Metrics(*sinks)) as metrics,
     ):
         if jax.process_index() == 0:
-            numbers = range(first_batch, first_batch + training.loop.steps)
-            log_positions(config.name, config.data.context_length, batches.read, numbers)
+            _log_text(config, batches, range(first_batch, first_batch + training.loop.steps))
         batches.position = first_batch
         if start is not None and not checkpoints.steps():
             params = start(params)
@@ -84,6 +86,15 @@ def train(
             evaluate=heldout_loss(stage, inputs) if evaluates else None,
             stop=stop,
         ).weights
+
+
+def _log_text(config: StageConfig, batches: Loader, numbers: range) -> None:
+    """Says which rows are trained on when, and how far from the start of their segment the tokens stand."""
+    for phase in config.data.phases if config.data.curriculum else ():
+        first = max(phase.first_batch - numbers.start, 0) + 1
+        rows, length = phase.data.sequences_per_step, phase.data.context_length
+        log.info("%s: from step %d on, %d rows of %d tokens", config.name, first, rows, length)
+    log_positions(config.name, config.data.context_length, batches.read, numbers)
 
 
 def heldout_loss(stage: Stage, inputs: Inputs) -> Callable[[Params], dict[str, float]]:

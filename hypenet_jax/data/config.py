@@ -78,6 +78,9 @@ class DataConfig:
         text of short ones is joined, and long ones, which reach far by themselves, stay apart. Documents that follow
         each other come from one file of the source, so they are the nearest to one text that there is.
       needles: questions with known answers, inserted in part of the rows.
+      curriculum: (tokens, context length) of shorter rows that come before those of `context_length`, shortest first.
+        A step has as many tokens at every length, so tokens are rounded up to whole steps; each length goes on in the
+        text at the first whole shuffle window that none before it has read.
     """
 
     corpus: CorpusConfig
@@ -88,6 +91,7 @@ class DataConfig:
     reset_documents: bool = True
     join_below: int = 0
     needles: NeedleRows | None = None
+    curriculum: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self):
         if self.context_length < 2 or self.corpus.block_length % self.context_length:
@@ -116,6 +120,44 @@ class DataConfig:
             )
         if self.needles is not None:
             self.needles.check(self.context_length)
+        if self.curriculum:
+            self._check_curriculum()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Of a global batch, padding included; the same for all context lengths."""
+        return self.sequences_per_step * self.context_length
+
+    @property
+    def phases(self) -> tuple["Phase", ...]:
+        """The stage as parts of one context length each, in order; the last never ends."""
+        made, first_batch, first_token = [], 0, self.first_token
+        for tokens, length in (*self.curriculum, (0, self.context_length)):
+            data = dataclasses.replace(
+                self,
+                context_length=length,
+                sequences_per_step=self.tokens_per_step // length,
+                first_token=first_token,
+                curriculum=(),
+            )
+            made.append(Phase(first_batch, data))
+            steps = math.ceil(tokens / self.tokens_per_step)
+            first_batch += steps
+            first_token = _whole_windows(data, steps)
+        return tuple(made)
+
+    def _check_curriculum(self) -> None:
+        lengths = [*(length for _, length in self.curriculum), self.context_length]
+        if sorted(set(lengths)) != lengths or any(self.context_length % n for n in lengths):
+            raise ValueError(
+                f"context lengths of curriculum {lengths[:-1]} must grow, stay below context_length "
+                f"{self.context_length} and divide it; use powers of two"
+            )
+        if any(tokens < 1 for tokens, _ in self.curriculum):
+            raise ValueError(f"curriculum {self.curriculum}: tokens must be above 0")
+        if self.corpus.holds_conversations:
+            raise ValueError("conversations lie in blocks of one length; leave curriculum out")
+        _ = self.phases  # each is checked as a config of its own
 
     def _check_conversations(self) -> None:
         if self.context_length != self.corpus.block_length:
@@ -129,10 +171,27 @@ class DataConfig:
             raise ValueError("conversations of a row stay apart; leave join_below out")
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Consecutive batches of a stage that have rows of one length.
+
+    Attributes:
+      first_batch: number of the first of them.
+      data: their rows, from its `first_token` on; its own curriculum is empty.
+    """
+
+    first_batch: int
+    data: DataConfig
+
+
 def tokens_after(config: DataConfig, steps: int) -> int:
     """`first_token` of a stage, of any context length, that follows `steps` steps of this one: the tokens read so far,
     rounded up to a whole shuffle window, so that no row is read by both.
     """
-    read = config.first_token + steps * config.sequences_per_step * config.context_length
-    window = config.corpus.window_tokens
-    return math.ceil(read / window) * window
+    phase = [phase for phase in config.phases if phase.first_batch <= steps][-1]
+    return _whole_windows(phase.data, steps - phase.first_batch)
+
+
+def _whole_windows(data: DataConfig, steps: int) -> int:
+    window = data.corpus.window_tokens
+    return math.ceil((data.first_token + steps * data.tokens_per_step) / window) * window

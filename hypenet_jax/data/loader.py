@@ -3,11 +3,13 @@
 In every epoch anew, the blocks of the prepared text are shuffled (a shorter one stays last), each is split into rows of
 `context_length`, and rows are shuffled within windows of WINDOW_BLOCKS blocks. A stage reads consecutive rows from
 `first_token`, a multiple of the window. If that is `tokens_after` of the stage before, no two stages read the same text
-until the epoch ends, even at different context lengths: the order of blocks is the same for all.
+until the epoch ends, even at different context lengths: the order of blocks is the same for all. The phases of a
+curriculum follow each other as stages do.
 
 Every batch is a function of (config, batch number); the number of hosts only decides which of them loads which rows.
 """
 
+import bisect
 import dataclasses
 import functools
 import logging
@@ -130,7 +132,23 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
       ValueError: the batch does not divide over the hosts, or the data was prepared for another
         config.
     """
-    _check(config, prepared, host, hosts)
+    for phase in config.phases:
+        _check(phase.data, prepared, host, hosts)
+    parts = [_batches(phase.data, prepared, host, hosts) for phase in config.phases]
+    if len(parts) == 1:
+        return Loader(*parts[0])
+    firsts = [phase.first_batch for phase in config.phases]
+    read = functools.partial(_read_batch, firsts, [batches for batches, _ in parts])
+    # Of the first phase that reaches the end, else of the last.
+    ends = [first + end for first, (_, end) in zip(firsts, parts, strict=True)]
+    within = (end for end, following in zip(ends, firsts[1:], strict=False) if end < following)
+    return Loader(grain.MapDataset.range(_ENDLESS).map(read), next(within, ends[-1]))
+
+
+def _batches(
+    config: DataConfig, prepared: Prepared, host: int, hosts: int
+) -> tuple[grain.MapDataset, int]:
+    """Batches of one context length, and the number of them to the end of the epoch."""
     size, length = config.sequences_per_step, config.context_length
     order = RowOrder(prepared.num_tokens("train"), prepared.block_length, length, config.seed)
     joining = config.reset_documents, config.join_below
@@ -142,7 +160,13 @@ def loader(config: DataConfig, prepared: Prepared, host: int = 0, hosts: int = 1
     # Batches of one host's size, of which it takes every hosts-th: a host reads only its own rows,
     # and the global batch has the same rows in the same order for any number of hosts.
     batches = rows[first_row:].batch(size // hosts, batch_fn=stack_rows)[host::hosts]
-    return Loader(batches, (order.num_rows - first_row % order.num_rows) // size)
+    return batches, (order.num_rows - first_row % order.num_rows) // size
+
+
+def _read_batch(firsts: list[int], parts: list[grain.MapDataset], number: int) -> Batch | None:
+    """Batch of a number that counts over all phases, which begin at the numbers `firsts`."""
+    part = bisect.bisect_right(firsts, number) - 1
+    return parts[part][number - firsts[part]]
 
 
 def heldout_batches(

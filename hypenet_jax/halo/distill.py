@@ -38,7 +38,8 @@ class DistillConfig(DistillationTerms, TrainedMethod):
 
     Attributes:
       start_from: name of the stage 1 whose mixers the recurrent layers start from.
-      from_student: `start_from` left a whole student, such as that of a refit, and training starts from it.
+      from_student: `start_from` left a whole student, such as that of a refit or of a distillation before this one, and
+        training starts from it.
     """
 
     reads_teacher: ClassVar[bool] = True

@@ -30,7 +30,7 @@ class PlannedProgram:
       mesh: to trace and compile on.
       flops: of one call.
       tokens: processed by one call.
-      calls: in the whole task.
+      calls: in the whole task; of the step of a curriculum, those with the longest rows.
     """
 
     function: Any
@@ -43,6 +43,8 @@ class PlannedProgram:
 
 def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
     """The training step that `launch.train` runs: same loss, shardings, donated state and frozen teacher.
+
+    Of a curriculum that with the longest rows, which needs most.
 
     Raises:
       ConfigError: see `build_stage`.
@@ -61,9 +63,8 @@ def training_program(config: StageConfig, mesh: Mesh) -> PlannedProgram:
     shape = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     numbers = _placed(shape, (axes.BATCH, axes.TIME), mesh)
     batch = cast(Any, Batch)(numbers, numbers, numbers, numbers.update(dtype=jnp.float32))
-    return PlannedProgram(
-        step, (state, frozen, batch), mesh, program.flops, rows * length, loop.steps
-    )
+    calls = loop.steps - config.data.phases[-1].first_batch
+    return PlannedProgram(step, (state, frozen, batch), mesh, program.flops, rows * length, calls)
 
 
 def serving_program(config: ServeConfig, mesh: Mesh) -> PlannedProgram:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from hypenet_jax.chips import GIB
+from hypenet_jax.config import StageConfig
 from hypenet_jax.plan.hlo import KINDS
 from hypenet_jax.plan.planning import DevicePlan, Roofline
 from hypenet_jax.sharding import MESH_AXES
@@ -19,6 +20,12 @@ def _lines(plan: DevicePlan) -> Iterator[str]:
     sizes = ", ".join(f"{name} {mesh.shape[name]}" for name in MESH_AXES)
     limit = "not known" if chip is None or chip.memory is None else f"{chip.memory / GIB:8.2f}"
     yield f"{plan.config.name} on {topology.name}: {mesh.size} devices, {sizes}"
+    if isinstance(plan.config, StageConfig) and plan.config.data.curriculum:
+        data = plan.config.data
+        yield (
+            f"planned: rows of {data.context_length} tokens, the longest of the curriculum; the "
+            f"{data.phases[-1].first_batch} steps with shorter ones need no more memory and are not counted"
+        )
     yield f"memory and messages: compiled in {compiled.seconds:.0f} s by {topology.compiler}"
     yield "memory of a device, GiB"
     yield f"  arguments           {compiled.arguments / GIB:8.2f}"

@@ -13,7 +13,7 @@ from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.model.decoder import init_params
 from hypenet_jax.plan import DoesNotFit, ServeConfig, here, nearest, plan, planning, report
 from hypenet_jax.plan.changes import Change
-from hypenet_jax.plan.planning import too_big
+from hypenet_jax.plan.planning import CompiledProgram, DevicePlan, too_big
 from hypenet_jax.plan.programs import training_program
 from hypenet_jax.sharding import MeshConfig, ShardingError, make_mesh
 from hypenet_jax.train.state import create_state
@@ -60,6 +60,19 @@ def test_every_stage_compiles_with_its_state_donated(tiny, stage):
     assert "all-gather" in kinds
     assert kinds & {"all-reduce", "reduce-scatter"}
     assert "limit               not known" in report(made)
+
+
+def test_a_curriculum_is_planned_at_its_longest_rows_and_says_so(tiny):
+    run, mesh = tiny("finetune"), make_mesh(MeshConfig())
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, curriculum=((768, 8),)))
+    program = training_program(run, mesh)
+    assert program.arguments[2].tokens.shape == (16, 16)
+    assert program.calls == run.training.loop.steps - 3
+    compiled = CompiledProgram(arguments=1, outputs=1, peak=1, collectives=(), seconds=0.0)
+    said = report(DevicePlan(run, here(8), program, compiled, None))
+    assert "planned: rows of 16 tokens, the longest of the curriculum; the 3 steps with" in said
+    plain = dataclasses.replace(run, data=dataclasses.replace(run.data, curriculum=()))
+    assert "curriculum" not in report(DevicePlan(plain, here(8), program, compiled, None))
 
 
 @pytest.mark.parametrize("task", ["prefill", "decode"])
