@@ -14,7 +14,7 @@ from hypenet_jax.config import HaloConfig, StageConfig
 from hypenet_jax.config_file import ConfigError
 from hypenet_jax.convert.fits import Fits
 from hypenet_jax.convert.inputs import Inputs, first_batches, open_inputs
-from hypenet_jax.convert.programs import student_config
+from hypenet_jax.convert.programs import check_plan_of_rates, student_config
 from hypenet_jax.convert.provenance import (
     files_fingerprint,
     is_done,
@@ -55,6 +55,7 @@ def convert(
       Whether every required check of the evaluation holds; True where there is none.
     Raises:
       ConfigError: an unknown stage.
+      ValueError: rates of a stage match nothing.
     """
     if "evaluate" in (only, start):
         raise ConfigError("evaluate has a new name: evaluation")
@@ -65,6 +66,8 @@ def convert(
         stages = (config.stage(only),)
     elif start is not None:
         stages = stages[stages.index(config.stage(start)) :]
+    for stage in stages:
+        check_plan_of_rates(stage)
     for stage in stages:
         run_stage(stage, stop=stop)
     if config.evaluation is None or only not in (None, EVALUATION):

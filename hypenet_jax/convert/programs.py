@@ -109,8 +109,7 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     check_curriculum(config, mesh)
     optimizer = training.optimizer
     if optimizer.rates:
-        optimizer = dataclasses.replace(optimizer, rates=_rates(config, models.student.config))
-        check_rates(optimizer.rates, params.shapes)
+        optimizer = dataclasses.replace(optimizer, rates=_rates(config, models, params.shapes))
         stage = _with_frozen(stage, optimizer.rates)
     if training.neighbor_exchange:
         stage = stage.with_losses(neighbor_exchange())
@@ -125,9 +124,21 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
     )
 
 
-def _rates(config: StageConfig, student: ModelConfig) -> Rates:
+def check_plan_of_rates(config: StageConfig) -> None:
+    """Refuses, before a chain begins, rates of a stage that match nothing; those of a plan that is not selected yet are
+    checked where the stage begins.
+    """
+    training, method, student = config.training, config.method, config.student
+    known = student is None or student.softmax_layers is not None
+    if training and training.optimizer.rates and known and isinstance(method, TrainedMethod):
+        models = models_of(config)
+        _rates(config, models, method.params(models).shapes)
+
+
+def _rates(config: StageConfig, models: Models, shapes: Params) -> Rates:
     """The rates of the optimizer, a mixer's name in their patterns replaced by every group of layers that has it."""
     assert config.training is not None
+    student = models.student.config
     kinds, found = {kind.NAME for kind in MIXERS}, []
     for pattern, rate in config.training.optimizer.rates:
         first, slash, rest = pattern.partition("/")
@@ -141,6 +152,7 @@ def _rates(config: StageConfig, student: ModelConfig) -> Rates:
                 f"{config.name}: rates name {pattern}, and no layer has a mixer {first}"
             )
         found += ((name + slash + rest, rate) for name in own)
+    check_rates(tuple(found), shapes)
     return tuple(found)
 
 
