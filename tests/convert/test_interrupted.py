@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import logging
 import pathlib
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_chain import evaluation
 
-from hypenet_jax.convert import convert
+from hypenet_jax.convert import convert, run_stage
 from hypenet_jax.convert.inputs import open_inputs
 from hypenet_jax.convert.provenance import TEXT, provenance_of, teacher_fingerprint
 from hypenet_jax.convert.selection import heldout_rows, measure
@@ -68,6 +69,28 @@ def test_rows_of_a_sweep_are_spread_over_more_devices_than_a_batch_has_rows(copy
     whole = jax.tree.map(lambda *parts: np.concatenate(parts), *wanted)
     chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[:6], batch), whole)
     assert not any(leaf[6:].any() for leaf in jax.tree.leaves(batch))
+
+
+def test_a_selection_by_a_file_of_scores_is_refused_once_that_is_another(copy, tmp_path):
+    path, run = tmp_path / "mine.jsonl", copy.stage("select")
+    shutil.rmtree(run.folder)
+
+    def write(*scores):
+        line = {"kind": "commonsense", "task": "mine"}
+        lines = [{**line, "layer": i, "score": score} for i, score in enumerate(scores)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    method = dataclasses.replace(run.method, scores=str(path), rule="likelihood")
+    run = dataclasses.replace(run, method=method)
+    write(-1.0, -2.0)
+    for _ in range(2):
+        run_stage(run)
+        assert read_selection(run.folder / "selection.json").softmax_layers == (1,)
+    write(-2.0, -1.0)
+    with pytest.raises(CheckpointError, match="files_fingerprint"):
+        run_stage(run)
+    path.unlink()  # a file that is gone cannot have changed
+    run_stage(run)
 
 
 def test_scores_of_another_sweep_are_refused(copy):
