@@ -1,4 +1,4 @@
-"""The published recipe of HALO, and what differs between the 2B, 5B and 9B conversions.
+"""The stages of HALO as published.
 
 Budgets (arXiv 2601.22156 and its official configurations): stage 1 0.33 B tokens, stage 2 0.98 B, stage 3 1.05 B.
 Tokens per step do not depend on the number of devices.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from configs.evals.model import config as evaluation
+from configs.recipes import PRESETS, Preset, Recipe
 from hypenet_jax.config import HaloConfig, StageConfig, StudentConfig, TrainingConfig
 from hypenet_jax.data.config import CorpusConfig, DataConfig, tokens_after
 from hypenet_jax.data.sources import Conversations, JsonLines
@@ -18,16 +19,9 @@ from hypenet_jax.evals.model import HeldOut
 from hypenet_jax.halo.align import AlignConfig
 from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
+from hypenet_jax.halo.refit import RefitConfig
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig
-from hypenet_jax.model.presets import (
-    HYPENET_2B_SOFTMAX_LAYERS,
-    HYPENET_5B_SOFTMAX_LAYERS,
-    HYPENET_9B_SOFTMAX_LAYERS,
-    qwen3_1p7b,
-    qwen3_4b,
-    qwen3_8b,
-)
+from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
@@ -36,34 +30,9 @@ SHORT, LONG = 512, 16_384  # context of stages 1 and 2, and of stage 3
 ALIGN_STEPS, DISTILL_STEPS, FINETUNE_STEPS = 20_000, 20_000, 500
 # Rows per step: 8 devices x 4, x 12, and 8 x 16 micro-batches.
 ALIGN_ROWS, DISTILL_ROWS, FINETUNE_ROWS = 32, 96, 128
+# Of starts in closed form: 1M tokens before stage 1, 0.26M before stage 2, more than any projection has inputs.
+RIDGE_BATCHES, REFIT_BATCHES, REFIT_RIDGE = 64, 16, 0.1
 EVALUATED_LENGTHS = (4096, 16_384, 65_536, 131_072)  # up to 8 times the length of stage 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """What differs between the sizes.
-
-    Attributes:
-      name: of the conversion; files lie in runs/NAME.
-      teacher_name: of the Qwen3 model, whose folder is models/TEACHER_NAME.
-      teacher: its architecture.
-      softmax_layers: those that keep softmax attention in the released model.
-      peak_lr: of stage 2.
-      logit_scale: constant a of log(t + a) / log(a) of the exported model.
-    """
-
-    name: str
-    teacher_name: str
-    teacher: ModelConfig
-    softmax_layers: tuple[int, ...]
-    peak_lr: float
-    logit_scale: float
-
-
-# Peak rates: official stage-2 configurations. Logit scale: README of the release for 2B, its default for the others.
-HALO_2B = Recipe("halo_2b", "Qwen3-1.7B", qwen3_1p7b(), HYPENET_2B_SOFTMAX_LAYERS, 1e-4, 500.0)
-HALO_5B = Recipe("halo_5b", "Qwen3-4B", qwen3_4b(), HYPENET_5B_SOFTMAX_LAYERS, 5e-5, 362.0)
-HALO_9B = Recipe("halo_9b", "Qwen3-8B", qwen3_8b(), HYPENET_9B_SOFTMAX_LAYERS, 3e-5, 362.0)
 
 
 def stage_config(recipe: Recipe, name: str) -> Callable[..., StageConfig]:
@@ -111,7 +80,7 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
         mixer: str = "lightning",
         recurrent: MixerOptions = AS_PUBLISHED,
         student: StudentConfig = published,
-        upstream_parity: bool = False,
+        preset: Literal["published", "upstream_parity", "recommended"] = "published",
     ) -> dict[str, StageConfig]:
         """A published conversion, or one stage of it.
 
@@ -123,33 +92,41 @@ def _stages_config(recipe: Recipe) -> Callable[..., dict[str, StageConfig]]:
           mixer: what replaces softmax attention, by its name.
           recurrent: options of that mixer, in all stages.
           student: its plan, in all stages; the exported model has the published logit scale unless it names another.
-          upstream_parity: as the official code does it, to compare with the released models: rows cross documents (one
-            segment, one count of positions), and the first update has learning rate 0.
+          preset: how it is run: the published recipe with corrected numerics; as the official code does it, to compare
+            with the released models; or with starts in closed form and a fifth of the tokens of stages 1 and 2.
         """
-        made = _stages(
-            recipe, student, teacher, data, conversations, run_dir, upstream=upstream_parity
+        stage = functools.partial(
+            StageConfig,
+            run_dir=run_dir,
+            teacher=recipe.teacher,
+            teacher_folder=teacher,
+            mixer=mixer,
+            recurrent=recurrent,
         )
-        mixers = {"mixer": mixer, "recurrent": recurrent}
-        return {stage.name: dataclasses.replace(stage, **mixers) for stage in made}
+        made = _stages(recipe, PRESETS[preset], stage, student, teacher, data, conversations)
+        return {stage.name: stage for stage in made}
 
     return config
 
 
 def _stages(
     recipe: Recipe,
+    preset: Preset,
+    stage: Callable[..., StageConfig],
     student: StudentConfig,
     teacher: str,
     text: str,
     conversations: str | None,
-    run_dir: str,
-    *,
-    upstream: bool,
 ) -> tuple[StageConfig, ...]:
-    """Stages 1 to 3 and, after the first, the choice of layers.
+    """Stages 1 to 3 and, after the first, the choice of layers and where the preset has one the refit.
 
     As many layers are chosen as were published, but the released models were chosen with other tasks, and the stages
     after it keep the published layers.
     """
+    upstream, ridge = preset.upstream, RIDGE_BATCHES if preset.closed_form else 0
+    align_steps, distill_steps = (n // preset.shorten for n in (ALIGN_STEPS, DISTILL_STEPS))
+    if upstream and student.tie_embeddings is None:
+        student = dataclasses.replace(student, tie_embeddings=True)
     corpus = CorpusConfig(
         folder=f"{text}/prepared",
         # FineWeb-Edu in the paper.
@@ -160,18 +137,16 @@ def _stages(
         seed=0,
     )
     rows = functools.partial(DataConfig, corpus=corpus, seed=0, reset_documents=not upstream)
-    training = functools.partial(_training, upstream=upstream)
+    training = functools.partial(_training, recipe if upstream else None)
+    after = (lambda data, batches: 0) if upstream else tokens_after
     short = rows(context_length=SHORT, sequences_per_step=ALIGN_ROWS, first_token=0)
     # Every layer's lightning mixer against the teacher's attention.
-    align = StageConfig(
+    align = stage(
         name="align",
-        run_dir=run_dir,
-        teacher=recipe.teacher,
-        teacher_folder=teacher,
         student=None,
-        method=AlignConfig(),
+        method=AlignConfig(ridge_batches=ridge),
         data=short,
-        training=training(ALIGN_STEPS, 1e-3, 1e-5),
+        training=training(align_steps, 1e-3, 1e-5, short=True),
         mesh=MeshConfig(),
         seed=0,
     )
@@ -185,19 +160,31 @@ def _stages(
         data=dataclasses.replace(short, context_length=4096, sequences_per_step=4),
         training=None,
     )
+    first = after(short, align_steps + ridge)
+    refit = dataclasses.replace(
+        align,
+        name="refit",
+        student=student,
+        method=RefitConfig(start_from="align", batches=REFIT_BATCHES, ridge=REFIT_RIDGE),
+        data=dataclasses.replace(short, first_token=first),
+        training=None,
+    )
     # KL to the teacher, everything trainable.
-    first = tokens_after(short, ALIGN_STEPS)
+    started = DistillConfig(start_from="align")
+    if preset.closed_form:
+        first = after(refit.data, REFIT_BATCHES)
+        started = DistillConfig(start_from="refit", from_student=True)
     distill = dataclasses.replace(
         align,
         name="distill",
         student=student,
-        method=DistillConfig(start_from="align"),
+        method=started,
         data=rows(context_length=SHORT, sequences_per_step=DISTILL_ROWS, first_token=first),
-        training=training(DISTILL_STEPS, recipe.peak_lr, 1e-5, remat="full"),
+        training=training(distill_steps, recipe.peak_lr, 1e-5, remat="full", short=True),
     )
     # The next token at 16,384; constant learning rate after the warm-up. Web documents have a thousand tokens, so rows
     # join them; those that fill half a row reach far by themselves and stay apart.
-    first = tokens_after(distill.data, DISTILL_STEPS)
+    first = after(distill.data, distill_steps)
     last = rows(context_length=LONG, sequences_per_step=FINETUNE_ROWS, first_token=first)
     if conversations is not None:
         chats = _chats(corpus, conversations)
@@ -213,7 +200,7 @@ def _stages(
         training=training(FINETUNE_STEPS, 1e-5, 1e-5, remat="full", accumulate=16),
         export="bfloat16",
     )
-    return align, select, distill, finetune
+    return align, select, *((refit,) if preset.closed_form else ()), distill, finetune
 
 
 def _chats(corpus: CorpusConfig, folder: str) -> CorpusConfig:
@@ -229,25 +216,29 @@ def _chats(corpus: CorpusConfig, folder: str) -> CorpusConfig:
 
 
 def _training(
+    official: Recipe | None,
     steps: int,
     peak_lr: float,
     final_lr: float,
     *,
-    upstream: bool,
+    short: bool = False,
     remat: Literal["none", "full"] = "none",
     accumulate: int = 1,
 ) -> TrainingConfig:
+    """The numbers of a stage, with the numerics of the official code for the recipe `official`, else with our own."""
     return TrainingConfig(
         optimizer=OptimizerConfig(
             peak_lr=peak_lr,
             final_lr=final_lr,
             warmup_steps=50,
             steps=steps,
-            first_update_at_zero=upstream,
+            weights="float32" if official is None else official.weights,
+            first_update_at_zero=official is not None,
         ),
         loop=LoopConfig(
             steps=steps, accumulate=accumulate, checkpoint_every=250, evaluate_every=250
         ),
         dtype="bfloat16",
         remat=remat,
+        rounded_tables=short and official is not None,
     )

@@ -11,7 +11,7 @@ from hypenet_jax.data.config import DataConfig
 from hypenet_jax.evals.config import EvaluationConfig
 from hypenet_jax.halo.method import Method, TrainedMethod
 from hypenet_jax.model.config import AS_PUBLISHED, MixerOptions, ModelConfig, aligned_spec
-from hypenet_jax.model.mixers import mixer_kind
+from hypenet_jax.model.mixers import SoftmaxSpec, mixer_kind
 from hypenet_jax.sharding import MeshConfig
 from hypenet_jax.train.loop import LoopConfig
 from hypenet_jax.train.optimizer import OptimizerConfig
@@ -22,22 +22,35 @@ class StudentConfig:
     """Which plan the student has, given its teacher.
 
     Attributes:
-      softmax_layers: layers that keep softmax attention; None takes those that `selected_by` chose.
-      selected_by: name of a select stage.
+      softmax_layers: layers that keep softmax attention.
+      pattern: in place of a list, names of mixers that repeat over the layers: "lightning", "lightning", "lightning",
+        "softmax" keeps every fourth.
+      selected_by: name of a select stage that chooses the layers, in place of both.
       softmax: options of the kept layers; `rope` keeps their rotary positions (a control).
       tie_embeddings: whether the output head is the embedding; None: as the teacher's.
       logit_scale: constant a of the log-length logit scale of the exported model; training never scales.
     """
 
     softmax_layers: tuple[int, ...] | None = None
+    pattern: tuple[str, ...] | None = None
     selected_by: str | None = None
     softmax: MixerOptions = AS_PUBLISHED
     tie_embeddings: bool | None = None
     logit_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.softmax_layers is None) == (self.selected_by is None):
-            raise ConfigError(f"{self}: give softmax_layers or selected_by, not both or neither")
+        given = [self.softmax_layers, self.pattern, self.selected_by]
+        if sum(one is not None for one in given) != 1 or self.pattern == ():
+            raise ConfigError(f"{self}: give one of softmax_layers, pattern and selected_by")
+
+    def layers_by_pattern(self, num_layers: int) -> tuple[int, ...]:
+        """Those where the pattern has softmax attention."""
+        assert self.pattern is not None
+        return tuple(
+            layer
+            for layer in range(num_layers)
+            if self.pattern[layer % len(self.pattern)] == SoftmaxSpec.NAME
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +65,8 @@ class TrainingConfig:
       neighbor_exchange: where a mesh axis shards the sequence, recurrent layers send their state to the next device
         alone. What is left out is at most 2^-24 of a state; shards too short for that are refused, and rows with too
         much padding exchange all.
+      rounded_tables: rotary frequencies and decay slopes are rounded to bfloat16, the teacher's too, as in stages 1 and
+        2 of the official code (`model.hype.rounded_tables`).
     """
 
     optimizer: OptimizerConfig
@@ -60,6 +75,7 @@ class TrainingConfig:
     remat: Literal["none", "full"] = "none"
     tensorboard: bool = False
     neighbor_exchange: bool = False
+    rounded_tables: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +119,11 @@ class StageConfig:
         mixer_kind(self.mixer)
         if self.method.reads_teacher or self.student is not None:
             aligned_spec(self.teacher, self.mixer, self.recurrent)
+        named = set((self.student and self.student.pattern) or ())
+        if others := named - {SoftmaxSpec.NAME, self.mixer}:
+            raise ConfigError(
+                f"{self.name}: the pattern names {sorted(others)}; layers are softmax or {self.mixer}, its mixer"
+            )
         loop = self.training and self.training.loop
         self.method.check(self.teacher, bool(loop and loop.evaluate_every))
         if (self.training is None) == isinstance(self.method, TrainedMethod):

@@ -25,6 +25,7 @@ RENAMED = {
     "stage": "method",
     "race": "speed",
     "sweep.length": "sweep.by.lengths",
+    "upstream-parity": "preset",
     "student.rope-in-softmax": "student.softmax.rope",
 }
 

@@ -49,7 +49,7 @@ def test_help_lists_everything_that_can_be_set(capsys):
         parse([CHAIN, "--help"], HaloConfig, Options, runtime.Cluster, usage="Converts.")
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    for said in ("Converts.", "--from", "--heartbeat-seconds", "--upstream-parity"):
+    for said in ("Converts.", "--from", "--heartbeat-seconds", "--preset"):
         assert said in printed
     for said in ("--align.method.loss", "--distill.training.optimizer.peak-lr", "--finetune.seed"):
         assert said in printed
@@ -61,7 +61,7 @@ def test_help_lists_everything_that_can_be_set(capsys):
         (["--distil.training.loop.steps", "7"], "--distill.training.loop.steps"),
         (["--cordinator", "x"], "--coordinator"),
         (["--onyl", "align"], "--only"),
-        (["--upstream-party"], "--upstream-parity"),
+        (["--prset", "recommended"], "--preset"),
         (["--process-id", "first"], "first"),
     ],
 )
@@ -80,6 +80,7 @@ def test_what_is_misspelt_anywhere_ends_with_code_two_and_the_nearest_names(caps
         ("--training.short_halo=True", "--training.neighbor-exchange"),
         ("--distill.training.short-halo", "--distill.training.neighbor-exchange"),
         ("--stage.loss", "--method.loss"),
+        ("--upstream-parity", "--preset"),
     ],
 )
 def test_an_old_name_fails_naming_the_new_one(old, new):

@@ -21,7 +21,6 @@ from hypenet_jax.halo.distill import DistillConfig
 from hypenet_jax.halo.finetune import FinetuneConfig
 from hypenet_jax.halo.method import abstract_params
 from hypenet_jax.halo.select import SelectConfig
-from hypenet_jax.model.config import MixerOptions
 from hypenet_jax.model.decoder import Decoder
 from hypenet_jax.plan.config import ServeConfig
 from hypenet_jax.sharding import make_mesh
@@ -30,7 +29,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name not in ("__init__.py", "published.py", "mesh.py")
+    if path.name not in ("__init__.py", "published.py", "recipes.py", "mesh.py")
     and "evals" not in path.relative_to(ROOT).parts
 )
 SERVED = [path for path in FILES if path.endswith(("decode_256k.py", "prefill_1m.py"))]
@@ -159,7 +158,7 @@ def test_rows_of_stage_three_join_short_documents_unless_all_are_joined_or_are_c
 
     assert past(0) < 0.1
     assert past(data.join_below) > 0.65
-    upstream = load(path, StageConfig, ["--upstream-parity"]).data
+    upstream = load(path, StageConfig, ["--preset", "upstream_parity"]).data
     chats = load(path, StageConfig, ["--conversations", "chats"]).data
     assert (upstream.join_below, chats.join_below) == (0, 0)
     assert (upstream.reset_documents, chats.reset_documents) == (False, True)
@@ -286,51 +285,16 @@ def test_a_file_that_is_no_config_is_refused(tmp_path, text):
         load(str(path), StageConfig)
 
 
-PLAN = (
-    *("--recurrent.rope", "False", "--recurrent.expand-kv", "False"),
-    *("--student.softmax.output-gate", "False", "--student.tie-embeddings", "True"),
-    *("--student.softmax-layers", "1", "2"),
-)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_one_option_sets_the_plan_of_every_stage(size):
-    config = load(f"configs/{size}/halo.py", HaloConfig, PLAN)
-    assert {stage.recurrent for stage in config.stages} == {
-        MixerOptions(rope=False, expand_kv=False)
-    }
-    distilled, finetuned = (student_config(config.stage(n)) for n in ("distill", "finetune"))
-    assert distilled == finetuned
-    assert distilled.tie_embeddings
-    assert distilled.softmax_layers == (1, 2)
-    assert [distilled.mixers[i].output_gate for i in (0, 1)] == [True, False]
-    assert distilled.mixers[0].rope_theta is None
-    assert distilled.mixers[0].num_kv_heads == 8
-    assert load(f"configs/{size}/distill.py", StageConfig, PLAN) == config.stage("distill")
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--distill.recurrent.rope", "False"], "distill starts from align, whose plan differs"),
-        (["--finetune.student.softmax.rope", "True"], "finetune starts from distill, whose plan"),
-    ],
-)
-def test_a_stage_of_another_plan_than_its_parent_is_refused_at_the_start(words, said):
-    with pytest.raises(ConfigError, match=said):
-        load("configs/halo_2b/halo.py", HaloConfig, words)
-
-
-def test_a_published_chain_selects_its_layers_where_it_is_asked_to():
-    words = ["--student.softmax-layers", "None", "--student.selected-by", "select"]
-    config = load("configs/halo_2b/halo.py", HaloConfig, words)
-    assert [stage.name for stage in config.stages] == ["align", "select", "distill", "finetune"]
-    assert config.stage("finetune").student.selected_by == "select"
-
-
 def test_a_student_needs_its_layers_or_who_selects_them():
-    for fields in ({"softmax_layers": None}, {"softmax_layers": (1,), "selected_by": "select"}):
-        with pytest.raises(ConfigError, match="not both or neither"):
+    for fields in (
+        {},
+        {"softmax_layers": (1,), "selected_by": "select"},
+        {"softmax_layers": (1,), "pattern": ("softmax",)},
+        {"pattern": ()},
+    ):
+        with pytest.raises(
+            ConfigError, match="give one of softmax_layers, pattern and selected_by"
+        ):
             StudentConfig(**fields)
 
 

@@ -1,5 +1,6 @@
 """HALO stage 3, HypeNet-2B:  python -m launch.train configs/halo_2b/finetune.py"""
 
-from configs.published import HALO_2B, stage_config
+from configs.published import stage_config
+from configs.recipes import HALO_2B
 
 config = stage_config(HALO_2B, "finetune")

@@ -1,5 +1,6 @@
 """HALO stage 2, HypeNet-5B:  python -m launch.train configs/halo_5b/distill.py"""
 
-from configs.published import HALO_5B, stage_config
+from configs.published import stage_config
+from configs.recipes import HALO_5B
 
 config = stage_config(HALO_5B, "distill")

@@ -15,6 +15,7 @@ from hypenet_jax.halo.selection.chosen import read_selection
 from hypenet_jax.model.config import ModelConfig, aligned_spec, hypenet
 from hypenet_jax.model.cost import Flops
 from hypenet_jax.model.decoder import Decoder
+from hypenet_jax.model.hype import rounded_tables
 from hypenet_jax.model.mixers import MIXERS
 from hypenet_jax.model.mixers.lightning import LightningSpec, slopes
 from hypenet_jax.model.stacking import group_names
@@ -35,6 +36,8 @@ def student_config(config: StageConfig) -> ModelConfig:
     if config.student is None:
         return config.teacher
     student, layers = config.student, config.student.softmax_layers
+    if student.pattern is not None:
+        layers = student.layers_by_pattern(config.teacher.num_layers)
     if layers is None:
         path = config.final_of(str(student.selected_by)).parent / "selection.json"
         layers = read_selection(path).softmax_layers
@@ -113,6 +116,9 @@ def build_stage(config: StageConfig, mesh: Mesh) -> StageProgram:
         stage = _with_frozen(stage, optimizer.rates)
     if training.neighbor_exchange:
         stage = stage.with_losses(neighbor_exchange())
+    if training.rounded_tables:
+        heldout = stage.heldout and rounded_tables()(stage.heldout)
+        stage = dataclasses.replace(stage.with_losses(rounded_tables()), heldout=heldout)
     rows, flops = config.data.sequences_per_step, method.flops(models, config.data.context_length)
     return StageProgram(
         stage=stage,

@@ -73,7 +73,7 @@ def train(
         batches.position = first_batch
         if start is not None and not checkpoints.steps():
             params = start(params)
-        return fit(
+        trained = fit(
             stage,
             optimizer,
             create_state(params, stage.trainable, optimizer, program.shardings),
@@ -86,6 +86,7 @@ def train(
             evaluate=heldout_loss(stage, inputs) if evaluates else None,
             stop=stop,
         ).weights
+    return jax.tree.map(lambda leaf, given: leaf.astype(given.dtype), trained, program.shapes)
 
 
 def _log_text(config: StageConfig, batches: Loader, numbers: range) -> None:

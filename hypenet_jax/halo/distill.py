@@ -7,7 +7,7 @@ The teacher's forward pass is inside the jitted step, so nothing of it is stored
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 from jaxtyping import Array, Int
@@ -22,7 +22,7 @@ from hypenet_jax.halo.method import (
     abstract_params,
 )
 from hypenet_jax.halo.schedule import final, peak, weight_at
-from hypenet_jax.halo.transfer import transfer, with_mixers
+from hypenet_jax.halo.transfer import transfer, with_mixers, with_neutral_gates
 from hypenet_jax.model.config import ModelConfig
 from hypenet_jax.model.cost import Flops, head_flops, layers_flops
 from hypenet_jax.model.decoder import Decoder
@@ -40,12 +40,23 @@ class DistillConfig(DistillationTerms, TrainedMethod):
       start_from: name of the stage 1 whose mixers the recurrent layers start from.
       from_student: `start_from` left a whole student, such as that of a refit or of a distillation before this one, and
         training starts from it.
+      gates: how the new output gates of kept layers start. "official" is random, see `SoftmaxSpec.params_from_softmax`;
+        "neutral" is one half everywhere before an output projection that is doubled, so that a kept layer differs from
+        the teacher's by the rotary positions that it lost alone.
     """
 
     reads_teacher: ClassVar[bool] = True
 
     start_from: str
     from_student: bool = False
+    gates: Literal["official", "neutral"] = "official"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.from_student and self.gates != "official":
+            raise ValueError(
+                f"gates {self.gates!r}: the student of {self.start_from} has its own, leave them out"
+            )
 
     @property
     def loss_name(self) -> str:
@@ -74,7 +85,10 @@ class DistillConfig(DistillationTerms, TrainedMethod):
 
         def start(params: Params, mixers: Params) -> Params:
             single = transfer(teacher, unstack_layers(params), student, key)
-            return stack_layers(with_mixers(single, student, mixers), student)
+            single = with_mixers(single, student, mixers)
+            if self.gates == "neutral":
+                single = with_neutral_gates(single, student)
+            return stack_layers(single, student)
 
         return jax.jit(start, out_shardings=shardings)(weights.teacher, weights.parent["mixers"])
 

@@ -9,6 +9,8 @@
   0.770 against 0.778 after 17K tokens). Kept layers get none: a norm would change what they compute.
 - Output gates and the norm of a recurrent layer's outputs: new.
 
+Options of the plan (`MixerOptions`) change which of these a layer has.
+
 All trees here are in single layers (`unstack_layers`).
 Source: arXiv 2601.22156, official `halo` conversion; it has no teacher without norms or with biases.
 """

@@ -26,7 +26,7 @@ class TrainState:
 
     Attributes:
       step: batches taken so far. A skipped (non-finite) update counts here, not in the optimizer.
-      params: all student parameters; the trainable ones are float32 master weights.
+      params: all student parameters; the trainable ones are master weights, in the precision of the optimizer.
       opt_state: of the trainable parameters only; whatever tree the optimizer makes.
     """
 
@@ -63,7 +63,7 @@ def create_state(
     """State before the first step. Parameters are copied, because training donates their buffers.
 
     Args:
-      params: the student; leaves that are `trainable`, see Stage, become float32.
+      params: the student; leaves that are `trainable`, see Stage, get the precision of the optimizer's config.
       shardings: tree like `params` of NamedSharding; None keeps everything on the default device.
     Raises:
       ValueError: no leaf is trainable.
@@ -105,6 +105,6 @@ def _build(params: Params, trainable: Callable[[Path], bool], optimizer: Optimiz
     trained, frozen = split(params, trainable)
     if not trained:
         raise ValueError("the stage trains no leaf of these parameters: look at Stage.trainable")
-    trained = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trained)
+    trained = jax.tree.map(lambda leaf: leaf.astype(optimizer.config.weights), trained)
     copied = jax.tree.map(jnp.copy, merge(trained, frozen))
     return TrainState(jnp.zeros((), jnp.int32), copied, optimizer.init(trained))

@@ -12,7 +12,7 @@ from hypenet_jax.config_file import load
 from hypenet_jax.convert import convert
 from hypenet_jax.plan import here, plan
 from hypenet_jax.train.metrics import read_metrics
-from hypenet_jax.train.stage_output import read_stage_output
+from hypenet_jax.train.stage_output import read_metadata, read_stage_output
 
 pytestmark = pytest.mark.brief
 
@@ -26,23 +26,29 @@ def config(text: str, run_dir: str):
 """
 
 
-def with_follow(config: HaloConfig) -> HaloConfig:
+def with_follow(config: HaloConfig, **optimizer: str) -> HaloConfig:
     """The chain with the new stage in place of distillation."""
-    method = FollowConfig(start_from="align")
-    distill = dataclasses.replace(config.stage("distill"), name="follow", method=method)
+    method, distill = FollowConfig(start_from="align"), config.stage("distill")
+    changed = dataclasses.replace(distill.training.optimizer, **optimizer)
+    training = dataclasses.replace(distill.training, optimizer=changed)
+    distill = dataclasses.replace(distill, name="follow", method=method, training=training)
     return dataclasses.replace(config, stages=(*config.stages[:3], distill))
 
 
-def test_the_chain_runs_it_and_the_same_call_finds_it_done(copy, caplog):
-    config = with_follow(copy)
+def test_the_chain_runs_it_in_any_precision_and_the_same_call_finds_it_done(copy, caplog):
+    config = with_follow(copy, weights="bfloat16")
     with caplog.at_level("INFO", "hypenet_jax"):
         assert convert(config)
     trained = r"follow: trains [\d,]+ of [\d,]+ parameters; frozen: [\d,]+ in 1 arrays"
     assert re.search(trained, caplog.text)
     stage = config.stage("follow")
+    saved = read_metadata(stage.folder / "checkpoints" / "2")["leaves"]
+    kept = {leaf["dtype"] for path, leaf in saved.items() if "kernel" in path}
+    assert kept == {"bfloat16"}
     output = read_stage_output(stage.folder / "final", "follow")
     parent = read_stage_output(stage.final_of("align"), "align")
     assert output["parent"] == parent["fingerprint"]
+    assert {leaf["dtype"] for leaf in output["leaves"].values()} == {"float32"}
     assert output["config"]["method"]["kind"] == "FollowConfig"
     records = read_metrics(stage.folder / "metrics.jsonl")
     assert [record["gap"] == pytest.approx(record["loss"]) for record in records] == [True, True]

@@ -5,13 +5,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from hypenet_jax.config import StageConfig
 from hypenet_jax.config_file import ConfigError, load
 from hypenet_jax.convert.programs import build_stage, models_of
+from hypenet_jax.halo.align import AlignConfig
+from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.sharding import MeshConfig, make_mesh
+from hypenet_jax.train.stage import Stage
 
 pytestmark = pytest.mark.brief
 
@@ -58,6 +62,26 @@ def test_what_is_recomputed_is_the_configs(shipped):
     for remat in ("full", "none"):
         models = models_of(shipped("distill", "--training.remat", remat))
         assert (models.student.remat, models.teacher.remat) == (remat, "none")
+
+
+def test_weights_and_moments_have_the_precision_that_is_asked_for(shipped):
+    words = ("--training.optimizer.weights", "bfloat16")
+    state = build_stage(shipped("align", *words), make_mesh(MeshConfig(fsdp=8))).state()
+    moments = [optax.tree.get(state.opt_state, name) for name in ("mu", "nu")]
+    leaves = jax.tree.leaves((state.params, moments))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_rounded_tables_hold_inside_the_losses_of_a_stage_alone(shipped, monkeypatch):
+    angles = lambda *_: rotary_angles(jnp.asarray([[511]]), 128, 1e6)  # noqa: E731
+    stage = Stage("align", angles, trainable=lambda path: True, heldout=angles)
+    monkeypatch.setattr(AlignConfig, "stage", lambda self, models: stage)
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    plain = build_stage(shipped("align"), mesh).stage
+    rounded = build_stage(shipped("align", "--training.rounded-tables"), mesh).stage
+    for exact, loss in ((plain.loss, rounded.loss), (plain.heldout, rounded.heldout)):
+        assert np.abs(loss() - exact()).max() > 0.5
+        np.testing.assert_array_equal(exact(), angles())
 
 
 def test_a_neighbor_exchange_needs_parts_in_which_the_slowest_head_forgets(shipped):

@@ -1,5 +1,7 @@
 """Stage 2: the student follows the teacher's distributions, and the teacher stands still."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 
 from hypenet_jax import runtime
 from hypenet_jax.halo.distill import DistillConfig, distill_stage
-from hypenet_jax.halo.method import Weights
+from hypenet_jax.halo.method import Models, Weights
+from hypenet_jax.model.config import MixerOptions, hypenet
+from hypenet_jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.brief
 
@@ -145,3 +149,25 @@ def test_training_can_start_from_a_whole_student(work_with, student):
         lambda leaf, shape: leaf.shape == shape.shape, student.params, config.parent(models).shapes
     )
     assert jax.tree.all(same)
+
+
+@pytest.mark.extended
+def test_neutral_gates_start_at_the_teacher_where_no_positions_are_lost(teacher, mixers, batch):
+    plan = hypenet(teacher.config, (0, 1), softmax=MixerOptions(rope=True))
+    decoder = teacher.decoder.clone(config=plan)
+    models = Models(teacher=teacher.decoder, student=decoder, mixer="lightning")
+    weights = Weights(teacher=teacher.params, parent={"mixers": mixers})
+    found = {}
+    for gates in ("official", "neutral"):
+        config = DistillConfig(start_from="align", gates=gates)
+        shardings = config.params(models).shardings(make_mesh(MeshConfig(), jax.devices()[:1]))
+        params = config.initial_weights(models, weights, runtime.keys(2), shardings)
+        student = dataclasses.replace(teacher, decoder=decoder, params=params)
+        found[gates] = np.abs(student.hidden(batch) - teacher.hidden(batch))[:2, :9].max()
+    assert found["neutral"] < 2e-5
+    assert found["official"] > 1e-2
+
+
+def test_a_whole_student_keeps_its_own_gates():
+    with pytest.raises(ValueError, match="gates 'neutral': the student of refit has its own"):
+        DistillConfig(start_from="refit", from_student=True, gates="neutral")

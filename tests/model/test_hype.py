@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypenet_jax.model.hype import LogLengthScale, rotary_angles
+from hypenet_jax.model.hype import LogLengthScale, rotary_angles, rounded_tables, table
+from hypenet_jax.model.mixers.lightning import slopes
 from pallas_kernels.norm_rotary import rotate
 
 pytestmark = pytest.mark.brief
@@ -41,6 +42,17 @@ def test_angles_are_float32_and_as_exact_as_that_allows():
     frequency = 1e6 ** (-np.arange(0, 128, 2) / 128)
     np.testing.assert_allclose(angles[0], POSITIONS[0][:, None] * frequency, rtol=1e-6)
     assert angles.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("position", "gap"), [(511, 0.6), (16_383, 19.0)])
+def test_rounded_tables_are_as_far_off_as_the_official_ones(position, gap):
+    exact = rotary_angles(jnp.asarray([[position]]), 128, 1e6)
+    with rounded_tables():
+        rounded = rotary_angles(jnp.asarray([[position]]), 128, 1e6)
+        decays = table(jnp.asarray(slopes(32)))
+    assert np.abs(rounded - exact).max() == pytest.approx(gap, rel=0.05)
+    assert np.abs(decays / slopes(32) - 1).max() == pytest.approx(1.4e-3, rel=0.05)
+    np.testing.assert_array_equal(rotary_angles(jnp.asarray([[position]]), 128, 1e6), exact)
 
 
 def test_dimension_j_turns_with_j_plus_half():

@@ -16,6 +16,7 @@ from hypenet_jax.train.optimizer import (
     learning_rate,
     matrix_axes,
 )
+from hypenet_jax.train.state import create_state
 
 pytestmark = pytest.mark.brief
 
@@ -115,6 +116,22 @@ def test_clipping_keeps_the_direction_and_reports_the_norm_before_it(size):
     np.testing.assert_allclose(metrics["grad_norm"], size, rtol=1e-6)
     clipped = optax.tree.norm(optax.tree.get(state, "mu")) / (1 - 0.9)
     np.testing.assert_allclose(clipped, min(size, 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("weights", "least", "most"), [("float32", 0, 0.01), ("bfloat16", 0.8, 1)])
+def test_in_bfloat16_most_updates_of_stage_three_change_nothing(weights, least, most):
+    config = OptimizerConfig(
+        peak_lr=1e-5, final_lr=1e-5, warmup_steps=0, steps=9, clip_norm=None, weights=weights
+    )
+    optimizer, shape = Optimizer(config), (128, 128)
+    params = {"up": {"kernel": 0.02 * jax.random.normal(jax.random.key(0), shape)}}
+    state = create_state(params, lambda path: True, optimizer)
+    gradients = {"up": {"kernel": jax.random.normal(jax.random.key(1), shape)}}
+    after, opt_state, _ = optimizer.update(gradients, state.opt_state, state.params)
+    same = np.mean(np.asarray(after["up"]["kernel"] == state.params["up"]["kernel"]))
+    assert least <= same <= most
+    moments = [optax.tree.get(opt_state, name) for name in ("mu", "nu")]
+    assert {leaf.dtype for leaf in jax.tree.leaves((after, moments))} == {jnp.dtype(weights)}
 
 
 def test_the_gradient_norm_is_reported_without_clipping_too():

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from hypenet_jax import axes
 from hypenet_jax.axes import Angles, Hidden, Keys, Params, Queries
-from hypenet_jax.model.hype import rotary_angles
+from hypenet_jax.model.hype import rotary_angles, table
 from hypenet_jax.model.layers import Initialization, Normed, Product, RMSNorm
 from hypenet_jax.model.mixers.heads import (
     head_norms,
@@ -254,7 +254,7 @@ def _attend(
     q_norm, k_norm = norms
     segment_ids = None if layout.single_segment else layout.segment_ids
     before = None if state is None else state.recurrent_state
-    log_decay = jnp.negative(slopes(spec.num_heads))
+    log_decay = jnp.negative(table(jnp.asarray(slopes(spec.num_heads))))
     options: dict[str, Any] = {"scale": spec.query_scale, "mesh_axes": op_axes(heads[0])}
     q, k, v = heads
     if before is not None and q.shape[1] == 1:
