@@ -21,6 +21,7 @@ from pallas_kernels.bench.rotary import NORM_ROTARY
 TABLES = {
     "attention": ("attention", "IMPLEMENTATIONS"),
     "decode_attention": ("decode_attention", "IMPLEMENTATIONS"),
+    "gated_delta_rule": ("gated_delta_rule", "IMPLEMENTATIONS"),
     "lightning_attention": ("lightning_attention", "IMPLEMENTATIONS"),
     "lightning_step": ("lightning_step", "IMPLEMENTATIONS"),
     "linear_cross_entropy": ("linear_loss", "CROSS_ENTROPY"),
