@@ -96,7 +96,12 @@ class MixerOptions:
           ValueError: the mixer cannot have what is asked for, or the teacher has no rotary positions.
         """
         spec, changes = kind.from_softmax(softmax), self._changes(softmax)
-        lacking = [name for name, value in changes.items() if value and not hasattr(spec, name)]
+        # A gate without a field of its own may be there always: that it is wanted off counts too.
+        lacking = [
+            name
+            for name, value in changes.items()
+            if (value or name == "output_gate") and not hasattr(spec, name)
+        ]
         if lacking:
             raise ValueError(f"the mixer {kind.NAME} has no {', '.join(lacking)}: leave it out")
         known = {name: value for name, value in changes.items() if hasattr(spec, name)}

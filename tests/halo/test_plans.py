@@ -88,3 +88,8 @@ def test_a_head_is_tied_or_kept_as_the_plan_says():
 def test_a_kept_layer_cannot_take_over_positions_that_the_teacher_does_not_have():
     with pytest.raises(ValueError, match="a layer of the teacher has no rotary positions"):
         hypenet(tiny_teacher(family="smollm3"), (1,), softmax=MixerOptions(rope=True))
+
+
+def test_a_gate_that_a_mixer_always_has_cannot_be_left_out():
+    with pytest.raises(ValueError, match="the mixer kda has no output_gate"):
+        hypenet(tiny_teacher(), (1,), mixer="kda", recurrent=MixerOptions(output_gate=False))
