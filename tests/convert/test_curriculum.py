@@ -41,6 +41,7 @@ def with_data(stage: StageConfig, **changes) -> StageConfig:
     return dataclasses.replace(stage, data=dataclasses.replace(stage.data, **changes))
 
 
+@pytest.mark.slow  # its parts have fast tests: tests/train/test_longer_rows.py, tests/data/test_phases.py
 def test_a_second_distillation_starts_from_the_first_and_goes_on_where_its_rows_become_longer(
     copy, caplog
 ):
