@@ -62,9 +62,6 @@ class AverageSpec(MixerSpec):
     def state_bytes(self, capacity: int, itemsize: int) -> int:
         return 4 * self.num_heads * self.head_dim
 
-    def decode_bytes(self, length: int, itemsize: int) -> int:
-        return 2 * self.state_bytes(length, itemsize)  # read and written
-
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "AverageSpec":
         return cls(softmax.num_heads, softmax.head_dim)

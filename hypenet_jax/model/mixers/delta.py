@@ -1,9 +1,10 @@
 """What gated delta net and Kimi delta attention do alike around their recurrence; only those mixers call it."""
 
+import abc
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import flax.linen as nn
 import flax.struct
@@ -16,19 +17,13 @@ from hypenet_jax import axes
 from hypenet_jax.axes import Keys, Params, Queries
 from hypenet_jax.model.layers import parameter
 from hypenet_jax.model.mixers.heads import heads_from_softmax, op_axes
-from hypenet_jax.model.mixers.spec import MixerState, Rule
+from hypenet_jax.model.mixers.spec import ATTENTION_RULES, MixerSpec, MixerState, Rule
 from hypenet_jax.model.short_conv import WIDTH, short_conv
 from hypenet_jax.model.token_layout import TokenLayout
 from hypenet_jax.sharding import constrain
 from pallas_kernels import gated_delta_rule
 
 RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
-STATE_AXES: Mapping[str, tuple[str | None, ...]] = {
-    "recurrent_state": RECURRENT_AXES,
-    "q_inputs": (axes.BATCH, None, axes.HEADS, axes.HEAD_DIM),
-    "k_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
-    "v_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
-}
 CONVOLVED = ("q", "k", "v")
 
 
@@ -44,70 +39,64 @@ class DeltaState(MixerState):
     v_inputs: Float[Array, "B I K H"] | None = None
 
 
-def init_state(spec: Any, batch: int, dtype: DTypeLike) -> DeltaState:
-    """Zeros, of the same size whatever the capacity."""
-    shape = (batch, spec.num_heads, spec.head_dim, spec.head_dim)
-    recurrent = constrain(jnp.zeros(shape, jnp.float32), RECURRENT_AXES)
-    if not spec.short_conv:
-        return DeltaState(recurrent)
-    inputs = {}
-    for name, heads in _convolved_heads(spec):
-        zeros = jnp.zeros((batch, WIDTH - 1, heads, spec.head_dim), dtype)
-        inputs[f"{name}_inputs"] = constrain(zeros, STATE_AXES[f"{name}_inputs"])
-    return DeltaState(recurrent, **inputs)
+RULES = (
+    *ATTENTION_RULES,
+    Rule("mixer/output_norm/scale", "self_attn.o_norm.weight", "h -> h"),
+    Rule("mixer/q_conv/taps", "self_attn.q_conv1d.weight", "n h w -> (n h) () w", "short_conv"),
+    Rule("mixer/k_conv/taps", "self_attn.k_conv1d.weight", "k h w -> (k h) () w", "short_conv"),
+    Rule("mixer/v_conv/taps", "self_attn.v_conv1d.weight", "k h w -> (k h) () w", "short_conv"),
+)
+"""Tensors of both mixers."""
 
 
-def state_bytes(spec: Any, itemsize: int) -> int:
-    """N H^2 numbers in float32, and the inputs of the convolutions."""
-    inputs = 0
-    if spec.short_conv:
-        heads = sum(count for _, count in _convolved_heads(spec))
-        inputs = (WIDTH - 1) * heads * spec.head_dim
-    return 4 * spec.num_heads * spec.head_dim**2 + inputs * itemsize
+class DeltaSpec(MixerSpec):
+    """The state of both mixers, and what it costs."""
+
+    short_conv: bool
+
+    STATE_AXES: ClassVar = {
+        "recurrent_state": RECURRENT_AXES,
+        "q_inputs": (axes.BATCH, None, axes.HEADS, axes.HEAD_DIM),
+        "k_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
+        "v_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
+    }
+
+    @property
+    @abc.abstractmethod
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+
+    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> DeltaState:
+        """Zeros, of the same size whatever the capacity."""
+        shape = (batch, self.num_heads, self.head_dim, self.head_dim)
+        recurrent = constrain(jnp.zeros(shape, jnp.float32), RECURRENT_AXES)
+        inputs = {}
+        for name, heads in self.convolved_heads().items():
+            zeros = jnp.zeros((batch, WIDTH - 1, heads, self.head_dim), dtype)
+            inputs[f"{name}_inputs"] = constrain(zeros, self.STATE_AXES[f"{name}_inputs"])
+        return DeltaState(recurrent, **inputs)
+
+    def state_bytes(self, capacity: int, itemsize: int) -> int:
+        """N H^2 numbers in float32, and the inputs of the convolutions."""
+        inputs = (WIDTH - 1) * sum(self.convolved_heads().values()) * self.head_dim
+        return 4 * self.num_heads * self.head_dim**2 + inputs * itemsize
+
+    def mixing_flops(self, tokens: int, before: int) -> float:
+        """6 N H^2 per token, the recurrent form: what the state holds for k, its correction, and what q reads."""
+        return 6.0 * tokens * self.num_heads * self.head_dim**2
+
+    def convolved_heads(self) -> dict[str, int]:
+        """How many heads each of queries, keys and values has that is convolved."""
+        heads = {"q": self.num_heads, "k": self.kv_heads, "v": self.kv_heads}
+        return heads if self.short_conv else {}
 
 
-def mixing_flops(spec: Any, tokens: int) -> float:
-    """6 N H^2 per token, the recurrent form: what the state holds for k, its correction, and what q reads."""
-    return 6.0 * tokens * spec.num_heads * spec.head_dim**2
-
-
-def conv_rules() -> tuple[Rule, ...]:
-    """Tensors of the short convolutions."""
-    shapes = {"q": "n h w -> (n h) () w", "k": "k h w -> (k h) () w", "v": "k h w -> (k h) () w"}
-    return tuple(
-        Rule(f"mixer/{name}_conv/taps", f"self_attn.{name}_conv1d.weight", shape, "short_conv")
-        for name, shape in shapes.items()
-    )
-
-
-def qkv_rules() -> tuple[Rule, ...]:
-    """Tensors of the projections that softmax attention has too, and of the norm of outputs."""
-    heads = {"q": "n", "k": "k", "v": "k"}
-    kernels = (
-        Rule(f"mixer/{x}/kernel", f"self_attn.{x}_proj.weight", f"d {n} h -> ({n} h) d")
-        for x, n in heads.items()
-    )
-    biases = (
-        Rule(f"mixer/{x}/bias", f"self_attn.{x}_proj.bias", f"{n} h -> ({n} h)", "qkv_bias")
-        for x, n in heads.items()
-    )
-    return (
-        *kernels,
-        *biases,
-        Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-        Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
-        Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
-        Rule("mixer/output_norm/scale", "self_attn.o_norm.weight", "h -> h"),
-    )
-
-
-def taken_from_softmax(spec: Any, params: Params, key: jax.Array) -> dict[str, Any]:
+def taken_from_softmax(spec: DeltaSpec, params: Params, key: jax.Array) -> dict[str, Any]:
     """See `heads_from_softmax`; the norm of outputs starts at one, filters as torch's, uniform in +-1/sqrt(W)."""
     taken = heads_from_softmax(spec, params)
-    if spec.short_conv:
-        shapes = {f"{x}_conv": (n, spec.head_dim, WIDTH) for x, n in _convolved_heads(spec)}
-        filters = uniform(key, shapes, lambda shape: shape[-1] ** -0.5)
-        taken |= {name: {"taps": taps} for name, taps in filters.items()}
+    shapes = {f"{x}_conv": (n, spec.head_dim, WIDTH) for x, n in spec.convolved_heads().items()}
+    filters = uniform(key, shapes, lambda shape: shape[-1] ** -0.5)
+    taken |= {name: {"taps": taps} for name, taps in filters.items()}
     return {**taken, "output_norm": {"scale": jnp.ones(spec.head_dim)}}
 
 
@@ -220,8 +209,3 @@ def attend(
     recur = functools.partial(gated_delta_rule, scale=q.shape[3] ** -0.5, mesh_axes=op_axes(q))
     segment_ids = None if layout.single_segment else layout.segment_ids
     return recur(q, k, v, log_decay, beta, before, segment_ids)
-
-
-def _convolved_heads(spec: Any) -> tuple[tuple[str, int], ...]:
-    """How many heads queries, keys and values have."""
-    return ("q", spec.num_heads), ("k", spec.kv_heads), ("v", spec.kv_heads)

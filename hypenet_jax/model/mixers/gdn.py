@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from hypenet_jax.axes import Hidden, Params
 from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Initialization, Linear, Normed, Product, RMSNorm, project
 from hypenet_jax.model.mixers import delta
-from hypenet_jax.model.mixers.delta import DeltaState
+from hypenet_jax.model.mixers.delta import DeltaSpec, DeltaState
 from hypenet_jax.model.mixers.heads import (
     head_norms,
     norm_and_rotate,
@@ -25,13 +25,13 @@ from hypenet_jax.model.mixers.heads import (
     to_query_heads,
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
-from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, Rule, check_groups
+from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule, check_groups
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaSpec(MixerSpec):
+class GatedDeltaSpec(DeltaSpec):
     """A state per head that decays by a factor per token and head, and that every key corrects toward its value.
 
     Attributes:
@@ -58,12 +58,10 @@ class GatedDeltaSpec(MixerSpec):
     qkv_bias: bool = False
 
     NAME = "gdn"
-    STATE_AXES: ClassVar = delta.STATE_AXES
     CHECKPOINT = CheckpointFormat(
         kind="gdn",
         tensors=(
-            *delta.qkv_rules(),
-            *delta.conv_rules(),
+            *delta.RULES,
             Rule(
                 "mixer/silu_gate/kernel",
                 "self_attn.g_proj.weight",
@@ -104,19 +102,6 @@ class GatedDeltaSpec(MixerSpec):
 
     def module(self, **fields: Any) -> "GatedDeltaMixer":
         return GatedDeltaMixer(self, **fields)
-
-    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> DeltaState:
-        return delta.init_state(self, batch, dtype)
-
-    def mixing_flops(self, tokens: int, before: int) -> float:
-        return delta.mixing_flops(self, tokens)
-
-    def state_bytes(self, capacity: int, itemsize: int) -> int:
-        return delta.state_bytes(self, itemsize)
-
-    def decode_bytes(self, length: int, itemsize: int) -> int:
-        """The state is read and written."""
-        return 2 * self.state_bytes(length, itemsize)
 
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "GatedDeltaSpec":

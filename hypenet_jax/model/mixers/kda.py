@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,16 +15,16 @@ from hypenet_jax.axes import Hidden, Params
 from hypenet_jax.model.hype import rotary_angles
 from hypenet_jax.model.layers import Initialization, Linear, Normed, Product, RMSNorm, project
 from hypenet_jax.model.mixers import delta
-from hypenet_jax.model.mixers.delta import DeltaState
+from hypenet_jax.model.mixers.delta import DeltaSpec, DeltaState
 from hypenet_jax.model.mixers.heads import head_norms, norm_and_rotate, project_in, project_out
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
-from hypenet_jax.model.mixers.spec import CheckpointFormat, MixerSpec, Rule
+from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class KimiDeltaSpec(MixerSpec):
+class KimiDeltaSpec(DeltaSpec):
     """A state per head that decays by a factor per token and channel, and that every key corrects toward its value.
 
     Attributes:
@@ -45,12 +45,10 @@ class KimiDeltaSpec(MixerSpec):
     qkv_bias: bool = False
 
     NAME = "kda"
-    STATE_AXES: ClassVar = delta.STATE_AXES
     CHECKPOINT = CheckpointFormat(
         kind="kda",
         tensors=(
-            *delta.qkv_rules(),
-            *delta.conv_rules(),
+            *delta.RULES,
             Rule("mixer/beta/kernel", "self_attn.b_proj.weight", "d n -> n d"),
             Rule("mixer/decay_in/kernel", "self_attn.f_a_proj.weight", "d r -> r d"),
             Rule("mixer/decay_out/kernel", "self_attn.f_b_proj.weight", "r n h -> (n h) r"),
@@ -76,19 +74,6 @@ class KimiDeltaSpec(MixerSpec):
 
     def module(self, **fields: Any) -> "KimiDeltaMixer":
         return KimiDeltaMixer(self, **fields)
-
-    def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> DeltaState:
-        return delta.init_state(self, batch, dtype)
-
-    def mixing_flops(self, tokens: int, before: int) -> float:
-        return delta.mixing_flops(self, tokens)
-
-    def state_bytes(self, capacity: int, itemsize: int) -> int:
-        return delta.state_bytes(self, itemsize)
-
-    def decode_bytes(self, length: int, itemsize: int) -> int:
-        """The state is read and written."""
-        return 2 * self.state_bytes(length, itemsize)
 
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "KimiDeltaSpec":

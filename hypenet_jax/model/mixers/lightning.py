@@ -28,6 +28,7 @@ from hypenet_jax.model.mixers.heads import (
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
 from hypenet_jax.model.mixers.spec import (
+    ATTENTION_RULES,
     CheckpointFormat,
     MixerSpec,
     MixerState,
@@ -85,15 +86,7 @@ class LightningSpec(MixerSpec):
         kind="lightning-attn",
         in_transformers=True,
         tensors=(
-            Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
-            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
-            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
-            Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-            Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
-            Rule("mixer/k/bias", "self_attn.k_proj.bias", "k h -> (k h)", "qkv_bias"),
-            Rule("mixer/v/bias", "self_attn.v_proj.bias", "k h -> (k h)", "qkv_bias"),
-            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
-            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+            *ATTENTION_RULES,
             Rule("mixer/gate/kernel", "self_attn.z_proj.weight", "d n h -> (n h) d", "output_gate"),
             Rule(
                 "mixer/output_norm/scale", "self_attn.o_norm.weight", "n h -> (n h)", "output_norm"
@@ -144,10 +137,6 @@ class LightningSpec(MixerSpec):
     def state_bytes(self, capacity: int, itemsize: int) -> int:
         """N H^2 numbers in float32."""
         return 4 * self.num_heads * self.head_dim**2
-
-    def decode_bytes(self, length: int, itemsize: int) -> int:
-        """The state is read and written."""
-        return 2 * self.state_bytes(length, itemsize)
 
     @classmethod
     def from_softmax(cls, softmax: SoftmaxSpec) -> "LightningSpec":

@@ -26,6 +26,7 @@ from hypenet_jax.model.mixers.heads import (
     project_out,
 )
 from hypenet_jax.model.mixers.spec import (
+    ATTENTION_RULES,
     CheckpointFormat,
     MixerSpec,
     MixerState,
@@ -87,15 +88,7 @@ class SoftmaxSpec(MixerSpec):
         kind="attn",
         in_transformers=True,
         tensors=(
-            Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
-            Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
-            Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
-            Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
-            Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
-            Rule("mixer/k/bias", "self_attn.k_proj.bias", "k h -> (k h)", "qkv_bias"),
-            Rule("mixer/v/bias", "self_attn.v_proj.bias", "k h -> (k h)", "qkv_bias"),
-            Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
-            Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+            *ATTENTION_RULES,
             Rule("mixer/gate/kernel", "self_attn.o_gate.weight", "d n h -> (n h) d", "output_gate"),
         ),
         fields={

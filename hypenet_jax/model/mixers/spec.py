@@ -37,6 +37,20 @@ class Rule:
     flag: str | None = None
 
 
+ATTENTION_RULES = (
+    Rule("mixer/q/kernel", "self_attn.q_proj.weight", "d n h -> (n h) d"),
+    Rule("mixer/k/kernel", "self_attn.k_proj.weight", "d k h -> (k h) d"),
+    Rule("mixer/v/kernel", "self_attn.v_proj.weight", "d k h -> (k h) d"),
+    Rule("mixer/o/kernel", "self_attn.o_proj.weight", "n h d -> d (n h)"),
+    Rule("mixer/q/bias", "self_attn.q_proj.bias", "n h -> (n h)", "qkv_bias"),
+    Rule("mixer/k/bias", "self_attn.k_proj.bias", "k h -> (k h)", "qkv_bias"),
+    Rule("mixer/v/bias", "self_attn.v_proj.bias", "k h -> (k h)", "qkv_bias"),
+    Rule("mixer/q_norm/scale", "self_attn.q_norm.weight", "h -> h", "qk_norm"),
+    Rule("mixer/k_norm/scale", "self_attn.k_norm.weight", "h -> h", "qk_norm"),
+)
+"""What every mixer takes over from softmax attention: maps to and from the heads, their biases and norms."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointFormat:
     """How a mixer stands in a Hugging Face folder of model_type "hypenet".
@@ -111,9 +125,10 @@ class MixerSpec(abc.ABC):
     def state_bytes(self, capacity: int, itemsize: int) -> int:
         """Bytes of one row of `init_state`, by formula; `itemsize` is that of the computation's dtype."""
 
-    @abc.abstractmethod
     def decode_bytes(self, length: int, itemsize: int) -> int:
-        """Bytes of state read and written for the last token of a row of this length."""
+        """Bytes of state read and written for the last token of a row of this length: all of it both, unless a mixer
+        says otherwise."""
+        return 2 * self.state_bytes(length, itemsize)
 
     @classmethod
     @abc.abstractmethod
