@@ -135,7 +135,7 @@ def check_plan_of_rates(config: StageConfig) -> None:
     checked where the stage begins.
     """
     training, method, student = config.training, config.method, config.student
-    known = student is None or student.softmax_layers is not None
+    known = student is None or student.selected_by is None
     if training and training.optimizer.rates and known and isinstance(method, TrainedMethod):
         models = models_of(config)
         _rates(config, models, method.params(models).shapes)

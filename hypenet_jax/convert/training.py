@@ -25,8 +25,6 @@ from hypenet_jax.train.rates import summary
 from hypenet_jax.train.stage import Stage
 from hypenet_jax.train.state import create_state
 
-log = logging.getLogger("hypenet_jax")
-
 MOST_BATCHES = 16  # at the batch of training: enough to tell its own trend from noise
 
 log = logging.getLogger("hypenet_jax")

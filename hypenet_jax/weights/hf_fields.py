@@ -10,6 +10,7 @@ from typing import Any
 
 from hypenet_jax.model import mixers
 from hypenet_jax.model.mixers import MixerSpec
+from hypenet_jax.model.mixers.spec import group_problems
 from hypenet_jax.weights.families import FAMILIES, HEADS, NOPE, NOPE_INTERVAL, Family
 
 LARGEST = 2**31 - 1
@@ -68,9 +69,9 @@ def problems(fields: Mapping[str, Any]) -> Iterator[str]:
         return
     family = None if kind == HYBRID else FAMILIES[kind]
     yield from _field_problems(fields, family)
-    heads, kv_heads, width = (fields.get(key, 0) for key in HEADS)
-    if is_a(heads, int) and is_a(kv_heads, int) and heads % kv_heads:
-        yield f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+    heads, kv_heads, head_dim = HEADS
+    yield from group_problems(fields, heads, kv_heads)
+    width = fields.get(head_dim, 0)
     if is_a(width, int) and width % 2:
         yield f"head_dim {width} is odd; rotary positions turn pairs"
     yield from _window_problems(fields, family)

@@ -1,6 +1,5 @@
 """What gated delta net and Kimi delta attention do alike around their recurrence; only those mixers call it."""
 
-import abc
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -24,7 +23,6 @@ from hypenet_jax.sharding import constrain
 from pallas_kernels import gated_delta_rule
 
 RECURRENT_AXES = (axes.BATCH, axes.HEADS, axes.HEAD_DIM, axes.HEAD_DIM)
-CONVOLVED = ("q", "k", "v")
 
 
 # Not checked at construction: tree functions build states of shapes, shardings and stacked layers.
@@ -60,11 +58,6 @@ class DeltaSpec(MixerSpec):
         "k_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
         "v_inputs": (axes.BATCH, None, axes.KV_HEADS, axes.HEAD_DIM),
     }
-
-    @property
-    @abc.abstractmethod
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
 
     def init_state(self, batch: int, capacity: int, dtype: DTypeLike) -> DeltaState:
         """Zeros, of the same size whatever the capacity."""
@@ -134,11 +127,12 @@ def convolved(
     state: DeltaState | None,
 ) -> tuple[tuple[Queries, Keys, Keys], dict[str, Any]]:
     """Queries, keys and values after their short convolutions, if the mixer has them, and the inputs to remember."""
-    if not mixer.spec.short_conv:
+    convolved_heads = mixer.spec.convolved_heads()
+    if not convolved_heads:
         return heads, {}
     results, inputs = [], {}
     names = (axes.HEADS, axes.KV_HEADS, axes.KV_HEADS)
-    for name, x, axis in zip(CONVOLVED, heads, names, strict=True):
+    for name, x, axis in zip(convolved_heads, heads, names, strict=True):
         taps = Filter(x.shape[2], axis, x.shape[3], name=f"{name}_conv").taps
         before = None if state is None else getattr(state, f"{name}_inputs")
         y, inputs[f"{name}_inputs"] = short_conv(x, taps, before, layout)

@@ -25,7 +25,7 @@ from hypenet_jax.model.mixers.heads import (
     to_query_heads,
 )
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
-from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule, check_groups
+from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule, check_groups, group_problems
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 
@@ -96,10 +96,6 @@ class GatedDeltaSpec(DeltaSpec):
                 "short convolutions end in a silu of their own; set silu or short_conv"
             )
 
-    @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
     def module(self, **fields: Any) -> "GatedDeltaMixer":
         return GatedDeltaMixer(self, **fields)
 
@@ -146,14 +142,12 @@ class GatedDeltaSpec(DeltaSpec):
 
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
-        heads, kv_heads = fields.get("gdn_nh"), fields.get("gdn_nkv")
-        if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
-            yield f"gdn_nh {heads} is no multiple of gdn_nkv {kv_heads}"
+        yield from group_problems(fields, "gdn_nh", "gdn_nkv")
         if fields.get("gdn_activation") not in (None, "silu"):
             yield f"gdn_activation {fields['gdn_activation']!r} is neither null nor 'silu'"
 
     def axis_sizes(self) -> dict[str, int]:
-        return {"n": self.num_heads, "k": self.kv_heads, "h": self.head_dim, "w": delta.WIDTH}
+        return {**super().axis_sizes(), "w": delta.WIDTH}
 
 
 class GatedDeltaMixer(nn.Module):
@@ -181,7 +175,7 @@ class GatedDeltaMixer(nn.Module):
         spec, count = self.spec, self.spec.num_heads
         angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta, spec.rope_scaling)
         # Not "gate": one of zeros is neutral in a sigmoid alone.
-        q, k, v, gate = project_in(self, x, count, spec.kv_heads, gate_name="silu_gate")
+        q, k, v, gate = project_in(self, x, gate_name="silu_gate")
         per_head = functools.partial(
             Linear, (self.d_model, count), (axes.EMBED, axes.HEADS), self.start.std
         )

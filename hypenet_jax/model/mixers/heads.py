@@ -23,14 +23,10 @@ Gate = Float[Array, "B T O"]
 
 
 def project_in(
-    mixer: nn.Module,
-    x: Hidden | Normed,
-    num_heads: int,
-    num_kv_heads: int,
-    gate_name: str = "gate",
+    mixer: nn.Module, x: Hidden | Normed, gate_name: str = "gate"
 ) -> tuple[Queries, Keys, Keys, Gate | None]:
     """Queries, keys and values of every head, and where the mixer has one the gate of `project_out`."""
-    width, bias = mixer.spec.head_dim, mixer.spec.qkv_bias
+    spec, width, bias = mixer.spec, mixer.spec.head_dim, mixer.spec.qkv_bias
 
     def linear(name: str, heads: int, axis: str, use_bias: bool) -> Linear:
         shape, names = (mixer.d_model, heads, width), (axes.EMBED, axis, axes.HEAD_DIM)
@@ -40,9 +36,9 @@ def project_in(
         y = y.reshape(*y.shape[:2], -1, width)
         return y + made_by.bias.astype(y.dtype)[None, None] if made_by.use_bias else y
 
-    queries, keys = (num_heads, axes.HEADS), (num_kv_heads, axes.KV_HEADS)
+    queries, keys = (spec.num_heads, axes.HEADS), (spec.kv_heads, axes.KV_HEADS)
     maps = [linear("q", *queries, bias), linear("k", *keys, bias), linear("v", *keys, bias)]
-    has_gate = getattr(mixer.spec, "output_gate", False)
+    has_gate = getattr(spec, "output_gate", False)
     if has_gate:
         maps.append(linear(gate_name, *queries, False))
     products = project(x, tuple(one.matrix() for one in maps))
@@ -56,8 +52,8 @@ def heads_from_softmax(spec: MixerSpec, params: Params) -> dict[str, Any]:
     Each key/value head, its bias too, is repeated in place to as many as the spec has. Norms of queries and keys that
     softmax attention lacks start at one.
     """
-    heads, taken = spec.axis_sizes(), {name: params[name] for name in ("q", "o")}
-    group = heads.get("k", heads["n"]) // params["k"]["kernel"].shape[1]
+    taken = {name: params[name] for name in ("q", "o")}
+    group = spec.kv_heads // params["k"]["kernel"].shape[1]
     repeat = lambda per_head: jnp.repeat(per_head, group, axis=-2)  # noqa: E731
     taken |= {name: jax.tree.map(repeat, params[name]) for name in ("k", "v")}
     if getattr(spec, "qk_norm", False):

@@ -18,7 +18,7 @@ from hypenet_jax.model.mixers import delta
 from hypenet_jax.model.mixers.delta import DeltaSpec, DeltaState
 from hypenet_jax.model.mixers.heads import head_norms, norm_and_rotate, project_in, project_out
 from hypenet_jax.model.mixers.softmax import SoftmaxSpec
-from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule
+from hypenet_jax.model.mixers.spec import CheckpointFormat, Rule, rotary_problems
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
 
@@ -68,10 +68,6 @@ class KimiDeltaSpec(DeltaSpec):
         fixed={"kda_conv_size": delta.WIDTH},
     )
 
-    @property
-    def kv_heads(self) -> int:
-        return self.num_heads
-
     def module(self, **fields: Any) -> "KimiDeltaMixer":
         return KimiDeltaMixer(self, **fields)
 
@@ -103,13 +99,10 @@ class KimiDeltaSpec(DeltaSpec):
 
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
-        if fields.get("kda_use_rope") and fields.get("kda_head_dim") != fields.get("head_dim"):
-            # The official rotary table has head_dim columns, whichever mixer reads it.
-            yield "kda_head_dim differs from head_dim, which its rotary positions need"
+        yield from rotary_problems(fields, "kda")
 
     def axis_sizes(self) -> dict[str, int]:
-        heads, width = self.num_heads, self.head_dim
-        return {"n": heads, "k": heads, "h": width, "r": width, "w": delta.WIDTH}
+        return {**super().axis_sizes(), "r": self.head_dim, "w": delta.WIDTH}
 
 
 class KimiDeltaMixer(nn.Module):
@@ -137,7 +130,7 @@ class KimiDeltaMixer(nn.Module):
         spec = self.spec
         heads = (spec.num_heads, spec.head_dim)
         angles = rotary_angles(layout.positions, spec.head_dim, spec.rope_theta, spec.rope_scaling)
-        q, k, v, _ = project_in(self, x, spec.num_heads, spec.num_heads)
+        q, k, v, _ = project_in(self, x)
         beta, decay, gate = _maps(self, x)
         (q, k, v), inputs = delta.convolved(self, (q, k, v), layout, state)
         q_norm, k_norm = head_norms(self)

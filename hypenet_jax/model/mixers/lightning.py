@@ -34,6 +34,8 @@ from hypenet_jax.model.mixers.spec import (
     MixerState,
     Rule,
     check_groups,
+    group_problems,
+    rotary_problems,
 )
 from hypenet_jax.model.rope_scaling import RopeScaling
 from hypenet_jax.model.token_layout import TokenLayout
@@ -113,10 +115,6 @@ class LightningSpec(MixerSpec):
         check_groups(self.num_heads, self.kv_heads)
 
     @property
-    def kv_heads(self) -> int:
-        return self.num_kv_heads or self.num_heads
-
-    @property
     def query_scale(self) -> float:
         scales = {"1/sqrt(d)": self.head_dim**-0.5, "1/d": 1.0 / self.head_dim, "1": 1.0}
         scaling = self.rope_scaling
@@ -168,18 +166,10 @@ class LightningSpec(MixerSpec):
     def to_hf(self) -> dict[str, Any]:
         return {**super().to_hf(), "lightning_nkv": self.kv_heads}
 
-    def axis_sizes(self) -> dict[str, int]:
-        return {"n": self.num_heads, "k": self.kv_heads, "h": self.head_dim}
-
     @classmethod
     def hf_problems(cls, fields: Mapping[str, Any]) -> Iterator[str]:
-        heads, kv_heads = fields.get("lightning_nh"), fields.get("lightning_nkv")
-        if isinstance(heads, int) and isinstance(kv_heads, int) and heads % max(kv_heads, 1):
-            yield f"lightning_nh {heads} is no multiple of lightning_nkv {kv_heads}"
-        width, rotary = fields.get("lightning_head_dim"), fields.get("lightning_use_rope")
-        if rotary and width != fields.get("head_dim"):
-            # The official rotary table has head_dim columns, whichever mixer reads it.
-            yield "lightning_head_dim differs from head_dim, which its rotary positions need"
+        yield from group_problems(fields, "lightning_nh", "lightning_nkv")
+        yield from rotary_problems(fields, "lightning")
         if fields.get("lightning_scale") not in (*get_args(Scale), None):
             yield f"lightning_scale {fields['lightning_scale']!r} is none of {get_args(Scale)}"
 
@@ -220,7 +210,7 @@ class LightningMixer(nn.Module):
         spec, count = self.spec, self.spec.num_heads
         rotary = (spec.head_dim, spec.rope_theta, spec.rope_scaling)
         angles = rotary_angles(layout.positions, *rotary)
-        q, k, v, gate = project_in(self, x, count, spec.kv_heads)
+        q, k, v, gate = project_in(self, x)
         k, v = (to_query_heads(y, count) for y in (k, v))
         heads, after = _attend(spec, (q, k, v), head_norms(self), angles, layout, state)
         joint = None

@@ -171,9 +171,6 @@ class SoftmaxSpec(MixerSpec):
         except ValueError as error:
             yield f"attn_logits_scaling: {error}"
 
-    def axis_sizes(self) -> dict[str, int]:
-        return {"n": self.num_heads, "k": self.num_kv_heads, "h": self.head_dim}
-
 
 class SoftmaxMixer(nn.Module):
     """Softmax attention over the earlier tokens of the same segment.
@@ -198,7 +195,7 @@ class SoftmaxMixer(nn.Module):
         spec = self.spec
         rotary = (spec.head_dim, spec.rope_theta, spec.rope_scaling)
         angles = hype.rotary_angles(layout.positions, *rotary)
-        q, k, v, gate = project_in(self, x, spec.num_heads, spec.num_kv_heads)
+        q, k, v, gate = project_in(self, x)
         q_norm, k_norm = head_norms(self)
         q = _scale_logits(norm_and_rotate(q, q_norm, angles), layout, spec.logit_scale)
         k = norm_and_rotate(k, k_norm, angles, axes.KV_HEADS)

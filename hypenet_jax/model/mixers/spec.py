@@ -82,6 +82,22 @@ def check_groups(num_heads: int, num_kv_heads: int) -> None:
         raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
 
 
+def group_problems(fields: Mapping[str, Any], heads: str, kv_heads: str) -> Iterator[str]:
+    """What is wrong with the fields of config.json that count query heads and key/value heads."""
+    count, shared = fields.get(heads), fields.get(kv_heads)
+    if isinstance(count, int) and isinstance(shared, int) and count % max(shared, 1):
+        yield f"{heads} {count} is no multiple of {kv_heads} {shared}"
+
+
+def rotary_problems(fields: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """What is wrong with the rotary positions of a mixer whose fields begin so and that has a head width of its own."""
+    if fields.get(f"{prefix}_use_rope") and fields.get(f"{prefix}_head_dim") != fields.get(
+        "head_dim"
+    ):
+        # The official rotary table has head_dim columns, whichever mixer reads it.
+        yield f"{prefix}_head_dim differs from head_dim, which its rotary positions need"
+
+
 class MixerState:
     """What a layer remembers between calls: a `flax.struct.dataclass` of arrays, rows first."""
 
@@ -105,6 +121,11 @@ class MixerSpec(abc.ABC):
 
     num_heads: int
     head_dim: int
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values: `num_kv_heads`, where a mixer has that and it is set, else one per query head."""
+        return getattr(self, "num_kv_heads", None) or self.num_heads
 
     @abc.abstractmethod
     def module(self, **fields: Any) -> nn.Module:
@@ -177,7 +198,7 @@ class MixerSpec(abc.ABC):
 
     def axis_sizes(self) -> dict[str, int]:
         """Sizes of the axes that its `CHECKPOINT` names, by letter."""
-        return {"n": self.num_heads, "h": self.head_dim}
+        return {"n": self.num_heads, "k": self.kv_heads, "h": self.head_dim}
 
     def rules(self) -> list[Rule]:
         """Those of its `CHECKPOINT` whose parameter exists."""
