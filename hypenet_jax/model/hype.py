@@ -4,13 +4,13 @@ Source: arXiv 2601.22156 (HyPE); rotary embedding arXiv 2104.09864.
 """
 
 import contextlib
-import contextvars
 import dataclasses
 import math
 import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -63,7 +63,8 @@ def logit_scale_to_hf(scale: LogitScale) -> str | float | None:
     return f"hype {scale.base!r}".removesuffix(".0") if isinstance(scale, LogLengthScale) else scale
 
 
-_rounds_tables = contextvars.ContextVar("rounds_tables", default=False)
+# Part of what `jax.jit` caches by: a function traced inside and outside is traced twice.
+_rounds_tables = jax.make_user_context(False)
 
 
 @contextlib.contextmanager
@@ -72,16 +73,13 @@ def rounded_tables() -> Iterator[None]:
 
     With 128 dimensions and base 1e6 an angle is then 0.6 rad off at position 511; slopes of 32 heads are by 0.14 %.
     """
-    token = _rounds_tables.set(True)
-    try:
+    with _rounds_tables(True):
         yield
-    finally:
-        _rounds_tables.reset(token)
 
 
 def table(values: Float[Array, " M"]) -> Float[Array, " M"]:
     """These float32 constants, rounded inside `rounded_tables`."""
-    return values.astype(jnp.bfloat16).astype(jnp.float32) if _rounds_tables.get() else values
+    return values.astype(jnp.bfloat16).astype(jnp.float32) if _rounds_tables.value else values
 
 
 def rotary_angles(

@@ -55,6 +55,14 @@ def test_rounded_tables_are_as_far_off_as_the_official_ones(position, gap):
     np.testing.assert_array_equal(rotary_angles(jnp.asarray([[position]]), 128, 1e6), exact)
 
 
+def test_a_compiled_function_is_not_shared_between_rounded_tables_and_exact_ones():
+    angle = jax.jit(lambda: rotary_angles(jnp.asarray([[511]]), 128, 1e6))
+    exact = angle()
+    with rounded_tables():
+        assert np.abs(angle() - exact).max() > 0.5
+    np.testing.assert_array_equal(angle(), exact)
+
+
 def test_dimension_j_turns_with_j_plus_half():
     position = jnp.asarray([[3]])
     turned = rotate(jnp.eye(8)[None, None, 1:2], rotary_angles(position, 8, 100.0))[0, 0, 0]
